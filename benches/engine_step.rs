@@ -1,0 +1,134 @@
+//! Speed of the engine alone on one model: prefill, and decode at several batch sizes, with or without adapters.
+//!
+//! `cargo bench -p pleach-engine --bench engine_step -- MODEL.gguf [--threads N] [--isa NAME] [--rank R]`
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a command-line tool")]
+
+use std::{path::PathBuf, sync::Arc, time::Instant};
+
+use pleach_engine::{
+    adapter_weights::{AdapterWeights, SiteWeights},
+    backend::StepRunner,
+    cpu::Isa,
+    gguf::GgufFile,
+    kv::{KV_BLOCK_TOKENS, KvBlockId},
+    model::{Activations, CpuOptions, load_cpu},
+    sampler::SamplingParams,
+    site::{Site, TargetModule},
+    spec::ModelSpec,
+    step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
+};
+
+/// Prompt tokens before decode is timed.
+const CONTEXT: usize = 128;
+const PREFILL: usize = 512;
+
+fn argument(name: &str) -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.next()?;
+    arguments.next()
+}
+
+fn adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
+    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
+    let mut random = |n: usize| -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
+            })
+            .collect()
+    };
+    let sites = (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+    let sites = sites
+        .map(|site| {
+            let (n_out, n_in) = spec.linear_shape(site.module);
+            SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
+        })
+        .collect();
+    AdapterWeights { sites }
+}
+
+fn batch(rows: &[(usize, usize, Option<AdapterSlot>)], position: usize, sample: bool) -> StepBatch {
+    let params = Arc::new(SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+    let mut batch = StepBatch::default();
+    for &(index, n, adapter) in rows {
+        let first = batch.n_rows();
+        for i in 0..n {
+            batch.token_ids.push(u32::try_from((index * 7 + (position + i) * 13) % 40_000).unwrap());
+            batch.positions.push(position + i);
+        }
+        let blocks = 40 * index..40 * index + (position + n).div_ceil(KV_BLOCK_TOKENS);
+        let block_table = blocks.map(|b| KvBlockId(u32::try_from(b).unwrap())).collect();
+        batch.sequences.push(StepSequence { rows: first..batch.n_rows(), block_table, adapter });
+        if sample {
+            batch.sample_rows.push(SampleRow {
+                row: batch.n_rows() - 1,
+                params: Arc::clone(&params),
+                sample_index: 0,
+                history: Arc::default(),
+                n_prompt: 0,
+                banned: Vec::new(),
+                forced: None,
+            });
+        }
+    }
+    batch
+}
+
+fn main() {
+    let Some(path) = std::env::args().nth(1).filter(|path| path != "--bench").map(PathBuf::from) else {
+        println!("no model given, nothing measured");
+        return;
+    };
+    let threads = argument("--threads").map_or(2, |n| n.parse().unwrap());
+    let isa = argument("--isa").map_or_else(Isa::detect, |name| name.parse().unwrap());
+    let rank: usize = argument("--rank").map_or(16, |n| n.parse().unwrap());
+    let activations = argument("--activations").map_or(Activations::Int8, |name| name.parse().unwrap());
+    let started = Instant::now();
+    let file = GgufFile::open(&path).unwrap();
+    let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, max_rows: 512 };
+    let mut runner = load_cpu(&file, options).unwrap();
+    println!("loaded in {:.2} s; {isa}, {threads} threads, {activations}", started.elapsed().as_secs_f64());
+    for n in [64, 256, 512] {
+        let started = Instant::now();
+        let mut done = 0;
+        while started.elapsed().as_secs_f64() < 1.5 {
+            for position in (0..PREFILL).step_by(n) {
+                runner.step(&batch(&[(0, n, None)], position, true)).unwrap();
+                done += n;
+            }
+        }
+        println!("prefill {PREFILL} in chunks of {n:>3}: {:>8.1} tok/s", done as f64 / started.elapsed().as_secs_f64());
+    }
+    let slots: Vec<AdapterSlot> = (0..32)
+        .map(|i| {
+            let weights = adapter(runner.spec(), rank, i);
+            runner.install_adapter(&weights).unwrap()
+        })
+        .collect();
+    for n in [1, 2, 4, 8, 16, 32] {
+        let mut line = format!("decode {n:>2} sequences:");
+        let mixes: [(&str, fn(usize, &[AdapterSlot]) -> Option<AdapterSlot>); 3] =
+            [("base", |_, _| None), ("same", |_, s| Some(s[0])), ("distinct", |i, s| Some(s[i]))];
+        for (name, pick) in mixes {
+            for i in 0..n {
+                runner.step(&batch(&[(i, CONTEXT, pick(i, &slots))], 0, false)).unwrap();
+            }
+            let started = Instant::now();
+            let mut times = Vec::new();
+            let mut step = 0;
+            while started.elapsed().as_secs_f64() < 1.0 {
+                let rows: Vec<_> = (0..n).map(|i| (i, 1, pick(i, &slots))).collect();
+                let batch = batch(&rows, CONTEXT + step % 400, true);
+                let begun = Instant::now();
+                runner.step(&batch).unwrap();
+                times.push(begun.elapsed().as_secs_f64());
+                step += 1;
+            }
+            times.sort_by(f64::total_cmp);
+            let median = times[times.len() / 2];
+            line += &format!("  {name} {:>7.1} tok/s (median {:.2} ms)", n as f64 / median, median * 1e3);
+        }
+        println!("{line}");
+    }
+}

@@ -1,0 +1,31 @@
+//! The CPU backend.
+//!
+//! | file | what |
+//! |---|---|
+//! | `isa`, `simd` | instruction sets, and the vectors that kernels are written over |
+//! | `threads` | the team that shares an operation's chunks |
+//! | `packed` | frozen matrices in tiles of sixteen output features |
+//! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head` | products |
+//! | `kv_cache`, `rope`, `attention`, `elementwise` | the rest of a layer |
+//! | `plan`, `backend` | a step |
+
+mod attention;
+mod backend;
+mod elementwise;
+mod epilogue;
+mod head;
+mod int8_rows;
+pub mod isa;
+mod kv_cache;
+mod lora;
+mod matmul_f32;
+mod matmul_int8;
+mod packed;
+mod plan;
+mod project;
+mod rope;
+mod simd;
+mod threads;
+
+pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
+pub use isa::Isa;

@@ -1,0 +1,180 @@
+//! The thread that owns the runner: commands in, steps, events out.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::{
+    mpsc::{Receiver, WeakSender, error::TryRecvError},
+    oneshot,
+};
+
+use super::{AdapterLease, EngineStats, lease::ReturnedSlots};
+use crate::{
+    adapter_weights::AdapterWeights,
+    backend::{RunError, StepRunner},
+    scheduler::{Scheduler, Sequence},
+    sequence::FinishReason,
+};
+
+/// Everything that can make the engine work, but for a dropped [`super::SequenceStream`]: its sequence notices by itself
+/// that nobody listens.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Run this.
+    Submit(Box<Sequence>),
+    /// Make an adapter resident.
+    InstallAdapter {
+        /// What.
+        weights: Box<AdapterWeights>,
+        /// Where the lease goes; dropped there if the caller went away.
+        reply: oneshot::Sender<Result<AdapterLease, RunError>>,
+    },
+    /// Look at the returned slots.
+    Wake,
+    /// End when all sequences have ended, at the latest at this time.
+    Shutdown {
+        /// `None` is never.
+        deadline: Option<Instant>,
+    },
+}
+
+/// What the owner thread has.
+pub(super) struct EngineOwner {
+    pub(super) runner: Box<dyn StepRunner>,
+    pub(super) scheduler: Scheduler,
+    pub(super) commands: Receiver<Command>,
+    /// For leases.
+    pub(super) sender: WeakSender<Command>,
+    pub(super) returned: Arc<ReturnedSlots>,
+    /// Written after every step, read by whoever asks; held for a copy only.
+    pub(super) stats: Arc<Mutex<EngineStats>>,
+    pub(super) ending: Option<Ending>,
+}
+
+/// Shut-down has begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    deadline: Option<Instant>,
+}
+
+impl EngineOwner {
+    /// Runs until shut-down, or until all handles are gone and all sequences have ended.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.free_returned_slots();
+            self.step();
+            self.publish_stats();
+        }
+        self.end();
+        self.publish_stats();
+    }
+
+    /// Takes all commands that are there; waits for one when there is nothing to do. Whether to go on.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_empty() && self.ending.is_none() {
+            match self.commands.blocking_recv() {
+                Some(command) => self.execute(command),
+                None => self.ending = Some(Ending { deadline: None }),
+            }
+        }
+        // Bounded, so that a flood of commands cannot hold up the steps.
+        for _ in 0..self.commands.max_capacity() {
+            match self.commands.try_recv() {
+                Ok(command) => self.execute(command),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    self.ending.get_or_insert(Ending { deadline: None });
+                    break;
+                }
+            }
+        }
+        match self.ending {
+            None => true,
+            Some(Ending { deadline }) => {
+                !self.scheduler.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline)
+            }
+        }
+    }
+
+    fn execute(&mut self, command: Command) {
+        match command {
+            Command::Submit(sequence) => self.scheduler.submit(*sequence),
+            Command::InstallAdapter { weights, reply } => {
+                let _ = reply.send(self.install(&weights));
+            }
+            Command::Wake => {}
+            Command::Shutdown { deadline } => {
+                let earlier = self.ending.and_then(|ending| ending.deadline);
+                let deadline = earlier.into_iter().chain(deadline).min();
+                self.ending = Some(Ending { deadline });
+            }
+        }
+    }
+
+    fn install(&mut self, weights: &AdapterWeights) -> Result<AdapterLease, RunError> {
+        // First, so that a replaced adapter's place can serve the new one.
+        self.free_returned_slots();
+        weights.check(self.runner.spec())?;
+        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.install_adapter(weights)))
+            .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))))?;
+        tracing::debug!(slot = slot.0, "adapter installed");
+        Ok(AdapterLease::new(slot, Arc::clone(&self.returned), self.sender.clone()))
+    }
+
+    /// Between steps, and every sequence holds a lease of its adapter: so no step in flight or to come names these slots.
+    fn free_returned_slots(&mut self) {
+        for slot in self.returned.take() {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.runner.remove_adapter(slot))) {
+                tracing::error!(slot = slot.0, error = panic_message(&*panic), "cannot remove adapter");
+            }
+        }
+    }
+
+    fn step(&mut self) {
+        let Some(batch) = self.scheduler.schedule(Instant::now()) else { return };
+        // The sequences of this batch fail, the others go on, even after a panic: the runner's state between steps is
+        // weights, which a step does not write, and KV blocks, which `fail` takes out of the index.
+        let result = catch_unwind(AssertUnwindSafe(|| self.runner.step(&batch)))
+            .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))));
+        drop(batch);
+        match result {
+            Ok(sampled) => self.scheduler.apply(sampled, Instant::now()),
+            Err(error) => {
+                tracing::error!(%error, "step failed");
+                self.scheduler.fail(&error.to_string());
+            }
+        }
+    }
+
+    fn publish_stats(&self) {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+    }
+
+    fn end(&mut self) {
+        self.commands.close();
+        self.scheduler.cancel_all();
+        while let Some(command) = self.commands.blocking_recv() {
+            match command {
+                Command::Submit(sequence) => sequence.finish(FinishReason::Cancelled),
+                Command::InstallAdapter { reply, .. } => {
+                    let _ = reply.send(Err(stopped()));
+                }
+                Command::Wake | Command::Shutdown { .. } => {}
+            }
+        }
+    }
+}
+
+/// The answer to who wants an adapter installed in an engine that ends.
+pub(super) fn stopped() -> RunError {
+    RunError::Device("the engine is shutting down".to_owned())
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("no message"))
+}

@@ -1,0 +1,170 @@
+//! Weights of a GGUF file onto a device.
+
+use std::collections::HashSet;
+
+use crate::{
+    backend::{Backend, HeadNorms, Linear, MatrixSource, Projection},
+    gguf::{GgufFile, TensorInfo},
+    quant::dequantize_row,
+    site::TargetModule,
+    spec::{Architecture, ModelSpec},
+};
+
+use super::{
+    LoadError,
+    decoder::{DecoderWeights, Layer},
+    read_spec::missing,
+};
+
+/// Reads every tensor of the file; one that no part of the model takes is an error.
+pub(super) fn load_weights<B: Backend>(
+    file: &GgufFile,
+    spec: &ModelSpec,
+    backend: &mut B,
+) -> Result<DecoderWeights<B::Matrix, B::Vector>, LoadError> {
+    let mut loader = Loader { file, spec, backend, taken: HashSet::from(["rope_freqs.weight".to_owned()]) };
+    let embedding = loader.matrix("token_embd.weight", (spec.vocab, spec.hidden), None)?;
+    let layers = (0..spec.n_layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
+    let final_norm = loader.vector("output_norm.weight", spec.hidden, None)?;
+    let head = match file.tensor("output.weight") {
+        Some(_) => Some(loader.matrix("output.weight", (spec.vocab, spec.hidden), None)?),
+        None => None,
+    };
+    let taken = loader.taken;
+    match file.tensors().iter().find(|tensor| !taken.contains(&tensor.name)) {
+        Some(tensor) => Err(LoadError::UnknownTensor(tensor.name.clone())),
+        None => Ok(DecoderWeights { embedding, layers, final_norm, head }),
+    }
+}
+
+/// The values of a vector.
+pub(super) fn floats(file: &GgufFile, tensor: &TensorInfo) -> Result<Vec<f32>, LoadError> {
+    let mut values = vec![0.0; tensor.shape1()?];
+    dequantize_row(tensor.format, file.bytes(tensor), &mut values);
+    Ok(values)
+}
+
+/// Name of a module's tensors in a GGUF file.
+fn tensor_name(module: TargetModule) -> &'static str {
+    match module {
+        TargetModule::QProj => "attn_q",
+        TargetModule::KProj => "attn_k",
+        TargetModule::VProj => "attn_v",
+        TargetModule::OProj => "attn_output",
+        TargetModule::GateProj => "ffn_gate",
+        TargetModule::UpProj => "ffn_up",
+        TargetModule::DownProj => "ffn_down",
+    }
+}
+
+/// Where row `row` of q or k (Hugging Face order, halves of a head rotate together) lies in a GGUF file of
+/// architecture `llama` (neighbours rotate together): `h*D + j*D/2 + i` is at `h*D + 2*i + j`.
+fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    let (head, within) = (row / head_dim, row % head_dim);
+    let (j, i) = (within / (head_dim / 2), within % (head_dim / 2));
+    head * head_dim + 2 * i + j
+}
+
+struct Loader<'a, B> {
+    file: &'a GgufFile,
+    spec: &'a ModelSpec,
+    backend: &'a mut B,
+    taken: HashSet<String>,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    fn layer(&mut self, layer: usize) -> Result<Layer<B::Matrix, B::Vector>, LoadError> {
+        use TargetModule as M;
+        let spec = self.spec;
+        let norm = |loader: &mut Self, name: &str, len| loader.vector(&format!("blk.{layer}.{name}.weight"), len, None);
+        let head_norms = if spec.architecture == Architecture::Qwen3 {
+            let q = norm(self, "attn_q_norm", spec.head_dim)?;
+            Some(HeadNorms { q, k: norm(self, "attn_k_norm", spec.head_dim)? })
+        } else {
+            None
+        };
+        Ok(Layer {
+            attention_norm: norm(self, "attn_norm", spec.hidden)?,
+            qkv: self.projection(layer, &[M::QProj, M::KProj, M::VProj])?,
+            head_norms,
+            attention_out: self.projection(layer, &[M::OProj])?,
+            ffn_norm: norm(self, "ffn_norm", spec.hidden)?,
+            gate_up: self.projection(layer, &[M::GateProj, M::UpProj])?,
+            down: self.projection(layer, &[M::DownProj])?,
+        })
+    }
+
+    fn projection(
+        &mut self,
+        layer: usize,
+        modules: &[TargetModule],
+    ) -> Result<Projection<B::Matrix, B::Vector>, LoadError> {
+        let parts = modules.iter().map(|&module| self.linear(layer, module)).collect::<Result<_, _>>()?;
+        Ok(Projection { layer, parts })
+    }
+
+    fn linear(&mut self, layer: usize, module: TargetModule) -> Result<Linear<B::Matrix, B::Vector>, LoadError> {
+        let spec = self.spec;
+        let rotated = matches!(module, TargetModule::QProj | TargetModule::KProj);
+        let head_dim = (rotated && spec.architecture == Architecture::Llama).then_some(spec.head_dim);
+        let name = format!("blk.{layer}.{}", tensor_name(module));
+        let shape = spec.linear_shape(module);
+        let matrix = self.matrix(&format!("{name}.weight"), shape, head_dim)?;
+        let bias = format!("{name}.bias");
+        let bias = match self.file.tensor(&bias) {
+            Some(_) => Some(self.vector(&bias, shape.0, head_dim)?),
+            None => None,
+        };
+        Ok(Linear { module, matrix, bias })
+    }
+
+    fn tensor(&mut self, name: &str) -> Result<&TensorInfo, LoadError> {
+        let tensor = self.file.tensor(name).ok_or_else(|| missing(name))?;
+        self.taken.insert(name.to_owned());
+        Ok(tensor)
+    }
+
+    /// `head_dim` is given when the rows are interleaved in the file.
+    fn matrix(
+        &mut self,
+        name: &str,
+        shape: (usize, usize),
+        head_dim: Option<usize>,
+    ) -> Result<B::Matrix, LoadError> {
+        let file = self.file;
+        let tensor = self.tensor(name)?.clone();
+        let found = tensor.shape2()?;
+        if found != shape {
+            return Err(LoadError::Tensor {
+                tensor: tensor.name,
+                problem: format!("has shape {found:?}, expected {shape:?}"),
+            });
+        }
+        let (n_out, n_in) = shape;
+        let bytes = file.bytes(&tensor);
+        let row_bytes = bytes.len() / n_out;
+        let row = |row: usize| {
+            let at = head_dim.map_or(row, |head_dim| interleaved_row(row, head_dim));
+            &bytes[at * row_bytes..(at + 1) * row_bytes]
+        };
+        let source = MatrixSource { name, format: tensor.format, n_out, n_in, row: &row };
+        Ok(self.backend.matrix(&source)?)
+    }
+
+    fn vector(&mut self, name: &str, len: usize, head_dim: Option<usize>) -> Result<B::Vector, LoadError> {
+        let file = self.file;
+        let tensor = self.tensor(name)?.clone();
+        let values = floats(file, &tensor)?;
+        if values.len() != len {
+            return Err(LoadError::Tensor {
+                tensor: tensor.name,
+                problem: format!("has {} values, expected {len}", values.len()),
+            });
+        }
+        let values = match head_dim {
+            Some(head_dim) => (0..len).map(|row| values[interleaved_row(row, head_dim)]).collect(),
+            None => values,
+        };
+        Ok(self.backend.vector(&values)?)
+    }
+}
