@@ -1,6 +1,10 @@
 //! Speed of the engine alone on one model: prefill, and decode at several batch sizes, with or without adapters.
 //!
-//! `cargo bench -p pleach-engine --bench engine_step -- MODEL.gguf [--threads N] [--isa NAME] [--rank R]`
+//! `cargo bench -p pleach-engine --bench engine_step -- MODEL.gguf [--threads N] [--isa NAME] [--rank R]
+//! [--cpu-time] [--prefill-only]`
+//!
+//! `--cpu-time` divides by the processor time of the process instead of the wall clock: meaningful with one thread on a
+//! machine that is never quiet.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a command-line tool")]
 
 use std::{path::PathBuf, sync::Arc, time::Instant};
@@ -26,6 +30,16 @@ fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
     arguments.next()?;
     arguments.next()
+}
+
+/// Seconds of wall clock, or of processor time.
+fn now(cpu_time: bool) -> f64 {
+    if !cpu_time {
+        static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+        return START.get_or_init(Instant::now).elapsed().as_secs_f64();
+    }
+    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap();
+    stat.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1e-9
 }
 
 fn adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
@@ -84,21 +98,25 @@ fn main() {
     let isa = argument("--isa").map_or_else(Isa::detect, |name| name.parse().unwrap());
     let rank: usize = argument("--rank").map_or(16, |n| n.parse().unwrap());
     let activations = argument("--activations").map_or(Activations::Int8, |name| name.parse().unwrap());
+    let cpu_time = std::env::args().any(|argument| argument == "--cpu-time");
     let started = Instant::now();
     let file = GgufFile::open(&path).unwrap();
     let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, max_rows: 512 };
     let mut runner = load_cpu(&file, options).unwrap();
     println!("loaded in {:.2} s; {isa}, {threads} threads, {activations}", started.elapsed().as_secs_f64());
     for n in [64, 256, 512] {
-        let started = Instant::now();
+        let started = now(cpu_time);
         let mut done = 0;
-        while started.elapsed().as_secs_f64() < 1.5 {
+        while now(cpu_time) - started < 1.5 {
             for position in (0..PREFILL).step_by(n) {
                 runner.step(&batch(&[(0, n, None)], position, true)).unwrap();
                 done += n;
             }
         }
-        println!("prefill {PREFILL} in chunks of {n:>3}: {:>8.1} tok/s", done as f64 / started.elapsed().as_secs_f64());
+        println!("prefill {PREFILL} in chunks of {n:>3}: {:>8.1} tok/s", done as f64 / (now(cpu_time) - started));
+    }
+    if std::env::args().any(|argument| argument == "--prefill-only") {
+        return;
     }
     let slots: Vec<AdapterSlot> = (0..32)
         .map(|i| {
@@ -114,15 +132,15 @@ fn main() {
             for i in 0..n {
                 runner.step(&batch(&[(i, CONTEXT, pick(i, &slots))], 0, false)).unwrap();
             }
-            let started = Instant::now();
+            let started = now(cpu_time);
             let mut times = Vec::new();
             let mut step = 0;
-            while started.elapsed().as_secs_f64() < 1.0 {
+            while now(cpu_time) - started < 1.0 {
                 let rows: Vec<_> = (0..n).map(|i| (i, 1, pick(i, &slots))).collect();
                 let batch = batch(&rows, CONTEXT + step % 400, true);
-                let begun = Instant::now();
+                let begun = now(cpu_time);
                 runner.step(&batch).unwrap();
-                times.push(begun.elapsed().as_secs_f64());
+                times.push(now(cpu_time) - begun);
                 step += 1;
             }
             times.sort_by(f64::total_cmp);

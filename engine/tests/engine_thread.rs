@@ -1,5 +1,7 @@
 //! The owner thread: many clients, vanishing ones, accidents, leases, a full queue, and shut-down.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests may panic")]
+
 mod fake;
 
 use std::{
@@ -115,7 +117,8 @@ async fn a_full_queue_refuses_and_a_dropped_stream_makes_room() {
     let mut streams: Vec<_> = (0..3).map(|i| engine.submit(request(i, 5, 190)).unwrap()).collect();
     assert_eq!(engine.submit(request(4, 5, 1)).unwrap_err(), SubmitError::QueueFull { queued: 2 });
     streams.pop();
-    wait_until("the dropped one gave its place back", || engine.submit(request(4, 5, 1)).is_ok()).await;
+    wait_until("the dropped one gave its place back", || engine.submit(request(4, 5, 1)).is_ok())
+        .await;
     streams.clear();
     wait_until("all are cancelled", || engine.stats().running + engine.stats().waiting == 0).await;
     let last = collect(engine.submit(request(1, 5, 3)).unwrap()).await.1;
@@ -158,7 +161,8 @@ async fn a_slot_is_freed_after_the_last_sequence_that_uses_it() {
     wait_until("the first slot is freed", || seen.slots_removed.load(Ordering::Relaxed) == 1).await;
     // Idle by now: dropping a lease wakes the owner.
     drop(other);
-    wait_until("the second slot is freed", || seen.slots_removed.load(Ordering::Relaxed) == 2).await;
+    wait_until("the second slot is freed", || seen.slots_removed.load(Ordering::Relaxed) == 2)
+        .await;
 }
 
 #[tokio::test]
@@ -180,7 +184,10 @@ async fn an_accident_fails_its_batch_and_no_other() {
         let mut bad = request(1, 40, 5);
         bad.prompt.push(NAN_TOKEN);
         let (_, last) = collect(engine.submit(bad).unwrap()).await;
-        assert!(matches!(&last, Some(SequenceEvent::Failed(message)) if message.contains("accident")), "{last:?}");
+        assert!(
+            matches!(&last, Some(SequenceEvent::Failed(message)) if message.contains("accident")),
+            "{last:?}"
+        );
         assert_eq!(collect(engine.submit(request(1, 40, 5)).unwrap()).await.0, good);
     }
 }
@@ -189,8 +196,15 @@ async fn an_accident_fails_its_batch_and_no_other() {
 async fn what_cannot_run_is_refused_at_once() {
     let engine = start(FakeRunner::new(3, 250, 64), EngineConfig::default());
     assert_eq!(engine.max_prompt_tokens(), 47);
-    assert_eq!(engine.submit(request(1, 48, 1)).unwrap_err(), SubmitError::TooLong { prompt: 48, limit: 47 });
-    for bad in [request(1, 0, 1), request(1, 5, 0), SequenceRequest { prompt: vec![1, 50], ..request(1, 5, 1) }] {
+    assert_eq!(
+        engine.submit(request(1, 48, 1)).unwrap_err(),
+        SubmitError::TooLong { prompt: 48, limit: 47 }
+    );
+    for bad in [
+        request(1, 0, 1),
+        request(1, 5, 0),
+        SequenceRequest { prompt: vec![1, 50], ..request(1, 5, 1) },
+    ] {
         let error = engine.submit(bad).unwrap_err();
         assert!(matches!(error, SubmitError::InvalidPrompt(_)), "{error}");
     }
@@ -229,7 +243,10 @@ async fn shutdown_cancels_what_does_not_finish() {
     assert!(start.elapsed() < Duration::from_secs(3), "200 steps of 20 ms were not waited for");
     for stream in streams {
         let (tokens, last) = collect(stream).await;
-        assert!(tokens.len() < 200 && is_finished(last.as_ref(), FinishReason::Cancelled), "{last:?}");
+        assert!(
+            tokens.len() < 200 && is_finished(last.as_ref(), FinishReason::Cancelled),
+            "{last:?}"
+        );
     }
     assert_eq!(engine.stats().kv_blocks_used, 0);
 }

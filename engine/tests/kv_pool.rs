@@ -37,7 +37,9 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn apply(op: Op, pool: &mut KvPool, model: &mut Model) {
-    let nth_used = |model: &Model, nth: usize| (!model.used.is_empty()).then(|| model.used[nth % model.used.len()].0);
+    let nth_used = |model: &Model, nth: usize| {
+        (!model.used.is_empty()).then(|| model.used[nth % model.used.len()].0)
+    };
     match op {
         Op::Allocate => {
             let Some(block) = pool.allocate() else {
@@ -46,7 +48,11 @@ fn apply(op: Op, pool: &mut KvPool, model: &mut Model) {
             };
             if let Some(index) = model.cached.iter().position(|cached| *cached == block) {
                 assert_eq!(index, 0, "not the least recently used");
-                assert_eq!(model.used.len() + model.cached.len(), pool.n_total(), "evicted although one was free");
+                assert_eq!(
+                    model.used.len() + model.cached.len(),
+                    pool.n_total(),
+                    "evicted although one was free"
+                );
                 model.cached.remove(0);
                 model.published.retain(|(other, _)| *other != block);
             }
@@ -68,7 +74,10 @@ fn apply(op: Op, pool: &mut KvPool, model: &mut Model) {
         Op::Find(prefix) => {
             let hash = PrefixHash::root(&[prefix; 32]);
             let found = pool.find(&hash);
-            assert_eq!(found, model.published.iter().find(|(_, other)| *other == hash).map(|(block, _)| *block));
+            assert_eq!(
+                found,
+                model.published.iter().find(|(_, other)| *other == hash).map(|(block, _)| *block)
+            );
             let Some(block) = found else { return };
             pool.acquire(block);
             model.cached.retain(|cached| *cached != block);
@@ -80,7 +89,7 @@ fn apply(op: Op, pool: &mut KvPool, model: &mut Model) {
         Op::Release(nth) => {
             let Some(block) = nth_used(model, nth) else { return };
             pool.release(block);
-            let users = model.users(block).unwrap();
+            let users = model.users(block).expect("released by a user");
             *users -= 1;
             if *users == 0 {
                 model.used.retain(|(other, _)| *other != block);

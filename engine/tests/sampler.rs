@@ -57,7 +57,8 @@ const LOGITS: [f32; 8] = [0.5, 2.0, -1.0, 1.5, 0.0, 2.5, -3.0, 1.0];
 const CHI_SQUARE_MAX: f64 = 29.9;
 
 fn weights(temperature: f32, keep: impl Fn(usize) -> bool) -> Vec<f64> {
-    let weight = |(i, &x): (usize, &f32)| if keep(i) { f64::from(x / temperature).exp() } else { 0.0 };
+    let weight =
+        |(i, &x): (usize, &f32)| if keep(i) { f64::from(x / temperature).exp() } else { 0.0 };
     LOGITS.iter().enumerate().map(weight).collect()
 }
 
@@ -71,7 +72,10 @@ fn draws_follow_the_distribution() {
     for temperature in [0.3, 1.0, 2.0] {
         check(SamplingParams { temperature, ..base.clone() }, weights(temperature, |_| true));
         // Ranks: 5, 1, 3, 7, 0, 4, 2, 6.
-        check(SamplingParams { temperature, top_k: 3, ..base.clone() }, weights(temperature, |i| [5, 1, 3].contains(&i)));
+        check(
+            SamplingParams { temperature, top_k: 3, ..base.clone() },
+            weights(temperature, |i| [5, 1, 3].contains(&i)),
+        );
     }
     check(SamplingParams { top_k: 8, ..base.clone() }, weights(1.0, |_| true));
     check(SamplingParams { top_k: 1000, ..base.clone() }, weights(1.0, |_| true));
@@ -81,12 +85,24 @@ fn draws_follow_the_distribution() {
     check(SamplingParams { top_p: 0.9999, ..base.clone() }, weights(1.0, |_| true));
     // Relative to the likeliest: 1, 0.61, 0.37, 0.22, 0.14, ...
     check(SamplingParams { min_p: 0.3, ..base.clone() }, weights(1.0, |i| [5, 1, 3].contains(&i)));
-    check(SamplingParams { min_p: 0.3, top_k: 2, ..base.clone() }, weights(1.0, |i| [5, 1].contains(&i)));
-    check(SamplingParams { min_p: 0.3, top_p: 0.99, ..base.clone() }, weights(1.0, |i| [5, 1, 3].contains(&i)));
+    check(
+        SamplingParams { min_p: 0.3, top_k: 2, ..base.clone() },
+        weights(1.0, |i| [5, 1].contains(&i)),
+    );
+    check(
+        SamplingParams { min_p: 0.3, top_p: 0.99, ..base.clone() },
+        weights(1.0, |i| [5, 1, 3].contains(&i)),
+    );
     // top_p is of what top_k leaves: 0.506, 0.307, 0.186.
-    check(SamplingParams { top_k: 3, top_p: 0.55, ..base.clone() }, weights(1.0, |i| [5, 1].contains(&i)));
+    check(
+        SamplingParams { top_k: 3, top_p: 0.55, ..base.clone() },
+        weights(1.0, |i| [5, 1].contains(&i)),
+    );
     // min_p comes after the temperature: at 0.5 the ratios are 1, 0.37, 0.14.
-    check(SamplingParams { temperature: 0.5, min_p: 0.3, ..base }, weights(0.5, |i| [5, 1].contains(&i)));
+    check(
+        SamplingParams { temperature: 0.5, min_p: 0.3, ..base },
+        weights(0.5, |i| [5, 1].contains(&i)),
+    );
 }
 
 #[test]
@@ -133,12 +149,20 @@ fn bias_and_bans() {
     let with_bias = |logit_bias| row(SamplingParams { logit_bias, ..greedy() });
     assert_eq!(sample(&LOGITS, &with_bias(vec![(6, 100.0)])).token, 6);
     assert_eq!(sample(&LOGITS, &with_bias(vec![(5, -100.0)])).token, 1);
-    assert_eq!(sample(&LOGITS, &with_bias(vec![(8, 100.0), (u32::MAX, 100.0)])).token, 5, "outside the vocabulary");
+    assert_eq!(
+        sample(&LOGITS, &with_bias(vec![(8, 100.0), (u32::MAX, 100.0)])).token,
+        5,
+        "outside the vocabulary"
+    );
     let banned = |banned| SampleRow { banned, ..row(greedy()) };
     assert_eq!(sample(&LOGITS, &banned(vec![5, 1, 99])).token, 3);
     let biased_and_banned = SampleRow { banned: vec![6], ..with_bias(vec![(6, 100.0)]) };
     assert_eq!(sample(&LOGITS, &biased_and_banned).token, 5, "a ban holds against a bias");
-    for params in [greedy(), SamplingParams::default(), SamplingParams { top_p: 0.5, ..SamplingParams::default() }] {
+    for params in [
+        greedy(),
+        SamplingParams::default(),
+        SamplingParams { top_p: 0.5, ..SamplingParams::default() },
+    ] {
         let all_banned = SampleRow { banned: (0..8).collect(), ..row(params) };
         assert_eq!(sample(&LOGITS, &all_banned), SampledToken::none());
     }
@@ -147,8 +171,13 @@ fn bias_and_bans() {
 #[test]
 fn penalties() {
     let check = |logits: [f32; 2], history: &[u32], n_prompt, params: SamplingParams, expected| {
-        let row = SampleRow { history: Arc::new(history.to_vec()), n_prompt, ..row(params.clone()) };
-        assert_eq!(sample(&logits, &row).token, expected, "{logits:?} after {history:?}: {params:?}");
+        let row =
+            SampleRow { history: Arc::new(history.to_vec()), n_prompt, ..row(params.clone()) };
+        assert_eq!(
+            sample(&logits, &row).token,
+            expected,
+            "{logits:?} after {history:?}: {params:?}"
+        );
     };
     let repetition = SamplingParams { repetition_penalty: 2.0, ..greedy() };
     let frequency = SamplingParams { frequency_penalty: 0.3, ..greedy() };
@@ -170,16 +199,28 @@ fn penalties() {
 
 #[test]
 fn logprobs_are_of_the_unmodified_logits_and_accurate() {
-    let logits: Vec<f32> = (0..49_152u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 12) as f32 / 45_000.0 - 8.0).collect();
+    let logits: Vec<f32> = (0..49_152u32)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 12) as f32 / 45_000.0 - 8.0)
+        .collect();
     let exact_sum = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-    let params = SamplingParams { logprobs: Some(20), logit_bias: vec![(7, 100.0)], seed: 5, ..SamplingParams::default() };
+    let params = SamplingParams {
+        logprobs: Some(20),
+        logit_bias: vec![(7, 100.0)],
+        seed: 5,
+        ..SamplingParams::default()
+    };
     let sampled = sample(&logits, &row(params));
     assert_eq!(sampled.token, 7);
     let exact = |token: u32| f64::from(logits[token as usize]) - exact_sum;
     assert!((f64::from(sampled.logprob) - exact(7)).abs() < 1e-6);
     assert_eq!(sampled.top.len(), 20);
     assert!(sampled.top.windows(2).all(|pair| pair[0].1 >= pair[1].1));
-    assert!(sampled.top.iter().all(|&(token, logprob)| (f64::from(logprob) - exact(token)).abs() < 1e-6));
+    assert!(
+        sampled
+            .top
+            .iter()
+            .all(|&(token, logprob)| (f64::from(logprob) - exact(token)).abs() < 1e-6)
+    );
     let none = sample(&LOGITS, &row(greedy()));
     assert_eq!((none.logprob, none.top), (0.0, Vec::new()), "not asked for");
     let all = sample(&LOGITS, &row(SamplingParams { logprobs: Some(50), ..greedy() }));
@@ -188,7 +229,10 @@ fn logprobs_are_of_the_unmodified_logits_and_accurate() {
 
 #[test]
 fn forced_tokens_are_scored() {
-    let forced = |token| SampleRow { forced: Some(token), ..row(SamplingParams { logprobs: Some(1), ..greedy() }) };
+    let forced = |token| SampleRow {
+        forced: Some(token),
+        ..row(SamplingParams { logprobs: Some(1), ..greedy() })
+    };
     let scored = sample(&LOGITS, &forced(6));
     let sum = LOGITS.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
     assert_eq!((scored.token, scored.top[0].0), (6, 5));
@@ -199,7 +243,9 @@ fn forced_tokens_are_scored() {
 #[test]
 fn logits_that_are_not_numbers_choose_nothing() {
     for bad in [f32::NAN, f32::INFINITY] {
-        for params in [greedy(), SamplingParams::default(), SamplingParams { logprobs: Some(2), ..greedy() }] {
+        for params in
+            [greedy(), SamplingParams::default(), SamplingParams { logprobs: Some(2), ..greedy() }]
+        {
             let mut logits = LOGITS;
             logits[2] = bad;
             assert_eq!(sample(&logits, &row(params)), SampledToken::none());
@@ -214,18 +260,22 @@ fn logits_that_are_not_numbers_choose_nothing() {
 fn any_params() -> impl Strategy<Value = SamplingParams> {
     let cuts = (0.0f32..3.0, 0.0001f32..=1.0, 0u32..70, 0.0f32..=1.0);
     let others = (0.5f32..2.0, -2.0f32..2.0, any::<u64>(), proptest::option::of(0u32..200));
-    (cuts, others).prop_map(|((temperature, top_p, top_k, min_p), (repetition, penalty, seed, logprobs))| SamplingParams {
-        temperature,
-        top_p,
-        top_k,
-        min_p,
-        repetition_penalty: repetition,
-        frequency_penalty: penalty,
-        presence_penalty: penalty / 2.0,
-        logit_bias: vec![(3, penalty), (1000, 1.0)],
-        seed,
-        logprobs,
-    })
+    (cuts, others).prop_map(
+        |((temperature, top_p, top_k, min_p), (repetition, penalty, seed, logprobs))| {
+            SamplingParams {
+                temperature,
+                top_p,
+                top_k,
+                min_p,
+                repetition_penalty: repetition,
+                frequency_penalty: penalty,
+                presence_penalty: penalty / 2.0,
+                logit_bias: vec![(3, penalty), (1000, 1.0)],
+                seed,
+                logprobs,
+            }
+        },
+    )
 }
 
 proptest! {

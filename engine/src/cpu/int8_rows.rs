@@ -6,21 +6,25 @@ use super::{
     threads::Parts,
 };
 
+/// Rows of a panel: rows that a kernel keeps in registers together lie side by side, block by block.
+pub(crate) const PANEL: usize = 8;
+
 /// Rows of activations in blocks of 32: `x[k] ≈ d * q[k]`, `q` in −127..=127, with the sums that offsets and minima of
-/// weight formats need. A row's values depend on that row only.
+/// weight formats need. A row's values depend on that row only; rows lie in panels of eight, so that a kernel reaches
+/// all of them from one address.
 #[derive(Debug, Default)]
 pub(crate) struct Int8Rows {
     /// Values of a row, a multiple of 32.
     pub(crate) n_in: usize,
-    /// `[T, n_in]`.
+    /// `[panels, n_in / 32, 8 rows, 32]`.
     pub(crate) q: Vec<i8>,
-    /// `[T, n_in / 32]`.
+    /// `[panels, n_in / 32, 8 rows]`.
     pub(crate) d: Vec<f32>,
-    /// Sum of `q` over 32 values, `[T, n_in / 32]`; exact.
+    /// Sum of `q` over 32 values, `[panels, n_in / 32, 8 rows]`; exact.
     pub(crate) sum32: Vec<f32>,
     /// `d * sum32`.
     pub(crate) sum32_d: Vec<f32>,
-    /// Sum of `q` over 16 values, `[T, n_in / 16]`; exact.
+    /// Sum of `q` over 16 values, `[panels, n_in / 32, 2 halves, 8 rows]`; exact.
     pub(crate) sum16: Vec<f32>,
     /// `d * sum16`.
     pub(crate) sum16_d: Vec<f32>,
@@ -29,6 +33,7 @@ pub(crate) struct Int8Rows {
 impl Int8Rows {
     /// Room for `n_rows` rows of any width up to `n_in`.
     pub(crate) fn new(n_rows: usize, n_in: usize) -> Self {
+        let n_rows = n_rows.next_multiple_of(PANEL);
         let blocks = n_rows * n_in / BLOCK;
         Self {
             n_in,
@@ -86,10 +91,12 @@ impl Kernel for QuantizeRow<'_, '_> {
         let blocks = n_in / BLOCK;
         for block in 0..blocks {
             let x = self.x[block * BLOCK..][..BLOCK].as_ptr();
-            let at = self.row * blocks + block;
-            let q = self.writer.q.at(self.row * n_in + block * BLOCK, BLOCK);
-            let (sum32, sum16) = (self.writer.sum32.at(at, 1), self.writer.sum16.at(2 * at, 2));
-            let (sum32_d, sum16_d) = (self.writer.sum32_d.at(at, 1), self.writer.sum16_d.at(2 * at, 2));
+            let lane = self.row % PANEL;
+            let panel = (self.row / PANEL * blocks + block) * PANEL;
+            let (at, at16) = (panel + lane, 2 * panel + lane);
+            let q = self.writer.q.at(at * BLOCK, BLOCK);
+            let (sum32, sum16) = (self.writer.sum32.at(at, 1), self.writer.sum16.at(at16, PANEL + 1));
+            let (sum32_d, sum16_d) = (self.writer.sum32_d.at(at, 1), self.writer.sum16_d.at(at16, PANEL + 1));
             let d = self.writer.d.at(at, 1);
             // SAFETY: 32 values of `x`; the addresses were checked by `at`; no other thread has this row.
             unsafe {
@@ -103,10 +110,10 @@ impl Kernel for QuantizeRow<'_, '_> {
                 let (sum_a, sum_b) = (S::sum(a), S::sum(b));
                 *d = scale;
                 *sum16 = sum_a;
-                *sum16.add(1) = sum_b;
+                *sum16.add(PANEL) = sum_b;
                 *sum32 = sum_a + sum_b;
                 *sum16_d = scale * sum_a;
-                *sum16_d.add(1) = scale * sum_b;
+                *sum16_d.add(PANEL) = scale * sum_b;
                 *sum32_d = scale * (sum_a + sum_b);
             }
         }

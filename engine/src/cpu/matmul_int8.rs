@@ -10,7 +10,7 @@ use crate::quant::CodeLayout;
 
 use super::{
     epilogue::Epilogue,
-    int8_rows::Int8Rows,
+    int8_rows::{Int8Rows, PANEL},
     packed::{BLOCK, PackedMatrix, SUPER, Storage, TileLayout},
     simd::{Kernel, LANES, Simd},
 };
@@ -60,7 +60,7 @@ impl Int8Tiles<'_> {
     ) {
         let n_in = self.matrix.n_in;
         assert_eq!(self.rows.n_in, n_in, "activations and weights differ in width");
-        assert!(self.rows.q.len() >= self.n_rows * n_in);
+        assert!(self.rows.q.len() >= self.n_rows.next_multiple_of(PANEL) * n_in);
         let at = TileLayout::of(layout, n_in);
         for tile in self.tiles.clone() {
             let bytes = self.matrix.tile(tile);
@@ -70,6 +70,7 @@ impl Int8Tiles<'_> {
             unsafe {
                 macro_rules! rows {
                     ($n:literal) => {
+                        // Groups never leave a panel: they begin at multiples of their size.
                         while S::INT8_ROWS >= $n && self.n_rows - row >= $n {
                             let sums = self.tile_rows::<S, BITS, GROUP, SUPERS, MIN, $n>(bytes, at, layout, row);
                             for (i, sum) in sums.into_iter().enumerate() {
@@ -111,15 +112,17 @@ impl Int8Tiles<'_> {
             let codes = tile.as_ptr();
             let scales = codes.add(at.scales);
             let supers = codes.add(at.supers).cast::<u16>();
-            let q = self.rows.q.as_ptr().add(first * n_in);
-            let d = self.rows.d.as_ptr().add(first * n_blocks);
+            // Of the first block of the panel; the next block is `PANEL` rows further in each array.
+            let panel = first / PANEL * n_blocks * PANEL + first % PANEL;
+            let q = self.rows.q.as_ptr().add(panel * BLOCK);
+            let d = self.rows.d.as_ptr().add(panel);
             let (sums, sums_d) = if GROUP == 32 {
-                (self.rows.sum32.as_ptr().add(first * n_blocks), self.rows.sum32_d.as_ptr().add(first * n_blocks))
+                (self.rows.sum32.as_ptr().add(panel), self.rows.sum32_d.as_ptr().add(panel))
             } else {
-                (self.rows.sum16.as_ptr().add(first * 2 * n_blocks), self.rows.sum16_d.as_ptr().add(first * 2 * n_blocks))
+                let panel = first / PANEL * n_blocks * 2 * PANEL + first % PANEL;
+                (self.rows.sum16.as_ptr().add(panel), self.rows.sum16_d.as_ptr().add(panel))
             };
             let groups_in_block = BLOCK / GROUP;
-            let n_groups = n_blocks * groups_in_block;
             let with_offset = layout.offset != 0 && !(BITS == 8 && S::BYTES_ARE_SIGNED);
             let minus_offset = S::splat(-(layout.offset as f32));
             let mut acc = [S::splat(0.0); ROWS];
@@ -143,26 +146,26 @@ impl Int8Tiles<'_> {
                         let min = if MIN { S::load_f16(d16.add(LANES)) } else { S::splat(0.0) };
                         (S::load_f16(d16), min)
                     };
-                    for r in 0..ROWS {
-                        let x = q.add(r * n_in + block * BLOCK + half * GROUP);
-                        let mut dot = S::zero_i();
-                        for i in 0..GROUP / 4 {
-                            let plane = planes[half * (GROUP / 4) + i];
-                            dot = if BITS == 8 {
-                                S::dot_bytes(dot, plane, x.add(4 * i))
-                            } else {
-                                S::dot(dot, plane, x.add(4 * i))
-                            };
+                    // Rows inside, so that their chains of dot products run side by side.
+                    let x = q.add(block * PANEL * BLOCK + half * GROUP);
+                    let mut dots = [S::zero_i(); ROWS];
+                    for i in 0..GROUP / 4 {
+                        let plane = planes[half * (GROUP / 4) + i];
+                        for (r, dot) in dots.iter_mut().enumerate() {
+                            let x = x.add(r * BLOCK + 4 * i);
+                            *dot = if BITS == 8 { S::dot_bytes(*dot, plane, x) } else { S::dot(*dot, plane, x) };
                         }
-                        let mut dot = S::to_f(dot);
+                    }
+                    for r in 0..ROWS {
+                        let mut dot = S::to_f(dots[r]);
                         if with_offset {
                             // Exact: all are integers below 2^24.
-                            dot = S::fma(minus_offset, S::splat(*sums.add(r * n_groups + group)), dot);
+                            dot = S::fma(minus_offset, S::splat(*sums.add(group * PANEL + r)), dot);
                         }
-                        let scale = S::mul(scale, S::splat(*d.add(r * n_blocks + block)));
+                        let scale = S::mul(scale, S::splat(*d.add(block * PANEL + r)));
                         acc[r] = S::fma(dot, scale, acc[r]);
                         if MIN {
-                            acc[r] = S::fma(min, S::splat(*sums_d.add(r * n_groups + group)), acc[r]);
+                            acc[r] = S::fma(min, S::splat(*sums_d.add(group * PANEL + r)), acc[r]);
                         }
                     }
                 }

@@ -45,7 +45,11 @@ struct Owner {
 }
 
 impl AdapterLease {
-    pub(super) fn new(slot: AdapterSlot, returned: Arc<ReturnedSlots>, commands: WeakSender<Command>) -> Self {
+    pub(super) fn new(
+        slot: AdapterSlot,
+        returned: Arc<ReturnedSlots>,
+        commands: WeakSender<Command>,
+    ) -> Self {
         Self { inner: Arc::new(LeaseInner { slot, owner: Some(Owner { returned, commands }) }) }
     }
 

@@ -140,7 +140,8 @@ impl EngineHandle {
         };
         let live_max = limits.max_batch.saturating_add(config.max_queue);
         // Tokio's bound for the capacity of a channel is far above any sensible queue.
-        let capacity = live_max.saturating_add(OTHER_COMMANDS_MAX).min(tokio::sync::Semaphore::MAX_PERMITS);
+        let capacity =
+            live_max.saturating_add(OTHER_COMMANDS_MAX).min(tokio::sync::Semaphore::MAX_PERMITS);
         let (commands, receiver) = mpsc::channel(capacity);
         let (ended_sender, ended) = watch::channel(());
         let scheduler = Scheduler::new(limits, Box::new(Fifo));
@@ -210,10 +211,13 @@ impl EngineHandle {
             .map_err(|live| SubmitError::QueueFull { queued: live.saturating_sub(max_batch) })?;
         let id = SequenceId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::unbounded_channel();
-        let sequence = Sequence::new(id, request, shared.config.prefix_cache, sender).with_place(place);
+        let sequence =
+            Sequence::new(id, request, shared.config.prefix_cache, sender).with_place(place);
         match shared.commands.try_send(Command::Submit(Box::new(sequence))) {
             Ok(()) => Ok(SequenceStream { id, events }),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(SubmitError::QueueFull { queued: shared.config.max_queue }),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(SubmitError::QueueFull { queued: shared.config.max_queue })
+            }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(SubmitError::ShuttingDown),
         }
     }
@@ -256,10 +260,14 @@ impl EngineHandle {
         }
         let vocab = self.shared.spec.vocab;
         if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab) {
-            return Err(SubmitError::InvalidPrompt(format!("token {token} is outside the vocabulary of {vocab}")));
+            return Err(SubmitError::InvalidPrompt(format!(
+                "token {token} is outside the vocabulary of {vocab}"
+            )));
         }
         if request.max_tokens == 0 {
-            return Err(SubmitError::InvalidPrompt("nothing to complete: max_tokens is 0".to_owned()));
+            return Err(SubmitError::InvalidPrompt(
+                "nothing to complete: max_tokens is 0".to_owned(),
+            ));
         }
         Ok(())
     }

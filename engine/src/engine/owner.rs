@@ -95,7 +95,8 @@ impl EngineOwner {
         match self.ending {
             None => true,
             Some(Ending { deadline }) => {
-                !self.scheduler.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline)
+                !self.scheduler.is_empty()
+                    && deadline.is_none_or(|deadline| Instant::now() < deadline)
             }
         }
     }
@@ -128,8 +129,13 @@ impl EngineOwner {
     /// Between steps, and every sequence holds a lease of its adapter: so no step in flight or to come names these slots.
     fn free_returned_slots(&mut self) {
         for slot in self.returned.take() {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.runner.remove_adapter(slot))) {
-                tracing::error!(slot = slot.0, error = panic_message(&*panic), "cannot remove adapter");
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.runner.remove_adapter(slot)))
+            {
+                tracing::error!(
+                    slot = slot.0,
+                    error = panic_message(&*panic),
+                    "cannot remove adapter"
+                );
             }
         }
     }
@@ -175,6 +181,9 @@ pub(super) fn stopped() -> RunError {
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panic: {}", text.unwrap_or("no message"))
 }

@@ -79,6 +79,9 @@ impl KvPool {
 
     /// A block for one user, with undefined content; evicts the least recently used cached block when none is free.
     /// `None` when all are used.
+    ///
+    /// # Panics
+    /// When an unused block has a user or an evicted one is not in the index: the pool contradicts itself.
     pub fn allocate(&mut self) -> Option<KvBlockId> {
         let block = match self.free.pop() {
             Some(block) => block,
@@ -171,8 +174,12 @@ impl KvPool {
     /// # Panics
     /// When it is not, with the numbers.
     pub fn check_sum(&self) {
-        let (free, cached, used, total) = (self.free.len(), self.cached.len(), self.n_used, self.blocks.len());
-        assert!(free + cached + used == total, "kv blocks: {free} free + {cached} cached + {used} used != {total}");
+        let (free, cached, used, total) =
+            (self.free.len(), self.cached.len(), self.n_used, self.blocks.len());
+        assert!(
+            free + cached + used == total,
+            "kv blocks: {free} free + {cached} cached + {used} used != {total}"
+        );
     }
 
     /// Asserts that every block is in exactly the lists that its state says. Visits every block.
@@ -183,15 +190,26 @@ impl KvPool {
         self.check_sum();
         let mut is_free = vec![false; self.blocks.len()];
         for block in &self.free {
-            assert!(!std::mem::replace(&mut is_free[block.0 as usize], true), "{block:?} is free twice");
+            assert!(
+                !std::mem::replace(&mut is_free[block.0 as usize], true),
+                "{block:?} is free twice"
+            );
         }
         let mut n_used = 0;
         for (block, state) in (0u32..).map(KvBlockId).zip(&self.blocks) {
             let indexed = state.hash.is_some_and(|hash| self.index.get(&hash) == Some(&block));
             assert_eq!(state.hash.is_some(), indexed, "{block:?}: index and block disagree");
             let cached = self.cached.get(&state.cached_at) == Some(&block);
-            assert_eq!(cached, indexed && state.users == 0, "{block:?}: cached means indexed and unused");
-            assert_eq!(is_free[block.0 as usize], !indexed && state.users == 0, "{block:?}: free means unused");
+            assert_eq!(
+                cached,
+                indexed && state.users == 0,
+                "{block:?}: cached means indexed and unused"
+            );
+            assert_eq!(
+                is_free[block.0 as usize],
+                !indexed && state.users == 0,
+                "{block:?}: free means unused"
+            );
             n_used += usize::from(state.users > 0);
         }
         assert_eq!(n_used, self.n_used, "used kv blocks");

@@ -33,7 +33,11 @@ pub(super) fn draw(values: &[f32], max: f32, params: &SamplingParams, uniform: f
         return listed[draw_from_head(&weights, top_p, uniform)];
     }
     let weights: Vec<f32> = values.iter().map(|&value| weight(value)).collect();
-    if top_p < 1.0 { draw_from_nucleus(values, &weights, top_p, uniform) } else { draw_from_all(&weights, uniform) }
+    if top_p < 1.0 {
+        draw_from_nucleus(values, &weights, top_p, uniform)
+    } else {
+        draw_from_all(&weights, uniform)
+    }
 }
 
 /// Indices of the `k` largest values, largest first, the lower index first among equals.
@@ -94,7 +98,8 @@ fn draw_from_nucleus(values: &[f32], weights: &[f32], top_p: f64, uniform: f64) 
         edge_class += 1;
     }
     let positive = || weights.iter().copied().enumerate().filter(|&(_, weight)| weight > 0.0);
-    let mut edge: Vec<(usize, f32)> = positive().filter(|&(_, weight)| weight_class(weight) == edge_class).collect();
+    let mut edge: Vec<(usize, f32)> =
+        positive().filter(|&(_, weight)| weight_class(weight) == edge_class).collect();
     edge.sort_unstable_by(|a, b| compare(values[b.0], values[a.0]).then(a.0.cmp(&b.0)));
     let mut kept = above;
     let mut n_kept = 0;
@@ -158,7 +163,8 @@ mod tests {
 
     #[test]
     fn largest_agrees_with_sorting() {
-        let values: Vec<f32> = (0u32..1000).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as f32).collect();
+        let values: Vec<f32> =
+            (0u32..1000).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as f32).collect();
         let mut sorted: Vec<usize> = (0..values.len()).collect();
         sorted.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
         for k in [0, 1, 2, 7, 127, 128, 129, 999, 1000, 5000] {
@@ -175,16 +181,19 @@ mod tests {
 
     #[test]
     fn nucleus_and_head_keep_the_same_set() {
-        let values: Vec<f32> = (0u32..40).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16_000.0).collect();
+        let values: Vec<f32> =
+            (0u32..40).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16_000.0).collect();
         let max = values.iter().copied().fold(f32::MIN, f32::max);
         let ranked = largest(&values, values.len());
         let weights: Vec<f32> = values.iter().map(|&v| softmax::exp_nonpositive(v - max)).collect();
         let falling: Vec<f32> = ranked.iter().map(|&i| weights[i]).collect();
         for top_p in [1e-9, 0.1, 0.5, 0.9, 0.99, 0.999_999] {
-            let mut by_nucleus: Vec<usize> =
-                (0..20_000).map(|i| draw_from_nucleus(&values, &weights, top_p, f64::from(i) / 20_000.0)).collect();
-            let mut by_head: Vec<usize> =
-                (0..20_000).map(|i| ranked[draw_from_head(&falling, top_p, f64::from(i) / 20_000.0)]).collect();
+            let mut by_nucleus: Vec<usize> = (0..20_000)
+                .map(|i| draw_from_nucleus(&values, &weights, top_p, f64::from(i) / 20_000.0))
+                .collect();
+            let mut by_head: Vec<usize> = (0..20_000)
+                .map(|i| ranked[draw_from_head(&falling, top_p, f64::from(i) / 20_000.0)])
+                .collect();
             for drawn in [&mut by_nucleus, &mut by_head] {
                 drawn.sort_unstable();
                 drawn.dedup();

@@ -3,6 +3,11 @@
 //! Order of what is applied, as in vLLM: `logit_bias`, banned tokens, repetition penalty, frequency and presence
 //! penalties, temperature, `min_p`, `top_k`, `top_p`. Log-probabilities are those of the logits before any of it.
 
+#![expect(
+    clippy::float_cmp,
+    reason = "exact values switch settings off; the maximum is found by equality"
+)]
+
 mod draw;
 mod penalties;
 mod philox;
@@ -58,7 +63,9 @@ impl Default for SamplingParams {
 impl SamplingParams {
     /// Whether `SampleRow::history` is read.
     pub fn needs_history(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
+        self.repetition_penalty != 1.0
+            || self.frequency_penalty != 0.0
+            || self.presence_penalty != 0.0
     }
 }
 
@@ -135,7 +142,10 @@ fn logprob(logit: f32, log_sum: f64) -> f32 {
     (f64::from(logit) - log_sum) as f32
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "an index into the vocabulary, whose ids are u32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "an index into the vocabulary, whose ids are u32"
+)]
 fn token_id(index: usize) -> u32 {
     index as u32
 }

@@ -24,7 +24,12 @@ pub(super) fn adjust(logits: &[f32], row: &SampleRow) -> Option<Vec<f32>> {
     }
     if params.frequency_penalty != 0.0 || params.presence_penalty != 0.0 {
         let completion = row.history.get(row.n_prompt..).unwrap_or(&[]);
-        frequency_and_presence(&mut values, completion, params.frequency_penalty, params.presence_penalty);
+        frequency_and_presence(
+            &mut values,
+            completion,
+            params.frequency_penalty,
+            params.presence_penalty,
+        );
     }
     Some(values)
 }

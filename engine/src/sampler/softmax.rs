@@ -3,6 +3,9 @@
 /// Sums run in this many interleaved lanes, so that the compiler can use vectors without changing the result.
 const LANES: usize = 8;
 
+/// Exponentials computed at once before they are added up.
+const SUM_CHUNK: usize = 256;
+
 /// `e^x` underflows to 0 below this; the smallest result kept, `e^-87`, is still a normal number.
 const EXP_MIN: f32 = -87.0;
 
@@ -24,23 +27,26 @@ pub(super) fn exp_nonpositive(x: f32) -> f32 {
         p = p * r + c;
     }
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
-    if x < EXP_MIN { 0.0 } else { p * f32::from_bits(exponent << 23) }
+    let value = p * f32::from_bits(exponent << 23);
+    // A mask, not a branch: branches keep the compiler from vectors.
+    f32::from_bits(value.to_bits() & u32::from(x >= EXP_MIN).wrapping_neg())
 }
 
 /// Index and value of the largest value, the lowest index among equals. `None` when there is a NaN, when the largest is
 /// infinite (nothing can be normalized), or when the row is empty.
 pub(super) fn finite_max(values: &[f32]) -> Option<(usize, f32)> {
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut has_nan = [false; LANES];
+    // Words, not `bool`s: lanes of one width stay in vectors.
+    let mut nans = [0u32; LANES];
     let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, (nan, &value)) in lanes.iter_mut().zip(has_nan.iter_mut().zip(chunk)) {
+        for (lane, (nan, &value)) in lanes.iter_mut().zip(nans.iter_mut().zip(chunk)) {
             *lane = if value > *lane { value } else { *lane };
-            *nan |= value.is_nan();
+            *nan |= u32::from(value.is_nan());
         }
     }
     let max = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
-    if !max.is_finite() || has_nan.contains(&true) || rest.iter().any(|value| value.is_nan()) {
+    if !max.is_finite() || nans != [0; LANES] || rest.iter().any(|value| value.is_nan()) {
         return None;
     }
     let index = values.iter().position(|&value| value == max)?;
@@ -49,20 +55,18 @@ pub(super) fn finite_max(values: &[f32]) -> Option<(usize, f32)> {
 
 /// `ln sum_i e^values[i]`, error below 1e-6, where `max` is the largest value and finite.
 pub(super) fn log_sum_exp(values: &[f32], max: f32) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f64::from(exp_nonpositive(value - max));
+    let mut weights = [0.0f32; SUM_CHUNK];
+    let mut total = 0.0;
+    for chunk in values.chunks(SUM_CHUNK) {
+        for (weight, &value) in weights.iter_mut().zip(chunk) {
+            *weight = exp_nonpositive(value - max);
         }
+        total += sum(&weights[..chunk.len()]);
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += f64::from(exp_nonpositive(value - max));
-    }
-    f64::from(max) + lanes.iter().sum::<f64>().ln()
+    f64::from(max) + total.ln()
 }
 
-/// Sum of a few weights in lanes.
+/// Sum of weights.
 pub(super) fn sum(weights: &[f32]) -> f64 {
     let mut lanes = [0.0f64; LANES];
     let (chunks, rest) = weights.as_chunks::<LANES>();
@@ -98,7 +102,9 @@ mod tests {
     #[test]
     fn log_sum_exp_matches_f64() {
         for n in [1usize, 2, 7, 8, 9, 133, 49_152] {
-            let values: Vec<f32> = (0..n).map(|i| ((i * 2_654_435_761) % 1_000_003) as f32 / 40_000.0 - 12.0).collect();
+            let values: Vec<f32> = (0..n)
+                .map(|i| ((i * 2_654_435_761) % 1_000_003) as f32 / 40_000.0 - 12.0)
+                .collect();
             let (_, max) = finite_max(&values).unwrap();
             let exact = values.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
             assert!((log_sum_exp(&values, max) - exact).abs() < 1e-6, "n {n}");

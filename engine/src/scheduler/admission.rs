@@ -66,10 +66,15 @@ impl Scheduler {
         let hashes = sequence.reusable_hashes();
         let is_made = |&block_idx: &usize| {
             let hash = hashes.get(block_idx);
-            hash.is_some_and(|hash| self.running.iter().any(|maker| maker.will_publish(block_idx, hash)))
+            hash.is_some_and(|hash| {
+                self.running.iter().any(|maker| maker.will_publish(block_idx, hash))
+            })
         };
         // The answer of the last step first: it saves looking up the whole prefix in every step.
-        sequence.awaited.filter(is_made).or_else(|| Some(self.cached_prefix(sequence).len()).filter(is_made))
+        sequence
+            .awaited
+            .filter(is_made)
+            .or_else(|| Some(self.cached_prefix(sequence).len()).filter(is_made))
     }
 
     /// Cached blocks at the head of a sequence.

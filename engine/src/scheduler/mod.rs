@@ -12,11 +12,7 @@ mod admission;
 mod queue_policy;
 mod sequence;
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 pub use queue_policy::{Fifo, QueuePolicy};
 pub(crate) use sequence::LivePlace;
@@ -91,7 +87,10 @@ impl Scheduler {
     /// # Panics
     /// When the limits contradict each other.
     pub fn new(limits: SchedulerLimits, policy: Box<dyn QueuePolicy>) -> Self {
-        assert!((1..=limits.max_step_rows).contains(&limits.max_batch), "1 <= max_batch <= max_step_rows");
+        assert!(
+            (1..=limits.max_step_rows).contains(&limits.max_batch),
+            "1 <= max_batch <= max_step_rows"
+        );
         Self {
             limits,
             pool: KvPool::new(limits.n_kv_blocks),
@@ -112,7 +111,10 @@ impl Scheduler {
     pub fn submit(&mut self, sequence: Sequence) {
         let n_prompt = sequence.n_prompt();
         let limit = self.limits.max_prompt_tokens();
-        assert!((1..=limit).contains(&n_prompt), "prompt of {n_prompt} tokens, at most {limit} fit");
+        assert!(
+            (1..=limit).contains(&n_prompt),
+            "prompt of {n_prompt} tokens, at most {limit} fit"
+        );
         self.waiting.push_back(sequence);
     }
 
@@ -123,8 +125,8 @@ impl Scheduler {
             return true;
         }
         for queue in [&mut self.preempted, &mut self.waiting] {
-            if let Some(index) = queue.iter().position(|sequence| sequence.id() == id) {
-                let sequence = queue.remove(index).expect("position is inside");
+            let index = queue.iter().position(|sequence| sequence.id() == id);
+            if let Some(sequence) = index.and_then(|index| queue.remove(index)) {
                 sequence.finish(FinishReason::Cancelled);
                 return true;
             }
@@ -186,7 +188,8 @@ impl Scheduler {
     }
 
     /// Ends the sequences of the step in flight, which failed. Their blocks leave the prefix index: what is in them is
-    /// not known. The others start over, in case they share such a block.
+    /// not known. Running sequences outside the step start over, in case they share such a block. (Today's plans leave
+    /// none out: admission stops at the first sequence that the step's rows do not cover.)
     pub fn fail(&mut self, message: &str) {
         self.counters.steps += 1;
         let message: Arc<str> = message.into();
@@ -219,8 +222,15 @@ impl Scheduler {
         &self.pool
     }
 
-    fn apply_part(&mut self, index: usize, part: StepPart, results: Vec<SampledToken>, at: Instant) {
-        if let Some(bad) = results.iter().find(|result| result.token as usize >= self.limits.vocab) {
+    fn apply_part(
+        &mut self,
+        index: usize,
+        part: StepPart,
+        results: Vec<SampledToken>,
+        at: Instant,
+    ) {
+        if let Some(bad) = results.iter().find(|result| result.token as usize >= self.limits.vocab)
+        {
             let message = if bad.token == SampledToken::NO_TOKEN {
                 "no token can be chosen: a logit is not finite, or every token is banned".to_owned()
             } else {
@@ -234,7 +244,8 @@ impl Scheduler {
         sequence.publish(&mut self.pool);
         let n_prompt_known = sequence.n_computed.min(sequence.n_prompt());
         // After a preemption prompt tokens are computed again, but count once.
-        self.counters.prompt_tokens += n_prompt_known.saturating_sub(sequence.n_prompt_counted) as u64;
+        self.counters.prompt_tokens +=
+            n_prompt_known.saturating_sub(sequence.n_prompt_counted) as u64;
         sequence.n_prompt_counted = sequence.n_prompt_counted.max(n_prompt_known);
 
         let n_scores = part.n_samples - usize::from(part.chooses);
@@ -271,7 +282,11 @@ impl Scheduler {
     fn preempt(&mut self, mut sequence: Sequence) {
         sequence.reset(&mut self.pool);
         sequence.preemptions += 1;
-        tracing::debug!(sequence_id = sequence.id().0, preemptions = sequence.preemptions, "preempted");
+        tracing::debug!(
+            sequence_id = sequence.id().0,
+            preemptions = sequence.preemptions,
+            "preempted"
+        );
         // Called from the youngest to the oldest, so the queue stays in order of admission.
         self.preempted.push_front(sequence);
     }
@@ -279,10 +294,13 @@ impl Scheduler {
     fn build_batch(&mut self) -> StepBatch {
         let mut rows_of = vec![0; self.running.len()];
         let mut n_free = self.limits.max_step_rows;
-        let by_urgency = |wants_chunk: bool| move |&(_, s): &(usize, &Sequence)| (s.n_pending() > 1) == wants_chunk;
+        let by_urgency = |wants_chunk: bool| {
+            move |&(_, s): &(usize, &Sequence)| (s.n_pending() > 1) == wants_chunk
+        };
         let mut order = Vec::with_capacity(self.running.len());
         for wants_chunk in [false, true] {
-            for (index, sequence) in self.running.iter().enumerate().filter(by_urgency(wants_chunk)) {
+            for (index, sequence) in self.running.iter().enumerate().filter(by_urgency(wants_chunk))
+            {
                 rows_of[index] = sequence.n_pending().min(n_free);
                 n_free -= rows_of[index];
                 order.push(index);

@@ -195,7 +195,12 @@ impl Sequence {
 
     /// What to sample when the next `n_rows` pending tokens are computed, where row 0 of them is row `first_row` of the
     /// step: first prompt tokens to score, then a token to choose if these rows reach the end of what is known.
-    pub(super) fn sample_rows(&self, first_row: usize, n_rows: usize, no_history: &Arc<Vec<u32>>) -> Vec<SampleRow> {
+    pub(super) fn sample_rows(
+        &self,
+        first_row: usize,
+        n_rows: usize,
+        no_history: &Arc<Vec<u32>>,
+    ) -> Vec<SampleRow> {
         let end = self.n_computed + n_rows;
         let mut rows = Vec::new();
         if let Some(scores) = &self.scores {
@@ -229,15 +234,21 @@ impl Sequence {
     }
 
     /// Takes a scored prompt token; reports all of them when the last one is there.
-    pub(super) fn add_score(&mut self, scored: SampledToken, at: Instant) {
-        let scores = self.scores.as_mut().expect("a scored row belongs to a sequence that asked for scores");
-        scores.known.push(token_event(scored, at));
+    pub(super) fn add_score(&mut self, sampled: SampledToken, at: Instant) {
+        let scores =
+            self.scores.as_mut().expect("a scored row belongs to a sequence that asked for scores");
+        scores.known.push(token_event(sampled, at));
         self.report_scores();
     }
 
     /// Appends the chosen token and reports it; the reason if the sequence ends with it. `tokens_max` is the most
     /// tokens, prompt and completion, that context and KV pool can hold.
-    pub(super) fn add_token(&mut self, chosen: SampledToken, tokens_max: usize, at: Instant) -> Option<FinishReason> {
+    pub(super) fn add_token(
+        &mut self,
+        chosen: SampledToken,
+        tokens_max: usize,
+        at: Instant,
+    ) -> Option<FinishReason> {
         // A prompt of one token has nothing to score, but an answer is owed.
         self.report_scores();
         let token = chosen.token;

@@ -1,6 +1,8 @@
 //! A runner without a model: the token it chooses is a hash of all that it reads through the block table, so that a wrong
 //! table, a stale cached block, a wrong position or a wrong adapter changes the output.
 
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::{
     sync::{
         Arc,
@@ -105,9 +107,15 @@ impl FakeRunner {
         }
     }
 
-    fn sample(&mut self, batch: &StepBatch, sequence: &StepSequence, sample: &SampleRow) -> SampledToken {
+    fn sample(
+        &mut self,
+        batch: &StepBatch,
+        sequence: &StepSequence,
+        sample: &SampleRow,
+    ) -> SampledToken {
         let position = batch.positions[sample.row];
-        let read: Vec<KvEntry> = (0..=position).map(|p| *self.entry(&sequence.block_table, p)).collect();
+        let read: Vec<KvEntry> =
+            (0..=position).map(|p| *self.entry(&sequence.block_table, p)).collect();
         let seen: Vec<u32> = read.iter().map(|entry| entry.token).collect();
         if sample.params.needs_history() {
             assert_eq!(*sample.history, seen, "history and keys and values tell different tokens");
@@ -116,7 +124,8 @@ impl FakeRunner {
             return SampledToken::none();
         }
         let words: Vec<u64> = read.iter().map(|entry| entry.digest).collect();
-        let hash = mix(mix(sample.sample_index, &words), &[sample.params.seed, sample.n_prompt as u64]);
+        let hash =
+            mix(mix(sample.sample_index, &words), &[sample.params.seed, sample.n_prompt as u64]);
         let mut token = u32::try_from(hash % u64::from(NAN_TOKEN)).unwrap();
         while sample.banned.contains(&token) {
             token = (token + 1) % NAN_TOKEN;
@@ -125,7 +134,9 @@ impl FakeRunner {
         SampledToken {
             token: sample.forced.unwrap_or(token),
             logprob: -((hash >> 40) as f32),
-            top: (0..n_top).map(|i| (u32::try_from((hash + i) % 50).unwrap(), -(i as f32))).collect(),
+            top: (0..n_top)
+                .map(|i| (u32::try_from((hash + i) % 50).unwrap(), -(i as f32)))
+                .collect(),
         }
     }
 }
@@ -164,7 +175,11 @@ impl StepRunner for FakeRunner {
         }
         let mut sampled = Vec::new();
         for sample in &batch.sample_rows {
-            let sequence = batch.sequences.iter().find(|sequence| sequence.rows.contains(&sample.row)).unwrap();
+            let sequence = batch
+                .sequences
+                .iter()
+                .find(|sequence| sequence.rows.contains(&sample.row))
+                .unwrap();
             sampled.push(self.sample(batch, sequence, sample));
         }
         Ok(sampled)
@@ -190,18 +205,27 @@ fn check(batch: &StepBatch, max_rows: usize, n_blocks: usize) {
         assert!(!sequence.rows.is_empty());
         next_row = sequence.rows.end;
         let positions = &batch.positions[sequence.rows.clone()];
-        assert!(positions.windows(2).all(|pair| pair[1] == pair[0] + 1), "positions are consecutive");
+        assert!(
+            positions.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "positions are consecutive"
+        );
         let last = positions[positions.len() - 1];
         assert_eq!(sequence.block_table.len(), last / KV_BLOCK_TOKENS + 1);
         assert!(sequence.block_table.iter().all(|block| (block.0 as usize) < n_blocks));
         let written = &sequence.block_table[positions[0] / KV_BLOCK_TOKENS..];
         for (other_index, other) in batch.sequences.iter().enumerate() {
             let shares = other.block_table.iter().any(|block| written.contains(block));
-            assert!(index == other_index || !shares, "a block that is written belongs to one sequence");
+            assert!(
+                index == other_index || !shares,
+                "a block that is written belongs to one sequence"
+            );
         }
     }
     assert_eq!(next_row, batch.n_rows());
-    assert!(batch.sample_rows.windows(2).all(|pair| pair[0].row < pair[1].row), "sample rows ascend");
+    assert!(
+        batch.sample_rows.windows(2).all(|pair| pair[0].row < pair[1].row),
+        "sample rows ascend"
+    );
     assert!(batch.sample_rows.iter().all(|sample| sample.row < batch.n_rows()));
 }
 

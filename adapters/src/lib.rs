@@ -1,0 +1,20 @@
+//! Adapters of pleach: file formats, validation, generations and the registry of aliases.
+//!
+//! ```text
+//! folder ── peft::load_peft ──> LoadedAdapter (checked f32 weights, digest)
+//!    ── engine installs the weights ──> lease ──> Generation ── Registry::insert ──> Alias
+//! request's model name ── Registry::resolve ──> pinned Generation
+//! ```
+//!
+//! This crate reads what others wrote, so nothing here trusts a length, an offset or a pattern; what is not supported
+//! is refused by the name of the key or tensor that asks for it. It knows nothing of HTTP, tenants or text.
+
+pub mod digest;
+pub mod generation;
+pub mod peft;
+pub mod registry;
+
+pub use digest::{GenerationDigest, base_kv_key};
+pub use generation::{Generation, GenerationInfo};
+pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft};
+pub use registry::{Alias, Registry, RegistryError, Resolution, UnknownModel};
