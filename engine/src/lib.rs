@@ -11,6 +11,7 @@ pub mod gguf;
 pub mod kv;
 pub mod model;
 pub mod quant;
+pub mod reference;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;

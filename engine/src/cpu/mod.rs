@@ -27,5 +27,8 @@ mod rope;
 mod simd;
 mod threads;
 
+#[cfg(test)]
+mod tests;
+
 pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
 pub use isa::Isa;

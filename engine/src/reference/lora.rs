@@ -1,0 +1,41 @@
+//! Low-rank adapters: `Δy[n] = lora_scale Σ_r b[n, r] Σ_k a[r, k] x[k]` (arXiv 2106.09685).
+
+use crate::adapter_weights::SiteWeights;
+
+use super::matmul::matmul;
+
+/// What one adapter adds to the output of one linear for one row; a row without an adapter adds nothing.
+///
+/// | buffer | shape | type |
+/// |---|---|---|
+/// | `weights.a` | `[R, K]`, row-major | f32 |
+/// | `weights.b` | `[N, R]`, row-major | f32 |
+/// | `x` | `[K]` | f64 |
+/// | result | `[N]` | f64 |
+///
+/// # Panics
+/// When `a` has not `R · K` values.
+pub fn lora(weights: &SiteWeights, x: &[f64]) -> Vec<f64> {
+    assert_eq!(weights.a.len(), weights.rank * x.len(), "lora_A is [rank, {}]", x.len());
+    let v = matmul(&widen(&weights.a), x, x.len());
+    let delta = matmul(&widen(&weights.b), &v, weights.rank);
+    delta.into_iter().map(|value| f64::from(weights.lora_scale) * value).collect()
+}
+
+/// `|lora_scale| Σ_r |b[n, r]| Σ_k |a[r, k] x[k]|`, `[N]`: what the rounding error of [`lora`] is proportional to.
+///
+/// # Panics
+/// As [`lora`].
+pub fn lora_magnitude(weights: &SiteWeights, x: &[f64]) -> Vec<f64> {
+    let absolute = SiteWeights {
+        lora_scale: weights.lora_scale.abs(),
+        a: weights.a.iter().map(|v| v.abs()).collect(),
+        b: weights.b.iter().map(|v| v.abs()).collect(),
+        ..*weights
+    };
+    lora(&absolute, &x.iter().map(|v| v.abs()).collect::<Vec<_>>())
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}

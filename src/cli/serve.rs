@@ -1,0 +1,201 @@
+//! `pleach serve`: load, say what is served, answer until told to stop.
+#![expect(clippy::print_stderr, reason = "the start-up message is for the person at the terminal")]
+
+pub mod args;
+pub mod settings;
+
+use std::{
+    io::IsTerminal as _,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+
+pub use args::Args;
+use settings::Settings;
+
+use crate::{
+    http::{router, server::Server, state::AppState},
+    memory::show_bytes,
+    models,
+    serving::{self, LoadReport},
+};
+
+/// Exit status after a second signal, as shells report an interrupt.
+const EXIT_INTERRUPTED: i32 = 130;
+
+/// Serves until the first SIGINT or SIGTERM, then finishes what runs within the grace. A second signal ends the process
+/// at once.
+///
+/// # Errors
+/// Whatever keeps it from serving.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let settings = Settings::from_args(&args.with_config_file()?)?;
+    let serving = start(&settings).await?;
+    announce(&settings, &serving);
+    let signal = first_signal().await?;
+    tracing::info!(signal, grace_s = settings.grace.as_secs_f64(), "stopping");
+    serving.stop(settings.grace).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A server inside another program: `pleach chat` talks to one when none is running.
+///
+/// # Errors
+/// Whatever keeps it from serving.
+pub async fn start_in_process(args: Args) -> anyhow::Result<Serving> {
+    start(&Settings::from_args(&args.with_config_file()?)?).await
+}
+
+/// A running server.
+#[derive(Debug)]
+pub struct Serving {
+    address: SocketAddr,
+    report: LoadReport,
+    state: Arc<AppState>,
+    stop: oneshot::Sender<()>,
+    accepting: JoinHandle<Server>,
+}
+
+impl Serving {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Takes no more requests, lets running ones finish for at most `grace`, cancels the rest, and ends every
+    /// connection.
+    pub async fn stop(self, grace: Duration) {
+        self.state.stopping.store(true, Ordering::Relaxed);
+        // It may have stopped already.
+        let _ = self.stop.send(());
+        let server = self.accepting.await;
+        self.state.engine.shutdown(grace).await;
+        match server {
+            Ok(server) => server.finish().await,
+            Err(error) => tracing::error!(%error, "the accept loop died"),
+        }
+    }
+}
+
+async fn start(settings: &Settings) -> anyhow::Result<Serving> {
+    // The port first: another server there should be known before seconds of loading.
+    let listener = TcpListener::bind(settings.address)
+        .await
+        .with_context(|| format!("cannot listen on {}", settings.address))?;
+    let address = listener.local_addr().context("cannot tell the address")?;
+    let model_path = models::resolve(&settings.model, std::io::stderr().is_terminal()).await?;
+    let (state, report) = serving::load(settings.load_settings(model_path)).await?;
+    let (stop, stopped) = oneshot::channel();
+    let router = router(Arc::clone(&state));
+    let accepting = tokio::spawn(async move {
+        let mut server = Server::default();
+        // A dropped sender stops the server too.
+        server.run(listener, router, async { stopped.await.unwrap_or_default() }).await;
+        server
+    });
+    Ok(Serving { address, report, state, stop, accepting })
+}
+
+async fn first_signal() -> anyhow::Result<&'static str> {
+    #[cfg(unix)]
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    #[cfg(unix)]
+    let terminated = async move {
+        terminate.recv().await;
+    };
+    #[cfg(not(unix))]
+    let terminated = std::future::pending::<()>();
+    let mut terminated = Box::pin(terminated);
+    let signal = tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.context("cannot wait for signals")?;
+            "SIGINT"
+        }
+        () = &mut terminated => "SIGTERM",
+    };
+    tokio::spawn(async {
+        second_signal().await;
+        eprintln!("stopped at once");
+        std::process::exit(EXIT_INTERRUPTED);
+    });
+    Ok(signal)
+}
+
+async fn second_signal() {
+    #[cfg(unix)]
+    if let Ok(mut terminate) =
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+    {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
+        return;
+    }
+    // Without signals there is nothing to wait for.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn announce(settings: &Settings, serving: &Serving) {
+    let LoadReport { spec, model_bytes, kv_bytes, adapters, elapsed } = &serving.report;
+    let load = settings.load_settings(std::path::PathBuf::new());
+    let stats = serving.state.engine.stats();
+    let names = serving.state.registry.base_names();
+    let url = format!("http://{}", serving.address);
+    eprintln!("pleach {} serves {} at {url}", env!("CARGO_PKG_VERSION"), names.join(", "));
+    eprintln!(
+        "  model        {} ({}, {} layers, context {}, {})",
+        spec.name,
+        serving.state.base.fingerprint,
+        spec.n_layers,
+        spec.context,
+        show_bytes(*model_bytes as u64),
+    );
+    eprintln!(
+        "  device       cpu, {} kernels, {} threads, {} activations",
+        load.isa, load.threads, load.activations
+    );
+    eprintln!(
+        "  KV memory    {}, {} blocks; at most {} sequences a step, {} waiting",
+        show_bytes(*kv_bytes),
+        stats.kv_blocks_total,
+        load.engine.max_batch,
+        load.engine.max_queue,
+    );
+    if adapters.is_empty() {
+        eprintln!("  adapters     none (--adapter NAME=DIR)");
+    }
+    for alias in adapters {
+        let generation = &alias.generation;
+        eprintln!(
+            "  adapter      {} (generation {}, rank {}, {} parameters)",
+            alias.name,
+            generation.digest.short(),
+            generation.info.rank_max,
+            generation.info.n_parameters,
+        );
+    }
+    eprintln!("  loaded in    {:.2} s", elapsed.as_secs_f64());
+    if settings.is_open {
+        eprintln!("  WARNING      open to the network without a key (--insecure)");
+    }
+    // An address that stands for all of this machine's is none to connect to.
+    let url = if serving.address.ip().is_unspecified() {
+        format!("http://localhost:{}", serving.address.port())
+    } else {
+        url
+    };
+    let model = adapters.first().map_or(names[0].as_str(), |alias| &*alias.name);
+    let key = if load.api_key.is_some() { " -H 'Authorization: Bearer KEY'" } else { "" };
+    eprintln!(
+        "try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \
+         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'"
+    );
+}

@@ -1,0 +1,162 @@
+//! What the user typed: flags, environment, configuration file. What the program makes of it is
+//! [`Settings`](super::settings::Settings).
+
+use std::{net::IpAddr, path::PathBuf};
+
+use anyhow::Context as _;
+use serde::Deserialize;
+
+/// Flags of `pleach serve`. Each is also an environment variable and, under its long name, a key of the configuration
+/// file. A flag goes before the environment, the environment before the file, the file before the default.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Args {
+    /// Model: a known name, hf:OWNER/REPO[:FILE], or a GGUF file [default: smollm2-135m-instruct].
+    #[arg(long, env = "PLEACH_MODEL", value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Adapter to serve under NAME: a PEFT LoRA folder. Repeatable; in the environment separated by commas.
+    #[arg(long, env = "PLEACH_ADAPTER", value_name = "NAME=DIR", value_delimiter = ',')]
+    pub adapter: Vec<String>,
+    /// Name that requests use for the base. Repeatable; the first is shown [default: from the model].
+    #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
+    pub served_model_name: Vec<String>,
+    /// Address to listen on [default: 127.0.0.1].
+    #[arg(long, env = "PLEACH_HOST", value_name = "ADDRESS")]
+    pub host: Option<IpAddr>,
+    /// Port to listen on; 0 takes a free one [default: 8000].
+    #[arg(long, env = "PLEACH_PORT")]
+    pub port: Option<u16>,
+    /// Where to compute: auto or cpu; cuda:N is not built yet [default: auto].
+    #[arg(long, env = "PLEACH_DEVICE", value_name = "auto|cpu|cuda:N")]
+    pub device: Option<String>,
+    /// How products treat activations: int8 is fast, f32 is exact [default: int8].
+    #[arg(long, env = "PLEACH_ACTIVATIONS", value_name = "int8|f32")]
+    pub activations: Option<String>,
+    /// Kernels: portable, avx2 or avx512-vnni [default: the fastest that runs here].
+    #[arg(long, env = "PLEACH_ISA")]
+    pub isa: Option<String>,
+    /// Threads that compute [default: all cores].
+    #[arg(long, env = "PLEACH_THREADS", value_name = "N")]
+    pub threads: Option<usize>,
+    /// Memory for keys and values, such as 512MiB [default: a quarter of what is free, at most 2GiB].
+    #[arg(long, env = "PLEACH_KV_MEMORY", value_name = "BYTES")]
+    pub kv_memory: Option<String>,
+    /// Most sequences in a step [default: 32].
+    #[arg(long, env = "PLEACH_MAX_BATCH", value_name = "N")]
+    pub max_batch: Option<usize>,
+    /// Most rows in a step: decode rows first, the rest is prefill [default: 256].
+    #[arg(long, env = "PLEACH_MAX_STEP_ROWS", value_name = "N")]
+    pub max_step_rows: Option<usize>,
+    /// Most sequences waiting; one more gets status 429 [default: 1024].
+    #[arg(long, env = "PLEACH_MAX_QUEUE", value_name = "N")]
+    pub max_queue: Option<usize>,
+    /// Do not reuse keys and values of equal prompt beginnings.
+    #[arg(long, env = "PLEACH_NO_PREFIX_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_prefix_cache: bool,
+    /// Largest request body, such as 2MiB [default: 2MiB].
+    #[arg(long, env = "PLEACH_BODY_LIMIT", value_name = "BYTES")]
+    pub body_limit: Option<String>,
+    /// Key that requests to /v1 must carry. Without one, only this machine can be served.
+    #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Listen beyond this machine without a key.
+    #[arg(long, env = "PLEACH_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub insecure: bool,
+    /// Seconds that running requests have to finish when the server is told to stop [default: 10].
+    #[arg(long, env = "PLEACH_SHUTDOWN_GRACE", value_name = "SECONDS")]
+    pub shutdown_grace: Option<f64>,
+    /// Configuration file (TOML): long flag names as keys, such as kv-memory = "512MiB".
+    #[arg(long, env = "PLEACH_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+}
+
+impl Args {
+    /// Fills what flags and environment left open from the configuration file, if one is named.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or a key of it is unknown or of the wrong type.
+    pub fn with_config_file(self) -> anyhow::Result<Self> {
+        let Some(path) = &self.config else { return Ok(self) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let file =
+            toml::from_str(&text).with_context(|| format!("cannot use {}", path.display()))?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, file: Self) -> Self {
+        let list = |own: Vec<String>, file: Vec<String>| if own.is_empty() { file } else { own };
+        Self {
+            model: self.model.or(file.model),
+            adapter: list(self.adapter, file.adapter),
+            served_model_name: list(self.served_model_name, file.served_model_name),
+            host: self.host.or(file.host),
+            port: self.port.or(file.port),
+            device: self.device.or(file.device),
+            activations: self.activations.or(file.activations),
+            isa: self.isa.or(file.isa),
+            threads: self.threads.or(file.threads),
+            kv_memory: self.kv_memory.or(file.kv_memory),
+            max_batch: self.max_batch.or(file.max_batch),
+            max_step_rows: self.max_step_rows.or(file.max_step_rows),
+            max_queue: self.max_queue.or(file.max_queue),
+            no_prefix_cache: self.no_prefix_cache || file.no_prefix_cache,
+            body_limit: self.body_limit.or(file.body_limit),
+            api_key: self.api_key.or(file.api_key),
+            insecure: self.insecure || file.insecure,
+            shutdown_grace: self.shutdown_grace.or(file.shutdown_grace),
+            config: self.config,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Harness {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(flags: &[&str]) -> Args {
+        Harness::parse_from([&["serve"], flags].concat()).args
+    }
+
+    #[test]
+    fn flags_go_before_the_file_and_the_file_fills_the_rest() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pleach.toml");
+        let text =
+            "port = 9000\nkv-memory = \"64MiB\"\nadapter = [\"a=x\"]\nno-prefix-cache = true\n";
+        std::fs::write(&path, text).unwrap();
+        let args =
+            parse(&["--port", "1", "--config", path.to_str().unwrap()]).with_config_file().unwrap();
+        assert_eq!(args.port, Some(1));
+        assert_eq!(args.kv_memory.as_deref(), Some("64MiB"));
+        assert_eq!(args.adapter, ["a=x"]);
+        assert!(args.no_prefix_cache);
+        assert_eq!(args.host, None);
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pleach.toml");
+        std::fs::write(&path, "prot = 9000\n").unwrap();
+        let error = parse(&["--config", path.to_str().unwrap()]).with_config_file().unwrap_err();
+        assert!(format!("{error:#}").contains("prot"), "{error:#}");
+    }
+
+    #[test]
+    fn lists_repeat() {
+        let args =
+            parse(&["--adapter", "a=x", "--adapter", "b=y", "--served-model-name", "m", "n"]);
+        assert_eq!(args.adapter, ["a=x", "b=y"]);
+        assert_eq!(args.served_model_name, ["m", "n"]);
+    }
+}

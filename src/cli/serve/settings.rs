@@ -1,0 +1,286 @@
+//! What the program needs, made of what the user typed.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use pleach_engine::{cpu::Isa, engine::EngineConfig, model::Activations};
+
+use super::args::Args;
+use crate::{
+    http::{auth::ApiKey, state::HttpLimits},
+    memory::parse_bytes,
+    models::DEFAULT_MODEL,
+    serving::LoadSettings,
+};
+
+const PORT_DEFAULT: u16 = 8000;
+const GRACE_DEFAULT: Duration = Duration::from_secs(10);
+/// A day; more is a typing error.
+const GRACE_SECONDS_MAX: f64 = 86_400.0;
+/// More threads than any machine that we know has cores.
+const THREADS_MAX: usize = 1024;
+const MAX_BATCH_MAX: usize = 4096;
+const MAX_STEP_ROWS_MAX: usize = 1 << 16;
+const BODY_BYTES_MAX: u64 = 1 << 30;
+
+/// Everything that `pleach serve` was asked to do, checked.
+#[derive(Debug)]
+pub struct Settings {
+    /// Name or path of the model; fetching it is the first thing to do.
+    pub model: String,
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// How long running requests have to finish.
+    pub grace: Duration,
+    /// Open beyond this machine, without a key.
+    pub is_open: bool,
+    names: Vec<String>,
+    adapters: Vec<(String, PathBuf)>,
+    isa: Isa,
+    threads: usize,
+    activations: Activations,
+    kv_bytes: Option<u64>,
+    engine: EngineConfig,
+    limits: HttpLimits,
+    api_key: Option<ApiKey>,
+}
+
+impl Settings {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    /// The first flag whose value cannot be used.
+    pub fn from_args(args: &Args) -> anyhow::Result<Self> {
+        check_device(args.device.as_deref().unwrap_or("auto"))?;
+        let host = args.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        if let Some(key) = &args.api_key {
+            ensure!(!key.trim().is_empty(), "--api-key is empty");
+        }
+        let is_open = args.api_key.is_none() && !host.is_loopback();
+        ensure!(
+            !is_open || args.insecure,
+            "without --api-key only this machine can be served, but --host is {host}: give a key, or --insecure to \
+             serve everyone"
+        );
+        let model = args.model.clone().unwrap_or_else(|| DEFAULT_MODEL.to_owned());
+        let names = if args.served_model_name.is_empty() {
+            vec![name_of_model(&model)]
+        } else {
+            args.served_model_name.clone()
+        };
+        Ok(Self {
+            address: SocketAddr::new(host, args.port.unwrap_or(PORT_DEFAULT)),
+            grace: read_grace(args.shutdown_grace)?,
+            is_open,
+            names,
+            adapters: args
+                .adapter
+                .iter()
+                .map(|text| read_adapter(text))
+                .collect::<Result<_, _>>()?,
+            isa: read_isa(args.isa.as_deref())?,
+            threads: read_threads(args.threads)?,
+            activations: args
+                .activations
+                .as_deref()
+                .unwrap_or("int8")
+                .parse()
+                .context("--activations")?,
+            kv_bytes: args
+                .kv_memory
+                .as_deref()
+                .map(|text| read_bytes("--kv-memory", text))
+                .transpose()?,
+            engine: read_engine(args)?,
+            limits: read_limits(args)?,
+            api_key: args.api_key.as_deref().map(|key| ApiKey::new(key.trim())),
+            model,
+        })
+    }
+
+    /// What to load, once the model file is here.
+    pub fn load_settings(&self, model_path: PathBuf) -> LoadSettings {
+        LoadSettings {
+            model_path,
+            model_names: self.names.clone(),
+            adapters: self.adapters.clone(),
+            isa: self.isa,
+            threads: self.threads,
+            activations: self.activations,
+            kv_bytes: self.kv_bytes,
+            engine: self.engine.clone(),
+            limits: self.limits,
+            api_key: self.api_key.clone(),
+        }
+    }
+}
+
+fn check_device(device: &str) -> anyhow::Result<()> {
+    match device {
+        "auto" | "cpu" => Ok(()),
+        _ if device.starts_with("cuda") => {
+            bail!("--device {device}: this build computes on the CPU only; use cpu or auto")
+        }
+        _ => bail!("--device {device:?} is none of auto, cpu, cuda:N"),
+    }
+}
+
+/// The file's name for a path, the repository for a hub reference, else the name itself.
+fn name_of_model(model: &str) -> String {
+    if let Some(reference) = model.strip_prefix("hf:") {
+        return reference.split(':').next().unwrap_or(reference).to_owned();
+    }
+    let path = Path::new(model);
+    let is_path = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+        || model.contains(std::path::MAIN_SEPARATOR);
+    let name = if is_path {
+        path.file_stem().map_or(model.into(), |stem| stem.to_string_lossy())
+    } else {
+        model.into()
+    };
+    // Spaces and commas cannot be part of a model name.
+    name.replace([' ', ','], "-")
+}
+
+fn read_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
+    let (name, folder) =
+        text.split_once('=').with_context(|| format!("--adapter {text:?} is not NAME=DIR"))?;
+    ensure!(!name.is_empty() && !folder.is_empty(), "--adapter {text:?} is not NAME=DIR");
+    Ok((name.to_owned(), PathBuf::from(folder)))
+}
+
+fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
+    let Some(name) = name else { return Ok(Isa::detect()) };
+    let isa: Isa = name.parse().context("--isa")?;
+    ensure!(
+        isa.is_available(),
+        "--isa {isa}: this processor cannot run it; the best that it can is {}",
+        Isa::detect()
+    );
+    Ok(isa)
+}
+
+fn read_threads(threads: Option<usize>) -> anyhow::Result<usize> {
+    let threads = threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    in_range("--threads", threads, THREADS_MAX)
+}
+
+fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
+    parse_bytes(text).map_err(anyhow::Error::msg).context(flag)
+}
+
+fn read_engine(args: &Args) -> anyhow::Result<EngineConfig> {
+    let default = EngineConfig::default();
+    let max_batch =
+        in_range("--max-batch", args.max_batch.unwrap_or(default.max_batch), MAX_BATCH_MAX)?;
+    // Every running sequence needs a row.
+    let max_step_rows = args.max_step_rows.unwrap_or(default.max_step_rows.max(max_batch));
+    let max_step_rows = in_range("--max-step-rows", max_step_rows, MAX_STEP_ROWS_MAX)?;
+    ensure!(
+        max_step_rows >= max_batch,
+        "--max-step-rows {max_step_rows} is less than --max-batch {max_batch}: every running sequence needs a row"
+    );
+    Ok(EngineConfig {
+        max_batch,
+        max_step_rows,
+        max_queue: args.max_queue.unwrap_or(default.max_queue),
+        prefix_cache: !args.no_prefix_cache,
+    })
+}
+
+fn read_limits(args: &Args) -> anyhow::Result<HttpLimits> {
+    let default = HttpLimits::default();
+    let Some(text) = args.body_limit.as_deref() else { return Ok(default) };
+    let bytes = read_bytes("--body-limit", text)?;
+    ensure!((1..=BODY_BYTES_MAX).contains(&bytes), "--body-limit {text} is outside 1B..=1GiB");
+    Ok(HttpLimits { body_bytes_max: usize::try_from(bytes)?, ..default })
+}
+
+fn read_grace(seconds: Option<f64>) -> anyhow::Result<Duration> {
+    let Some(seconds) = seconds else { return Ok(GRACE_DEFAULT) };
+    ensure!(
+        (0.0..=GRACE_SECONDS_MAX).contains(&seconds),
+        "--shutdown-grace {seconds} is outside 0..={GRACE_SECONDS_MAX} seconds"
+    );
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+fn in_range(flag: &str, value: usize, most: usize) -> anyhow::Result<usize> {
+    ensure!((1..=most).contains(&value), "{flag} {value} is outside 1..={most}");
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(args: Args) -> String {
+        format!("{:#}", Settings::from_args(&args).unwrap_err())
+    }
+
+    #[test]
+    fn values_that_cannot_be_used_are_refused_by_flag() {
+        let text = |text: &str| Some(text.to_owned());
+        for (args, expected) in [
+            (Args { device: text("cuda:0"), ..Args::default() }, "--device cuda:0"),
+            (Args { device: text("tpu"), ..Args::default() }, "--device"),
+            (Args { activations: text("int4"), ..Args::default() }, "int4"),
+            (Args { isa: text("mmx"), ..Args::default() }, "mmx"),
+            (Args { threads: Some(0), ..Args::default() }, "--threads 0"),
+            (Args { kv_memory: text("lots"), ..Args::default() }, "--kv-memory"),
+            (Args { max_batch: Some(0), ..Args::default() }, "--max-batch 0"),
+            (
+                Args { max_batch: Some(8), max_step_rows: Some(4), ..Args::default() },
+                "--max-step-rows 4",
+            ),
+            (Args { adapter: vec!["x".to_owned()], ..Args::default() }, "NAME=DIR"),
+            (Args { adapter: vec!["=x".to_owned()], ..Args::default() }, "NAME=DIR"),
+            (Args { api_key: text(" "), ..Args::default() }, "--api-key"),
+            (Args { shutdown_grace: Some(-1.0), ..Args::default() }, "--shutdown-grace"),
+            (Args { shutdown_grace: Some(f64::NAN), ..Args::default() }, "--shutdown-grace"),
+            (Args { body_limit: text("0"), ..Args::default() }, "--body-limit"),
+        ] {
+            let message = error(args);
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn without_a_key_only_this_machine_is_served() {
+        let host = |host: &str| Some(host.parse().unwrap());
+        assert!(error(Args { host: host("0.0.0.0"), ..Args::default() }).contains("--api-key"));
+        assert!(error(Args { host: host("::"), ..Args::default() }).contains("--api-key"));
+        for args in [
+            Args { host: host("127.0.0.1"), ..Args::default() },
+            Args { host: host("::1"), ..Args::default() },
+            Args { host: host("0.0.0.0"), api_key: Some("k".to_owned()), ..Args::default() },
+            Args { host: host("0.0.0.0"), insecure: true, ..Args::default() },
+        ] {
+            Settings::from_args(&args).unwrap();
+        }
+    }
+
+    #[test]
+    fn names_come_from_the_model() {
+        for (model, name) in [
+            ("smollm2-135m-instruct", "smollm2-135m-instruct"),
+            ("hf:Owner/Repo:file.gguf", "Owner/Repo"),
+            ("some/where/My Model.Q4_1.gguf", "My-Model.Q4_1"),
+            ("model.GGUF", "model"),
+        ] {
+            assert_eq!(name_of_model(model), name);
+        }
+    }
+
+    #[test]
+    fn a_large_batch_raises_the_rows_of_a_step() {
+        let settings =
+            Settings::from_args(&Args { max_batch: Some(512), ..Args::default() }).unwrap();
+        assert_eq!(settings.engine.max_step_rows, 512);
+    }
+}

@@ -1,0 +1,252 @@
+//! `POST /v1/chat/completions`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use pleach_text::{ChatTemplate, RenderOptions, Tokenizer};
+use serde_json::Value;
+
+use super::{
+    choice::ChoiceDelta,
+    error::ApiError,
+    generate::{self, Job},
+    ids,
+    json_body::JsonBody,
+    scores,
+    sse::{self, ChunkWriter, Events},
+    state::AppState,
+    wire::{
+        chat::{ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatMessage},
+        chat_request::ChatRequest,
+        usage::{Usage, UsageField},
+    },
+};
+use crate::telemetry::unix_time;
+
+const PARAM: &str = "messages";
+const ASSISTANT: &str = "assistant";
+
+/// Continues a chat.
+///
+/// # Errors
+/// See [`ApiError`].
+pub async fn create(
+    State(state): State<Arc<AppState>>,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    let JsonBody { fields, arrived } = body;
+    let request = ChatRequest::read(&fields)?;
+    drop(fields);
+    let model = state.resolve(&request.model)?;
+    let head = Head {
+        id: ids::random("chatcmpl-"),
+        created: unix_time().as_secs(),
+        model: model.name.clone(),
+        fingerprint: state.base.fingerprint.clone(),
+        generation: model.generation_hex(),
+    };
+    let shows = Shows {
+        logprobs: request.logprobs.is_some(),
+        token_ids: request.sampling.return_token_ids,
+        usage: request.sampling.include_usage,
+    };
+    let (stream, n) = (request.sampling.stream, request.sampling.n);
+    let prompt_logprobs = request.sampling.prompt_logprobs;
+    let (sampling, logprobs) = (request.sampling.clone(), request.logprobs);
+    let prompt = render(&state, request).await?;
+    let prompt_token_ids = shows.token_ids.then(|| prompt.clone());
+    let job = Job {
+        model,
+        prompts: vec![prompt],
+        sampling,
+        logprobs,
+        prompt_logprobs,
+        arrived,
+        param: PARAM,
+    };
+    let running = generate::start(&state, &job)?;
+    let tokenizer = Arc::clone(&state.base.tokenizer);
+    if stream {
+        let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted: vec![false; n] };
+        return Ok(sse::respond(running, chunks, Arc::clone(&state.telemetry), shows.usage));
+    }
+    let (choices, usage) = running.collect().await?;
+    Ok(head.whole(&tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
+}
+
+/// What every body of one request repeats.
+#[derive(Debug)]
+struct Head {
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+    generation: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shows {
+    logprobs: bool,
+    token_ids: bool,
+    usage: bool,
+}
+
+impl Head {
+    fn whole(
+        &self,
+        tokenizer: &Tokenizer,
+        shows: Shows,
+        choices: Vec<ChoiceDelta>,
+        usage: Usage,
+        prompt_token_ids: Option<&[u32]>,
+    ) -> Response {
+        let prompt_logprobs = choices
+            .first()
+            .and_then(|choice| choice.prompt_scores.as_ref())
+            .map(|prompt_scores| scores::prompt(tokenizer, prompt_scores));
+        let body = ChatCompletion {
+            id: &self.id,
+            object: "chat.completion",
+            created: self.created,
+            model: &self.model,
+            choices: choices
+                .into_iter()
+                .map(|choice| whole_choice(tokenizer, shows, choice))
+                .collect(),
+            usage,
+            system_fingerprint: &self.fingerprint,
+            pleach_generation: self.generation.as_deref(),
+            prompt_token_ids,
+            prompt_logprobs,
+        };
+        Json(body).into_response()
+    }
+
+    fn chunk<'a>(&'a self, choices: &'a [ChatChunkChoice], usage: UsageField) -> ChatChunk<'a> {
+        ChatChunk {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.model,
+            choices,
+            usage,
+            system_fingerprint: &self.fingerprint,
+            pleach_generation: self.generation.as_deref(),
+            prompt_token_ids: None,
+        }
+    }
+}
+
+fn whole_choice(tokenizer: &Tokenizer, shows: Shows, choice: ChoiceDelta) -> ChatChoice {
+    let (finish_reason, stop_reason) =
+        choice.finish.map_or(("length", None), |finish| (finish.reason, finish.stop_reason));
+    ChatChoice {
+        index: choice.index,
+        message: ChatMessage { role: ASSISTANT, content: choice.text, refusal: None },
+        logprobs: shows.logprobs.then(|| scores::chat(tokenizer, &choice.tokens)),
+        finish_reason,
+        stop_reason,
+        token_ids: shows.token_ids.then(|| choice.tokens.iter().map(|event| event.token).collect()),
+    }
+}
+
+/// Writes the chunks of a streamed chat.
+#[derive(Debug)]
+struct Chunks {
+    head: Head,
+    shows: Shows,
+    tokenizer: Arc<Tokenizer>,
+    /// Taken by the first chunk.
+    prompt_token_ids: Option<Vec<u32>>,
+    /// Whether a choice's role was sent.
+    greeted: Vec<bool>,
+}
+
+impl Chunks {
+    /// The role goes out together with the first token and not before: clients time the first chunk.
+    fn greet(&mut self, index: usize, events: &mut Events) {
+        if std::mem::replace(&mut self.greeted[index], true) {
+            return;
+        }
+        let prompt_token_ids = self.prompt_token_ids.take();
+        let choice = ChatChunkChoice {
+            index,
+            delta: ChatDelta { role: Some(ASSISTANT), content: Some(String::new()) },
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            token_ids: None,
+        };
+        let choices = [choice];
+        let mut chunk = self.head.chunk(&choices, UsageField::of_chunk(self.shows.usage));
+        chunk.prompt_token_ids = prompt_token_ids.as_deref();
+        events.push(&chunk);
+    }
+}
+
+impl ChunkWriter for Chunks {
+    fn delta(&mut self, delta: ChoiceDelta, events: &mut Events) {
+        self.greet(delta.index, events);
+        let is_end_only = delta.finish.is_some() && delta.text.is_empty();
+        let (finish_reason, stop_reason) =
+            delta.finish.map_or((None, None), |finish| (Some(finish.reason), finish.stop_reason));
+        let scored = self.shows.logprobs && !delta.tokens.is_empty();
+        let choice = ChatChunkChoice {
+            index: delta.index,
+            delta: ChatDelta { role: None, content: (!is_end_only).then_some(delta.text) },
+            logprobs: scored.then(|| scores::chat(&self.tokenizer, &delta.tokens)),
+            finish_reason,
+            stop_reason,
+            token_ids: self
+                .shows
+                .token_ids
+                .then(|| delta.tokens.iter().map(|event| event.token).collect()),
+        };
+        events.push(&self.head.chunk(&[choice], UsageField::of_chunk(self.shows.usage)));
+    }
+
+    fn usage(&mut self, usage: Usage, events: &mut Events) {
+        events.push(&self.head.chunk(&[], UsageField::Counts(usage)));
+    }
+}
+
+/// Renders the messages and tokenizes them; special tokens in the rendered text are special, and nothing is added.
+async fn render(state: &AppState, request: ChatRequest) -> Result<Vec<u32>, ApiError> {
+    let template = match &state.base.chat_template {
+        Ok(template) => Arc::clone(template),
+        Err(detail) => return Err(ApiError::Template { detail: detail.clone() }),
+    };
+    let tokenizer = Arc::clone(&state.base.tokenizer);
+    let n_bytes = request.messages.iter().map(text_bytes).sum();
+    state.cpu.run(n_bytes, move || render_now(&template, &tokenizer, request)).await?
+}
+
+fn render_now(
+    template: &ChatTemplate,
+    tokenizer: &Tokenizer,
+    request: ChatRequest,
+) -> Result<Vec<u32>, ApiError> {
+    let options = RenderOptions {
+        add_generation_prompt: request.add_generation_prompt,
+        extra: request.template_variables,
+        ..RenderOptions::default()
+    };
+    let text = template
+        .render(&request.messages, &options)
+        .map_err(|error| ApiError::Template { detail: error.to_string() })?;
+    Ok(tokenizer.encode(&text, true))
+}
+
+fn text_bytes(message: &Value) -> usize {
+    match &message["content"] {
+        Value::String(text) => text.len(),
+        Value::Array(parts) => {
+            parts.iter().filter_map(|part| part["text"].as_str()).map(str::len).sum()
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => 0,
+    }
+}

@@ -1,0 +1,314 @@
+//! Every refusal that a client can get, and the status, type and code that it has on the wire.
+//!
+//! Handlers return [`ApiError`]; nothing else decides a status.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use pleach_engine::engine::SubmitError;
+
+use super::wire::error::{ErrorBody, ErrorEnvelope};
+
+/// What a client is told to wait when the queue is full. The queue moves by a step every few milliseconds, so this is
+/// the shortest wait that the header can say.
+const RETRY_AFTER_SECONDS: &str = "1";
+
+/// Why a request was not answered with what it asked for.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The body is no JSON.
+    #[error("the body is not valid JSON: {detail}")]
+    MalformedJson {
+        /// The parser's words, with line and column.
+        detail: String,
+    },
+    /// The body is JSON, but no object.
+    #[error("the body must be a JSON object, not {found}")]
+    NotAnObject {
+        /// Kind of the value found.
+        found: &'static str,
+    },
+    /// The body is not UTF-8.
+    #[error("the body is not valid UTF-8: first bad byte at {offset}")]
+    InvalidUtf8 {
+        /// Valid bytes before it.
+        offset: usize,
+    },
+    /// Another content type than JSON.
+    #[error("the content type must be application/json, not {found:?}")]
+    ContentType {
+        /// The header, or an empty string.
+        found: String,
+    },
+    /// Too many bytes.
+    #[error("the body is larger than {bytes_max} bytes")]
+    BodyTooLarge {
+        /// Most bytes accepted.
+        bytes_max: usize,
+    },
+    /// The body came too slowly.
+    #[error("the body did not arrive within {seconds} s")]
+    BodyTimeout {
+        /// Time that it had.
+        seconds: u64,
+    },
+    /// The connection broke inside the body.
+    #[error("the body ended early: {detail}")]
+    BodyBroken {
+        /// The transport's words.
+        detail: String,
+    },
+    /// A required field is not there.
+    #[error("missing required parameter: '{param}'")]
+    Missing {
+        /// The field.
+        param: String,
+    },
+    /// A field of the wrong JSON type.
+    #[error("invalid type for '{param}': expected {expected}, but got {found} instead")]
+    InvalidType {
+        /// The field.
+        param: String,
+        /// What it takes.
+        expected: &'static str,
+        /// What it was.
+        found: &'static str,
+    },
+    /// A number outside its range.
+    #[error("invalid '{param}': expected a value {bounds}, but got {found} instead")]
+    OutOfRange {
+        /// The field.
+        param: String,
+        /// The range in words.
+        bounds: String,
+        /// The value.
+        found: String,
+    },
+    /// A value of the right type that makes no sense.
+    #[error("invalid '{param}': {reason}")]
+    InvalidValue {
+        /// The field.
+        param: String,
+        /// Why.
+        reason: String,
+    },
+    /// A known field that this server does not implement.
+    #[error("'{param}' is not supported by this server{hint}")]
+    Unsupported {
+        /// The field.
+        param: String,
+        /// Empty, or what to do instead, with a leading separator.
+        hint: &'static str,
+    },
+    /// The prompt leaves no room for one token.
+    #[error(
+        "this model takes at most {tokens_max} prompt tokens, but '{param}' has {tokens}; please reduce its length"
+    )]
+    ContextLength {
+        /// `messages` or `prompt`.
+        param: &'static str,
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Most tokens of a prompt.
+        tokens_max: usize,
+    },
+    /// The chat template refused the messages, or failed.
+    #[error("the chat template failed: {detail}")]
+    Template {
+        /// The template engine's words.
+        detail: String,
+    },
+    /// No such base or adapter.
+    #[error("the model '{name}' does not exist")]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+    },
+    /// No key where one is needed.
+    #[error("no API key was given: send it in an 'Authorization: Bearer KEY' header")]
+    MissingKey,
+    /// Another key.
+    #[error("the API key is not valid")]
+    WrongKey,
+    /// No such path.
+    #[error("no such endpoint: {method} {path}")]
+    NotFound {
+        /// The method.
+        method: String,
+        /// The path.
+        path: String,
+    },
+    /// A path that takes other methods.
+    #[error("{path} does not take {method}")]
+    MethodNotAllowed {
+        /// The method.
+        method: String,
+        /// The path.
+        path: String,
+    },
+    /// The engine's queue is full.
+    #[error("the server is busy: {queued} sequences are waiting already")]
+    QueueFull {
+        /// Sequences waiting.
+        queued: usize,
+    },
+    /// The server stops, or stopped while the request ran.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    /// A fault of the server.
+    #[error("the server failed to run this request: {detail}")]
+    Internal {
+        /// What is fit to be told.
+        detail: String,
+    },
+}
+
+impl ApiError {
+    /// A value that makes no sense.
+    pub fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::InvalidValue { param: param.into(), reason: reason.into() }
+    }
+
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::MalformedJson { .. }
+            | Self::NotAnObject { .. }
+            | Self::InvalidUtf8 { .. }
+            | Self::BodyBroken { .. }
+            | Self::Missing { .. }
+            | Self::InvalidType { .. }
+            | Self::OutOfRange { .. }
+            | Self::InvalidValue { .. }
+            | Self::Unsupported { .. }
+            | Self::ContextLength { .. }
+            | Self::Template { .. } => StatusCode::BAD_REQUEST,
+            Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::UnknownModel { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The envelope's `code`: one of a closed set, so that it can be a metric label.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::MalformedJson { .. } | Self::NotAnObject { .. } => "invalid_json",
+            Self::InvalidUtf8 { .. } => "invalid_utf8",
+            Self::ContentType { .. } => "unsupported_media_type",
+            Self::BodyTooLarge { .. } => "request_too_large",
+            Self::BodyTimeout { .. } => "request_timeout",
+            Self::BodyBroken { .. } => "incomplete_body",
+            Self::Missing { .. } => "missing_required_parameter",
+            Self::InvalidType { .. } => "invalid_type",
+            Self::OutOfRange { .. } | Self::InvalidValue { .. } => "invalid_value",
+            Self::Unsupported { .. } => "unsupported_parameter",
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::Template { .. } => "template_error",
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::MissingKey | Self::WrongKey => "invalid_api_key",
+            Self::NotFound { .. } => "unknown_url",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::QueueFull { .. } => "rate_limit_exceeded",
+            Self::ShuttingDown => "shutting_down",
+            Self::Internal { .. } => "internal_error",
+        }
+    }
+
+    /// The JSON that is sent, also as an event inside a stream.
+    pub fn envelope(&self) -> ErrorEnvelope {
+        ErrorEnvelope {
+            error: ErrorBody {
+                message: self.to_string(),
+                kind: self.kind(),
+                param: self.param().map(str::to_owned),
+                code: self.code(),
+            },
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        let status = self.status();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            "rate_limit_error"
+        } else if status.is_server_error() {
+            "server_error"
+        } else {
+            "invalid_request_error"
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Missing { param }
+            | Self::InvalidType { param, .. }
+            | Self::OutOfRange { param, .. }
+            | Self::InvalidValue { param, .. }
+            | Self::Unsupported { param, .. } => Some(param),
+            Self::ContextLength { param, .. } => Some(param),
+            Self::Template { .. } => Some("messages"),
+            Self::UnknownModel { .. } => Some("model"),
+            Self::MalformedJson { .. }
+            | Self::NotAnObject { .. }
+            | Self::InvalidUtf8 { .. }
+            | Self::ContentType { .. }
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTimeout { .. }
+            | Self::BodyBroken { .. }
+            | Self::MissingKey
+            | Self::WrongKey
+            | Self::NotFound { .. }
+            | Self::MethodNotAllowed { .. }
+            | Self::QueueFull { .. }
+            | Self::ShuttingDown
+            | Self::Internal { .. } => None,
+        }
+    }
+
+    /// What the engine's refusal is to a client whose prompt came in `param`.
+    pub fn from_submit(error: SubmitError, param: &'static str) -> Self {
+        match error {
+            SubmitError::QueueFull { queued } => Self::QueueFull { queued },
+            SubmitError::TooLong { prompt, limit } => {
+                Self::ContextLength { param, tokens: prompt, tokens_max: limit }
+            }
+            SubmitError::InvalidPrompt(reason) => Self::invalid(param, reason),
+            SubmitError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+}
+
+/// Rides in the response's extensions, so that telemetry can count errors without reading bodies.
+#[derive(Clone, Copy, Debug)]
+pub struct ErrorCode(pub &'static str);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if let Self::Internal { detail } = &self {
+            tracing::error!(detail, "request failed");
+        }
+        let mut response = (self.status(), axum::Json(self.envelope())).into_response();
+        response.extensions_mut().insert(ErrorCode(self.code()));
+        let headers = response.headers_mut();
+        if matches!(self, Self::QueueFull { .. } | Self::ShuttingDown) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        }
+        if matches!(self, Self::MissingKey | Self::WrongKey) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        // The rest of an unread body would be taken for the next request.
+        if matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyBroken { .. }
+        ) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+}

@@ -1,0 +1,200 @@
+//! Runs the choices of one request. Chat and plain completions, streamed or not, all read the same [`Running`].
+
+use std::{sync::Arc, time::Instant};
+
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream, SelectAll},
+};
+use pleach_engine::{sampler::SamplingParams, sequence::SequenceRequest};
+
+use super::{
+    choice::{Choice, ChoiceDelta, Rules},
+    error::ApiError,
+    ids,
+    state::{AppState, Model},
+    wire::{sampling::Sampling, usage::Usage},
+};
+
+/// Most choices of one request, over all its prompts.
+pub const CHOICES_MAX: usize = 512;
+
+/// What a request asks of the engine.
+#[derive(Debug)]
+pub struct Job {
+    /// On what to run.
+    pub model: Model,
+    /// Tokens of each prompt.
+    pub prompts: Vec<Vec<u32>>,
+    /// Each prompt gets `sampling.n` choices.
+    pub sampling: Sampling,
+    /// Report log-probabilities of completion tokens, with this many likeliest tokens.
+    pub logprobs: Option<u32>,
+    /// Score the prompt's tokens, with this many likeliest tokens.
+    pub prompt_logprobs: Option<u32>,
+    /// When the request came.
+    pub arrived: Instant,
+    /// The field that the prompt came in.
+    pub param: &'static str,
+}
+
+/// The choices of one request, under way. Dropping it cancels them before the next step.
+pub struct Running {
+    choices: SelectAll<BoxStream<'static, Result<ChoiceDelta, ApiError>>>,
+    n: usize,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    completion_tokens: usize,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("unfinished", &self.choices.len()).finish_non_exhaustive()
+    }
+}
+
+/// Queues every choice of a request, or none.
+///
+/// # Errors
+/// What the request asks that this model cannot do, or the engine's refusal.
+pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
+    check(state, job)?;
+    let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
+    let n = job.sampling.n;
+    let base_seed = job.sampling.seed.unwrap_or_else(ids::random_u64);
+    // One set of parameters for each choice of a prompt; all prompts share them.
+    let params: Vec<_> =
+        (0..n as u64).map(|choice| Arc::new(params(job, base_seed.wrapping_add(choice)))).collect();
+    let rules = Arc::new(Rules::new(&job.sampling, &state.base.tokenizer));
+    let kv_key = job.model.kv_key(job.sampling.cache_salt.as_bytes());
+    let adapter = job.model.adapter.as_ref().map(|adapter| adapter.generation.lease.clone());
+    let mut choices = SelectAll::new();
+    for (prompt_index, prompt) in job.prompts.iter().enumerate() {
+        for (choice_index, params) in params.iter().enumerate() {
+            let sequence = state
+                .engine
+                .submit(SequenceRequest {
+                    prompt: prompt.clone(),
+                    adapter: adapter.clone(),
+                    kv_key,
+                    sampling: Arc::clone(params),
+                    max_tokens: max_tokens(state, job, prompt.len()),
+                    min_tokens: job.sampling.min_tokens as usize,
+                    stop_tokens: rules.stop_tokens.clone(),
+                    prompt_logprobs: job.prompt_logprobs,
+                })
+                .map_err(|error| ApiError::from_submit(error, job.param))?;
+            let clock = state.telemetry.follow(job.model.alias(), job.arrived, prompt.len());
+            let index = prompt_index * n + choice_index;
+            let choice =
+                Choice::new(index, sequence, clock, Arc::clone(&rules), &state.base.tokenizer);
+            choices.push(stream::unfold(choice, next_delta).boxed());
+        }
+    }
+    Ok(Running { choices, n, prompt_tokens, cached_tokens: 0, completion_tokens: 0 })
+}
+
+impl Running {
+    /// The next addition to any choice; `None` when all have ended. After an error the request is lost.
+    pub async fn next(&mut self) -> Option<Result<ChoiceDelta, ApiError>> {
+        let delta = self.choices.next().await?;
+        if let Ok(ChoiceDelta { index, finish: Some(finish), .. }) = &delta {
+            self.completion_tokens += finish.completion_tokens;
+            // The choices of one prompt share it: the first tells what was cached before this request.
+            if index % self.n == 0 {
+                self.cached_tokens += finish.cached_tokens;
+            }
+        }
+        Some(delta)
+    }
+
+    /// What was used so far; final when all choices have ended.
+    pub fn usage(&self) -> Usage {
+        Usage::new(self.prompt_tokens, self.cached_tokens, self.completion_tokens)
+    }
+
+    /// Waits for all choices; each is the sum of its deltas, in the order of index.
+    ///
+    /// # Errors
+    /// The first failure of any choice.
+    pub async fn collect(mut self) -> Result<(Vec<ChoiceDelta>, Usage), ApiError> {
+        let mut whole: Vec<ChoiceDelta> = Vec::new();
+        while let Some(delta) = self.next().await {
+            let delta = delta?;
+            match whole.iter_mut().find(|choice| choice.index == delta.index) {
+                Some(choice) => choice.append(delta),
+                None => whole.push(delta),
+            }
+        }
+        whole.sort_unstable_by_key(|choice| choice.index);
+        Ok((whole, self.usage()))
+    }
+}
+
+async fn next_delta(mut choice: Choice) -> Option<(Result<ChoiceDelta, ApiError>, Choice)> {
+    let delta = choice.next().await?;
+    Some((delta, choice))
+}
+
+fn check(state: &AppState, job: &Job) -> Result<(), ApiError> {
+    if !state.is_serving() {
+        return Err(ApiError::ShuttingDown);
+    }
+    let n_choices = job.prompts.len() * job.sampling.n;
+    if n_choices > CHOICES_MAX {
+        return Err(ApiError::invalid(
+            "n",
+            format!("{n_choices} choices over all prompts, at most {CHOICES_MAX}"),
+        ));
+    }
+    let vocab = state.engine.spec().vocab;
+    let check_tokens = |param: &str, mut tokens: Box<dyn Iterator<Item = u32> + '_>| match tokens
+        .find(|&token| token as usize >= vocab)
+    {
+        Some(token) => Err(ApiError::invalid(
+            param,
+            format!("token {token} is outside the vocabulary of {vocab}"),
+        )),
+        None => Ok(()),
+    };
+    check_tokens("logit_bias", Box::new(job.sampling.logit_bias.iter().map(|(token, _)| *token)))?;
+    check_tokens("stop_token_ids", Box::new(job.sampling.stop_token_ids.iter().copied()))?;
+    let tokens_max = state.engine.max_prompt_tokens();
+    for prompt in &job.prompts {
+        check_tokens(job.param, Box::new(prompt.iter().copied()))?;
+        if prompt.is_empty() {
+            return Err(ApiError::invalid(job.param, "it has no tokens"));
+        }
+        if prompt.len() > tokens_max {
+            return Err(ApiError::ContextLength {
+                param: job.param,
+                tokens: prompt.len(),
+                tokens_max,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A prompt may be continued to the end of the context, however much was asked for: the choice then ends with
+/// `length`. 0 runs one token, which the choice drops.
+fn max_tokens(state: &AppState, job: &Job, prompt_tokens: usize) -> usize {
+    let room = state.engine.spec().context.saturating_sub(prompt_tokens).max(1);
+    job.sampling.max_tokens.map_or(room, |asked| room.min(asked as usize)).max(1)
+}
+
+fn params(job: &Job, seed: u64) -> SamplingParams {
+    let sampling = &job.sampling;
+    SamplingParams {
+        temperature: sampling.temperature,
+        top_p: sampling.top_p,
+        top_k: sampling.top_k,
+        min_p: sampling.min_p,
+        repetition_penalty: sampling.repetition_penalty,
+        frequency_penalty: sampling.frequency_penalty,
+        presence_penalty: sampling.presence_penalty,
+        logit_bias: sampling.logit_bias.clone(),
+        seed,
+        logprobs: job.logprobs,
+    }
+}

@@ -1,0 +1,73 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::{sync::Arc, time::UNIX_EPOCH};
+
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use pleach_adapters::Alias;
+
+use super::{
+    error::ApiError,
+    state::AppState,
+    wire::models::{ModelCard, ModelList, ModelPermission},
+};
+
+const OWNER: &str = "pleach";
+
+/// Bases first, then adapters by name.
+pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
+    Json(ModelList { object: "list", data: cards(&state) })
+}
+
+/// One card. An adapter also answers to `BASE:NAME`.
+///
+/// # Errors
+/// [`ApiError::UnknownModel`].
+pub async fn get(
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let model = state.resolve(&id)?;
+    let name = model.alias().unwrap_or(&model.name);
+    let card = cards(&state).into_iter().find(|card| card.id == name);
+    card.map(Json).ok_or(ApiError::UnknownModel { name: id })
+}
+
+fn cards(state: &AppState) -> Vec<ModelCard> {
+    let bases = state.registry.base_names().iter().map(|name| base_card(state, name));
+    bases.chain(state.registry.list().iter().map(|alias| adapter_card(state, alias))).collect()
+}
+
+fn base_card(state: &AppState, name: &str) -> ModelCard {
+    ModelCard {
+        max_model_len: Some(state.engine.spec().context),
+        ..card(name, state.base.loaded_unix, None, None)
+    }
+}
+
+fn adapter_card(state: &AppState, alias: &Alias) -> ModelCard {
+    let created = alias.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let parent = state.registry.base_names().first().cloned();
+    card(&alias.name, created, parent, Some(alias.generation.digest.to_string()))
+}
+
+fn card(
+    name: &str,
+    created: u64,
+    parent: Option<String>,
+    pleach_generation: Option<String>,
+) -> ModelCard {
+    ModelCard {
+        id: name.to_owned(),
+        object: "model",
+        created,
+        owned_by: OWNER,
+        root: name.to_owned(),
+        parent,
+        max_model_len: None,
+        permission: [ModelPermission::new(name, created)],
+        pleach_generation,
+    }
+}

@@ -1,0 +1,43 @@
+//! `GET /metrics` and `GET /v1/latency`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::header,
+    response::{IntoResponse, Response},
+};
+
+use super::{error::ApiError, state::AppState, wire::latency::LatencyReport};
+use crate::telemetry::AdapterFacts;
+
+/// Prometheus' text format.
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// All series.
+///
+/// # Errors
+/// [`ApiError::Internal`] when a series cannot be written.
+pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
+    let adapters: Vec<_> = state
+        .registry
+        .list()
+        .into_iter()
+        .map(|alias| AdapterFacts {
+            generation: alias.generation.digest.to_string(),
+            waiting: state.telemetry.is_waiting(&alias.name),
+            alias: alias.name.to_string(),
+        })
+        .collect();
+    let text = state
+        .telemetry
+        .render(&state.engine.stats(), &adapters)
+        .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
+}
+
+/// Percentiles by adapter and window.
+pub async fn latency(State(state): State<Arc<AppState>>) -> Json<LatencyReport> {
+    Json(state.telemetry.report())
+}

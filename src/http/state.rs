@@ -1,0 +1,126 @@
+//! What every handler shares.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use pleach_adapters::{Generation, Registry, Resolution, base_kv_key};
+use pleach_engine::engine::EngineHandle;
+use pleach_text::{ChatTemplate, Tokenizer};
+
+use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError};
+use crate::telemetry::Telemetry;
+
+/// Limits on what clients send.
+#[derive(Clone, Copy, Debug)]
+pub struct HttpLimits {
+    /// Largest body.
+    pub body_bytes_max: usize,
+    /// How long a body may take to arrive.
+    pub body_time_max: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        // 2 MiB of JSON are about 500 000 tokens of text, and become at most about 100 MB while they are parsed.
+        Self { body_bytes_max: 2 << 20, body_time_max: Duration::from_secs(30) }
+    }
+}
+
+/// The base, from the side of text.
+#[derive(Debug)]
+pub struct Base {
+    /// Its tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Its chat template, or why it has none.
+    pub chat_template: Result<Arc<ChatTemplate>, String>,
+    /// Short digest of its file, in every response.
+    pub fingerprint: String,
+    /// When it was loaded, seconds since 1970.
+    pub loaded_unix: u64,
+}
+
+/// What every handler shares.
+#[derive(Debug)]
+pub struct AppState {
+    /// Runs sequences.
+    pub engine: EngineHandle,
+    /// The base, from the side of text.
+    pub base: Base,
+    /// Base names and adapters.
+    pub registry: Registry,
+    /// What is measured.
+    pub telemetry: Arc<Telemetry>,
+    /// Limits on what clients send.
+    pub limits: HttpLimits,
+    /// Guards `/v1`.
+    pub api_key: Option<ApiKey>,
+    /// Tokenizing and templating.
+    pub cpu: CpuWork,
+    /// Set once, when the server begins to stop.
+    pub stopping: AtomicBool,
+}
+
+impl AppState {
+    /// Whether the server takes requests.
+    pub fn is_serving(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// What the `model` field of a request means, pinned for the whole request.
+    ///
+    /// # Errors
+    /// [`ApiError::UnknownModel`].
+    pub fn resolve(&self, name: &str) -> Result<Model, ApiError> {
+        match self.registry.resolve(name) {
+            Ok(Resolution::Base) => Ok(Model { name: name.to_owned(), adapter: None }),
+            Ok(Resolution::Adapter(alias, generation)) => Ok(Model {
+                name: name.to_owned(),
+                adapter: Some(PinnedAdapter { alias, generation }),
+            }),
+            Err(unknown) => Err(ApiError::UnknownModel { name: unknown.model_name }),
+        }
+    }
+}
+
+/// What a request runs on.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// The name that was asked for.
+    pub name: String,
+    /// `None` is the plain base.
+    pub adapter: Option<PinnedAdapter>,
+}
+
+/// An adapter, as the request found it: wherever the alias moves, the request ends on this generation.
+#[derive(Clone, Debug)]
+pub struct PinnedAdapter {
+    /// The name without the base's.
+    pub alias: Arc<str>,
+    /// Keeps the weights resident.
+    pub generation: Arc<Generation>,
+}
+
+impl Model {
+    /// The label of what is measured.
+    pub fn alias(&self) -> Option<&str> {
+        self.adapter.as_ref().map(|adapter| &*adapter.alias)
+    }
+
+    /// The digest that responses carry.
+    pub fn generation_hex(&self) -> Option<String> {
+        self.adapter.as_ref().map(|adapter| adapter.generation.digest.to_string())
+    }
+
+    /// What separates cached prefixes: adapter and salt.
+    pub fn kv_key(&self, salt: &[u8]) -> [u8; 32] {
+        match &self.adapter {
+            None => base_kv_key(salt),
+            Some(adapter) => adapter.generation.digest.kv_key(salt),
+        }
+    }
+}

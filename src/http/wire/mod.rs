@@ -1,0 +1,17 @@
+//! Every type that is JSON on the wire. Only these are sent to clients.
+//!
+//! Requests are read field by field ([`fields::Fields`]) and not by a derived deserializer: every refusal can then name
+//! its parameter, `null` is the same as absent, and unknown fields cost nothing.
+
+pub mod chat;
+pub mod chat_request;
+pub mod completion;
+pub mod completion_request;
+pub mod error;
+pub mod fields;
+pub mod latency;
+pub mod logprobs;
+pub mod models;
+pub mod sampling;
+pub mod unsupported;
+pub mod usage;

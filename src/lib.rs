@@ -1,0 +1,12 @@
+//! pleach: one quantized base model, another `LoRA` adapter for every request of the same batch.
+//!
+//! This crate is the serving process: command line, HTTP, telemetry. The engine, text and adapters are crates of their
+//! own; `main.rs` only reads the arguments.
+
+pub mod bench;
+pub mod cli;
+pub mod http;
+pub mod memory;
+pub mod models;
+pub mod serving;
+pub mod telemetry;

@@ -1,0 +1,229 @@
+//! From checked settings to a loaded server: model file, engine, text, adapters, telemetry in one [`AppState`].
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use pleach_adapters::{Alias, Generation, Registry, load_peft};
+use pleach_engine::{
+    cpu::Isa,
+    engine::{EngineConfig, EngineHandle},
+    gguf::GgufFile,
+    model::{self, Activations, CpuOptions},
+    spec::ModelSpec,
+};
+use pleach_text::{ChatTemplate, Tokenizer};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    http::{
+        auth::ApiKey,
+        cpu_work::CpuWork,
+        state::{AppState, Base, HttpLimits},
+    },
+    memory,
+    telemetry::{ServerFacts, Telemetry, unix_time},
+};
+
+/// Share of the free memory that keys and values take unless told otherwise.
+const KV_SHARE_OF_FREE: u64 = 4;
+/// Most memory that keys and values take unless told otherwise: what they take, the prefix cache fills in time.
+const KV_BYTES_DEFAULT_MAX: u64 = 2 << 30;
+/// Hexadecimal digits of the base's digest in `system_fingerprint`.
+const FINGERPRINT_DIGITS: usize = 12;
+
+/// What to load.
+#[derive(Clone, Debug)]
+pub struct LoadSettings {
+    /// The model file.
+    pub model_path: PathBuf,
+    /// Names that the base answers to; the first is shown.
+    pub model_names: Vec<String>,
+    /// Adapters by alias.
+    pub adapters: Vec<(String, PathBuf)>,
+    /// Kernels.
+    pub isa: Isa,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Products.
+    pub activations: Activations,
+    /// Bytes for keys and values; absent: a share of the free memory.
+    pub kv_bytes: Option<u64>,
+    /// Limits of the engine.
+    pub engine: EngineConfig,
+    /// Limits on what clients send.
+    pub limits: HttpLimits,
+    /// Guards `/v1`.
+    pub api_key: Option<ApiKey>,
+}
+
+/// What was loaded, for the start-up message.
+#[derive(Debug)]
+pub struct LoadReport {
+    /// The model's shape.
+    pub spec: ModelSpec,
+    /// Bytes of the model file.
+    pub model_bytes: usize,
+    /// Bytes for keys and values.
+    pub kv_bytes: u64,
+    /// Adapters, by name.
+    pub adapters: Vec<Alias>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Loads everything. Reading and packing weights runs on a blocking thread.
+///
+/// # Errors
+/// What could not be loaded, by file and name.
+pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, LoadReport)> {
+    let began = Instant::now();
+    let registry = Registry::new(settings.model_names.clone())?;
+    let opened = {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || open(&settings)).await.context("the loader died")??
+    };
+    load_adapters(&opened.engine, &registry, &settings.adapters).await?;
+    let facts = ServerFacts {
+        model_name: settings.model_names.first().cloned().unwrap_or_default(),
+        context: opened.engine.spec().context,
+        kv_blocks: opened.engine.stats().kv_blocks_total,
+        prefix_cache: settings.engine.prefix_cache,
+    };
+    let report = LoadReport {
+        spec: opened.engine.spec().clone(),
+        model_bytes: opened.model_bytes,
+        kv_bytes: opened.kv_bytes,
+        adapters: registry.list(),
+        elapsed: began.elapsed(),
+    };
+    let state = AppState {
+        engine: opened.engine,
+        base: opened.base,
+        registry,
+        telemetry: Arc::new(Telemetry::new(&facts)?),
+        limits: settings.limits,
+        api_key: settings.api_key,
+        cpu: CpuWork::default(),
+        stopping: AtomicBool::new(false),
+    };
+    Ok((Arc::new(state), report))
+}
+
+struct Opened {
+    engine: EngineHandle,
+    base: Base,
+    model_bytes: usize,
+    kv_bytes: u64,
+}
+
+fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
+    let path = &settings.model_path;
+    let of_file = || format!("cannot serve {}", path.display());
+    let file = GgufFile::open(path).with_context(of_file)?;
+    let spec = model::read_spec(&file).with_context(of_file)?;
+    let kv_bytes = settings.kv_bytes.unwrap_or_else(|| default_kv_bytes(&spec, settings));
+    let options = CpuOptions {
+        isa: settings.isa,
+        threads: settings.threads,
+        activations: settings.activations,
+        kv_bytes: usize::try_from(kv_bytes)
+            .context("--kv-memory does not fit this machine's address space")?,
+        max_rows: settings.engine.max_step_rows,
+    };
+    // The digest reads the whole file once, and so does packing: side by side it costs little.
+    let (base, runner) = std::thread::scope(|scope| {
+        let base = scope.spawn(|| open_base(&file));
+        (base.join(), model::load_cpu(&file, options))
+    });
+    let base = base
+        .map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))
+        .flatten()
+        .with_context(of_file)?;
+    let engine =
+        EngineHandle::start(Box::new(runner.with_context(of_file)?), settings.engine.clone())
+            .context("cannot start the engine's thread")?;
+    Ok(Opened { engine, base, model_bytes: file.file_bytes().len(), kv_bytes })
+}
+
+fn open_base(file: &GgufFile) -> anyhow::Result<Base> {
+    let tokenizer = Arc::new(Tokenizer::from_gguf(file)?);
+    Ok(Base {
+        tokenizer,
+        // A model without a usable template still completes prompts.
+        chat_template: ChatTemplate::from_gguf(file)
+            .map(Arc::new)
+            .map_err(|error| error.to_string()),
+        fingerprint: fingerprint(file.file_bytes()),
+        loaded_unix: unix_time().as_secs(),
+    })
+}
+
+/// A short digest of the file, `fp_` and hexadecimal digits.
+pub fn fingerprint(file: &[u8]) -> String {
+    let digest = Sha256::digest(file);
+    let mut number = [0; 8];
+    number.copy_from_slice(&digest[..8]);
+    let hex = format!("{:016x}", u64::from_be_bytes(number));
+    format!("fp_{}", &hex[..FINGERPRINT_DIGITS])
+}
+
+/// Loads adapters in order. Equal files become one generation, installed once.
+///
+/// # Errors
+/// The first that cannot be served, by name and folder.
+pub async fn load_adapters(
+    engine: &EngineHandle,
+    registry: &Registry,
+    adapters: &[(String, PathBuf)],
+) -> anyhow::Result<()> {
+    for (name, folder) in adapters {
+        load_adapter(engine, registry, name, folder)
+            .await
+            .with_context(|| format!("cannot load adapter {name:?} from {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+async fn load_adapter(
+    engine: &EngineHandle,
+    registry: &Registry,
+    name: &str,
+    folder: &Path,
+) -> anyhow::Result<()> {
+    registry.check_new_alias(name)?;
+    let (path, spec) = (folder.to_owned(), engine.spec().clone());
+    let mut adapter = tokio::task::spawn_blocking(move || load_peft(&path, &spec))
+        .await
+        .context("the loader died")??;
+    let generation = if let Some(resident) = registry.find(&adapter.digest) {
+        resident
+    } else {
+        let weights = std::mem::take(&mut adapter.weights);
+        let lease = engine.install_adapter(weights).await?;
+        Generation::new(name, &adapter, lease)
+    };
+    registry.insert(name, generation)?;
+    Ok(())
+}
+
+/// A quarter of the free memory, unless less is enough for the largest batch at full context, or it is very much.
+fn default_kv_bytes(spec: &ModelSpec, settings: &LoadSettings) -> u64 {
+    let token_bytes = kv_token_bytes(spec, settings.activations);
+    let enough =
+        token_bytes.saturating_mul((settings.engine.max_batch.saturating_mul(spec.context)) as u64);
+    let share = memory::free_bytes().map_or(KV_BYTES_DEFAULT_MAX, |free| free / KV_SHARE_OF_FREE);
+    enough.min(share).min(KV_BYTES_DEFAULT_MAX)
+}
+
+/// Keys and values of one token in every layer: f16, or f32 with exact products.
+fn kv_token_bytes(spec: &ModelSpec, activations: Activations) -> u64 {
+    let value_bytes = match activations {
+        Activations::Int8 => 2,
+        Activations::F32 => 4,
+    };
+    (2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * value_bytes) as u64
+}

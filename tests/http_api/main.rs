@@ -1,0 +1,15 @@
+//! Proves the HTTP surface without a model: the real router, engine thread, scheduler, tokenizer and template, over a
+//! runner that follows a script instead of computing.
+//!
+//! The tokenizer's ids are bytes (`104` is `h`), so that scripts and expectations can be read.
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![expect(clippy::float_cmp, reason = "values that pass through unchanged are equal")]
+
+mod support;
+
+mod bad_input;
+mod chat;
+mod completions;
+mod limits;
+mod observe;
+mod sockets;

@@ -1,0 +1,360 @@
+//! The scripted server and small helpers over it.
+
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicBool},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::{HeaderMap, Request, StatusCode},
+};
+use pleach::{
+    http::{
+        auth::ApiKey,
+        cpu_work::CpuWork,
+        router,
+        state::{AppState, Base, HttpLimits},
+    },
+    telemetry::{ServerFacts, Telemetry},
+};
+use pleach_adapters::{Generation, GenerationDigest, LoadedAdapter, Registry};
+use pleach_engine::{
+    adapter_weights::AdapterWeights,
+    backend::{RunError, StepRunner},
+    engine::{EngineConfig, EngineHandle},
+    gguf::{GgufBuilder, GgufFile},
+    sampler::SampledToken,
+    sampler::SamplingParams,
+    spec::{Architecture, ModelSpec, RopeScaling},
+    step_batch::{AdapterSlot, StepBatch},
+};
+use pleach_text::{ChatTemplate, Tokenizer};
+use serde_json::Value;
+use tower::ServiceExt;
+
+pub(crate) const BASE: &str = "tiny";
+pub(crate) const CONTEXT: usize = 256;
+pub(crate) const VOCAB: usize = 258;
+pub(crate) const IM_END: u32 = 257;
+/// Log-probability of every scripted token.
+pub(crate) const LOGPROB: f32 = -0.25;
+
+const TEMPLATE: &str = "{% for message in messages %}\
+{% if message.role == 'tool' %}{{ raise_exception('tools are not for this model') }}{% endif %}\
+<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}\
+{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// What the runner does. Shared with the test.
+#[derive(Debug)]
+pub(crate) struct Script {
+    /// Tokens that every sequence gets, in order; after them, end tokens.
+    pub(crate) tokens: Vec<u32>,
+    /// How long a step takes.
+    pub(crate) step: Duration,
+    /// Fail every step.
+    pub(crate) fail: bool,
+    /// What the last step's first sampled row asked.
+    pub(crate) seen: Option<Arc<SamplingParams>>,
+    /// The adapters of all rows so far.
+    pub(crate) adapters: Vec<Option<AdapterSlot>>,
+}
+
+struct ScriptedRunner {
+    spec: ModelSpec,
+    kv_blocks: usize,
+    script: Arc<Mutex<Script>>,
+    slots: u32,
+}
+
+impl StepRunner for ScriptedRunner {
+    fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    fn n_kv_blocks(&self) -> usize {
+        self.kv_blocks
+    }
+
+    fn max_rows(&self) -> usize {
+        64
+    }
+
+    fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
+        let mut script = self.script.lock().unwrap();
+        let pause = script.step;
+        if script.fail {
+            return Err(RunError::Device("the script says so".to_owned()));
+        }
+        script.adapters.extend(batch.sequences.iter().map(|sequence| sequence.adapter));
+        script.seen =
+            batch.sample_rows.first().map(|row| Arc::clone(&row.params)).or(script.seen.take());
+        let sampled = batch
+            .sample_rows
+            .iter()
+            .map(|row| {
+                let place = usize::try_from(row.sample_index).unwrap();
+                let scripted = script.tokens.get(place).copied().unwrap_or(IM_END);
+                let allowed =
+                    if row.banned.contains(&scripted) { u32::from(b'.') } else { scripted };
+                let token = row.forced.unwrap_or(allowed);
+                let n_top = row.params.logprobs.unwrap_or(0);
+                // The chosen one is the likeliest, then its neighbours; bytes beyond ASCII are never reached.
+                let top = (0..n_top).map(|n| ((token + n) % 128, LOGPROB - n as f32)).collect();
+                SampledToken { token, logprob: LOGPROB, top }
+            })
+            .collect();
+        drop(script);
+        std::thread::sleep(pause);
+        Ok(sampled)
+    }
+
+    fn install_adapter(&mut self, _: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+        self.slots += 1;
+        Ok(AdapterSlot(self.slots))
+    }
+
+    fn remove_adapter(&mut self, _: AdapterSlot) {}
+}
+
+/// What a test may change before the server starts.
+pub(crate) struct Setup {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) engine: EngineConfig,
+    pub(crate) limits: HttpLimits,
+    pub(crate) api_key: Option<&'static str>,
+    pub(crate) template: Option<&'static str>,
+    pub(crate) kv_blocks: usize,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            tokens: ids("hello"),
+            engine: EngineConfig {
+                max_batch: 8,
+                max_step_rows: 64,
+                max_queue: 64,
+                prefix_cache: true,
+            },
+            limits: HttpLimits::default(),
+            api_key: None,
+            template: Some(TEMPLATE),
+            kv_blocks: 512,
+        }
+    }
+}
+
+pub(crate) struct Server {
+    pub(crate) router: Router,
+    pub(crate) state: Arc<AppState>,
+    pub(crate) script: Arc<Mutex<Script>>,
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) text: String,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {:?}", self.text))
+    }
+
+    /// The JSON of every event but the last, which must be `[DONE]`.
+    pub(crate) fn events(&self) -> Vec<Value> {
+        let mut events: Vec<&str> = self
+            .text
+            .split_terminator("\n\n")
+            .map(|event| event.strip_prefix("data: ").unwrap_or_else(|| panic!("{event:?}")))
+            .collect();
+        assert_eq!(events.pop(), Some("[DONE]"), "{:?}", self.text);
+        events.into_iter().map(|event| serde_json::from_str(event).unwrap()).collect()
+    }
+}
+
+/// Ids of a text: its bytes.
+pub(crate) fn ids(text: &str) -> Vec<u32> {
+    text.bytes().map(u32::from).collect()
+}
+
+/// The server that follows `script`, one that says `text` and ends.
+pub(crate) async fn says(text: &str) -> Server {
+    serve(Setup { tokens: ids(text), ..Setup::default() }).await
+}
+
+pub(crate) async fn serve(setup: Setup) -> Server {
+    let file = gguf(setup.template);
+    let script = Arc::new(Mutex::new(Script {
+        tokens: setup.tokens,
+        step: Duration::ZERO,
+        fail: false,
+        seen: None,
+        adapters: Vec::new(),
+    }));
+    let runner = ScriptedRunner {
+        spec: spec(),
+        kv_blocks: setup.kv_blocks,
+        script: Arc::clone(&script),
+        slots: 0,
+    };
+    let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
+    let registry = Registry::new(vec![BASE.to_owned(), "tiny/two".to_owned()]).unwrap();
+    for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
+        let lease = engine.install_adapter(AdapterWeights::default()).await.unwrap();
+        registry.insert(alias, Generation::new(alias, &adapter(byte), lease)).unwrap();
+    }
+    let facts = ServerFacts {
+        model_name: BASE.to_owned(),
+        context: CONTEXT,
+        kv_blocks: 512,
+        prefix_cache: true,
+    };
+    let state = Arc::new(AppState {
+        engine,
+        base: Base {
+            tokenizer: Arc::new(Tokenizer::from_gguf(&file).unwrap()),
+            chat_template: ChatTemplate::from_gguf(&file)
+                .map(Arc::new)
+                .map_err(|error| error.to_string()),
+            fingerprint: "fp_test".to_owned(),
+            loaded_unix: 1,
+        },
+        registry,
+        telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
+        limits: setup.limits,
+        api_key: setup.api_key.map(ApiKey::new),
+        cpu: CpuWork::default(),
+        stopping: AtomicBool::new(false),
+    });
+    Server { router: router(Arc::clone(&state)), state, script }
+}
+
+impl Server {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let bytes = to_bytes(body, usize::MAX).await.unwrap();
+        Reply {
+            status: head.status,
+            headers: head.headers,
+            text: String::from_utf8(bytes.to_vec()).unwrap(),
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn post_text(&self, path: &str, body: impl Into<Body>) -> Reply {
+        self.send(post(path, body)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &Value) -> Reply {
+        self.post_text(path, body.to_string()).await
+    }
+
+    /// A chat of one user message, with `extra` fields.
+    pub(crate) async fn chat(&self, extra: Value) -> Reply {
+        let body = merge(
+            serde_json::json!({"model": BASE, "messages": [{"role": "user", "content": "hi"}]}),
+            extra,
+        );
+        self.post("/v1/chat/completions", &body).await
+    }
+
+    pub(crate) async fn complete(&self, extra: Value) -> Reply {
+        let body = merge(serde_json::json!({"model": BASE, "prompt": "ab"}), extra);
+        self.post("/v1/completions", &body).await
+    }
+
+    pub(crate) fn seen(&self) -> Arc<SamplingParams> {
+        self.script.lock().unwrap().seen.clone().expect("a step ran")
+    }
+
+    /// Waits until no sequence runs or waits.
+    pub(crate) async fn idle(&self) {
+        for _ in 0..500 {
+            let stats = self.state.engine.stats();
+            if stats.running == 0 && stats.waiting == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the engine is still busy: {:?}", self.state.engine.stats());
+    }
+}
+
+pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(path).header("content-type", "application/json").body(body.into()).unwrap()
+}
+
+fn merge(mut body: Value, extra: Value) -> Value {
+    let (Value::Object(fields), Value::Object(extra)) = (&mut body, extra) else {
+        panic!("objects are needed")
+    };
+    fields.extend(extra);
+    body
+}
+
+fn adapter(byte: u8) -> LoadedAdapter {
+    LoadedAdapter {
+        weights: AdapterWeights::default(),
+        digest: GenerationDigest([byte; 32]),
+        base_model_name: None,
+        rank_max: 8,
+        target_modules: Vec::new(),
+        n_parameters: 1,
+        tensor_bytes: 4,
+        stored_f16_exact: true,
+    }
+}
+
+fn spec() -> ModelSpec {
+    ModelSpec {
+        architecture: Architecture::Llama,
+        name: "tiny".to_owned(),
+        n_layers: 1,
+        hidden: 32,
+        n_heads: 1,
+        n_kv_heads: 1,
+        head_dim: 32,
+        ffn: 32,
+        vocab: VOCAB,
+        context: CONTEXT,
+        rms_eps: 1e-5,
+        rope_theta: 1e4,
+        rope_scaling: RopeScaling::None,
+    }
+}
+
+/// A file with a tokenizer whose ids are bytes, and two special tokens.
+fn gguf(template: Option<&str>) -> GgufFile {
+    // GPT-2's table: printable bytes are themselves, the others are numbered from U+0100.
+    let mut others = 0x100_u32..;
+    let printable = |byte: u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    let mut tokens: Vec<String> = (0..=u8::MAX)
+        .map(|byte| {
+            let code = if printable(byte) { u32::from(byte) } else { others.next().unwrap() };
+            char::from_u32(code).unwrap().to_string()
+        })
+        .collect();
+    tokens.extend(["<|im_start|>".to_owned(), "<|im_end|>".to_owned()]);
+    let mut types = vec![1_u32; 256];
+    types.extend([3, 3]);
+    let mut builder = GgufBuilder::new();
+    builder
+        .meta("general.architecture", "llama")
+        .meta("tokenizer.ggml.model", "gpt2")
+        .meta("tokenizer.ggml.pre", "gpt-2")
+        .meta("tokenizer.ggml.tokens", tokens)
+        .meta("tokenizer.ggml.token_type", types)
+        .meta("tokenizer.ggml.merges", Vec::<String>::new())
+        .meta("tokenizer.ggml.eos_token_id", IM_END);
+    if let Some(template) = template {
+        builder.meta("tokenizer.chat_template", template);
+    }
+    GgufFile::from_bytes(builder.to_bytes()).unwrap()
+}
