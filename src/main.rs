@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match start(command, &log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", cli::describe(&error));
             ExitCode::FAILURE
         }
     }

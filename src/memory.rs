@@ -5,22 +5,47 @@ use std::fs;
 /// Bytes that a process can still take: what the kernel calls available, within the control group's limit. `None` where
 /// neither can be read.
 pub fn free_bytes() -> Option<u64> {
-    let machine =
-        fs::read_to_string("/proc/meminfo").ok().and_then(|text| meminfo_available(&text));
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let group = number("/sys/fs/cgroup/memory.max")
-        .zip(number("/sys/fs/cgroup/memory.current"))
-        .map(|(most, current)| most.saturating_sub(current));
-    match (machine, group) {
+    match (machine_bytes("MemAvailable:"), group_free()) {
         (Some(machine), Some(group)) => Some(machine.min(group)),
         (machine, group) => machine.or(group),
     }
 }
 
-fn meminfo_available(text: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+/// Memory of the machine, free or not.
+pub fn total_bytes() -> Option<u64> {
+    machine_bytes("MemTotal:")
+}
+
+fn machine_bytes(field: &str) -> Option<u64> {
+    meminfo(&fs::read_to_string("/proc/meminfo").ok()?, field)
+}
+
+fn meminfo(text: &str, field: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
+}
+
+/// What the control group (version 2) leaves.
+fn group_free() -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+    let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
+    let cached = read("memory.stat").map_or(0, |text| group_cached(&text));
+    let used = number("memory.current")?.saturating_sub(cached);
+    Some(number("memory.max")?.saturating_sub(used))
+}
+
+/// Pages of files: the kernel counts them as used and gives them up when memory is short.
+fn group_cached(statistics: &str) -> u64 {
+    let value = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        if matches!(name, "active_file" | "inactive_file") {
+            value.parse::<u64>().ok()
+        } else {
+            None
+        }
+    };
+    statistics.lines().filter_map(value).sum()
 }
 
 /// Reads `512MiB`, `2GB`, `1.5g`, `1048576`: binary units with and without the `i`, because memory is meant.
@@ -95,9 +120,16 @@ mod tests {
     }
 
     #[test]
-    fn meminfo() {
+    fn fields_of_meminfo() {
         let text = "MemTotal:       24576000 kB\nMemFree:  1 kB\nMemAvailable:    2048 kB\n";
-        assert_eq!(meminfo_available(text), Some(2048 * 1024));
-        assert_eq!(meminfo_available("MemTotal: 1 kB\n"), None);
+        assert_eq!(meminfo(text, "MemAvailable:"), Some(2048 * 1024));
+        assert_eq!(meminfo("MemTotal: 1 kB\n", "MemAvailable:"), None);
+    }
+
+    #[test]
+    fn pages_of_files_are_not_used_memory() {
+        let text = "anon 5\nfile 100\nshmem 10\ninactive_file 60\nactive_file 30\n";
+        assert_eq!(group_cached(text), 90);
+        assert_eq!(group_cached(""), 0);
     }
 }

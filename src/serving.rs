@@ -199,6 +199,18 @@ async fn load_adapter(
     let mut adapter = tokio::task::spawn_blocking(move || load_peft(&path, &spec))
         .await
         .context("the loader died")??;
+    if let Some(claimed) = &adapter.base_model_name {
+        let spec_name = engine.spec().name.as_str();
+        let mut known = registry.base_names().iter().map(String::as_str).chain([spec_name]);
+        if !known.any(|known| may_be_same_model(claimed, known)) {
+            tracing::warn!(
+                adapter = name,
+                trained_on = claimed,
+                base = spec_name,
+                "the adapter names another base model; its shapes fit this one"
+            );
+        }
+    }
     let generation = if let Some(resident) = registry.find(&adapter.digest) {
         resident
     } else {
@@ -208,6 +220,17 @@ async fn load_adapter(
     };
     registry.insert(name, generation)?;
     Ok(())
+}
+
+/// Whether two names can mean the same model: one holds the other, but for the owner, case and punctuation. Files are
+/// named freely, so that this is only good enough for a warning.
+fn may_be_same_model(one: &str, other: &str) -> bool {
+    let core = |name: &str| -> String {
+        let name = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
+    };
+    let (one, other) = (core(one), core(other));
+    !one.is_empty() && !other.is_empty() && (one.contains(&other) || other.contains(&one))
 }
 
 /// A quarter of the free memory, unless less is enough for the largest batch at full context, or it is very much.
@@ -226,4 +249,22 @@ fn kv_token_bytes(spec: &ModelSpec, activations: Activations) -> u64 {
         Activations::F32 => 4,
     };
     (2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * value_bytes) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_be_same_model;
+
+    #[test]
+    fn names_of_one_model_differ_in_owner_case_and_tail() {
+        let claimed = "HuggingFaceTB/SmolLM2-135M-Instruct";
+        for known in
+            ["smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", "SmolLM2 135M Instruct"]
+        {
+            assert!(may_be_same_model(claimed, known), "{known}");
+        }
+        for other in ["smollm2-360m-instruct", "Qwen/Qwen3-0.6B", "", "/"] {
+            assert!(!may_be_same_model(claimed, other), "{other}");
+        }
+    }
 }

@@ -70,7 +70,7 @@ struct Run {
     err: String,
 }
 
-async fn pleach(home: &Path, hub: &str, arguments: &[&str], input: &str) -> Run {
+fn command(home: &Path, hub: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pleach"));
     command.args(arguments).kill_on_drop(true);
     for name in ["PLEACH_URL", "PLEACH_API_KEY", "PLEACH_CONFIG", "PLEACH_LOG", "HF_TOKEN"] {
@@ -78,7 +78,11 @@ async fn pleach(home: &Path, hub: &str, arguments: &[&str], input: &str) -> Run 
     }
     command.env("PLEACH_HOME", home).env("HF_ENDPOINT", hub);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
+    command
+}
+
+async fn pleach(home: &Path, hub: &str, arguments: &[&str], input: &str) -> Run {
+    let mut child = command(home, hub, arguments).spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).await.unwrap();
     let output = tokio::time::timeout(Duration::from_mins(1), child.wait_with_output()).await;
     let output = output.expect("the program ends").unwrap();
@@ -121,6 +125,24 @@ async fn pull_says_what_is_wrong() {
     std::fs::write(&file, b"").unwrap();
     let run = pleach(&file, &url, &["pull", "hf:o/r:m.gguf"], "").await;
     assert!(run.code == Some(1) && run.err.contains("cannot create"), "{}", run.err);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn serve_that_is_told_to_stop_before_it_serves_ends_well() {
+    // A hub that takes connections and says nothing.
+    let hub = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", hub.local_addr().unwrap());
+    let home = tempfile::tempdir().unwrap();
+    let arguments = ["serve", "--port", "0", "--model", "hf:o/r:m.gguf"];
+    let mut child = command(home.path(), &url, &arguments).spawn().unwrap();
+    let patience = Duration::from_secs(20);
+    let asked = tokio::time::timeout(patience, hub.accept()).await;
+    let _connection = asked.expect("the hub is asked").unwrap();
+    let pid = child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().await.unwrap().success());
+    let ended = tokio::time::timeout(patience, child.wait()).await;
+    assert_eq!(ended.expect("it ends at once").unwrap().code(), Some(0));
 }
 
 #[tokio::test]

@@ -75,6 +75,16 @@ pub enum AdapterWeightsError {
         /// `lora_A`, `lora_B` or `lora_scale`.
         matrix: &'static str,
     },
+    /// A weight is beyond the largest f16, in which the device would hold it.
+    #[error("{site}: {matrix} holds {value}, beyond the range of f16")]
+    BeyondF16 {
+        /// Where the weights want to act.
+        site: Site,
+        /// `lora_A` or `lora_B`.
+        matrix: &'static str,
+        /// The weight.
+        value: f32,
+    },
 }
 
 impl AdapterWeights {
@@ -112,5 +122,37 @@ impl AdapterWeights {
             }
         }
         Ok(())
+    }
+
+    /// Checks that a device may hold the weights as f16.
+    ///
+    /// # Errors
+    /// [`AdapterWeightsError::BeyondF16`].
+    pub fn check_f16(&self) -> Result<(), AdapterWeightsError> {
+        for weights in &self.sites {
+            for (matrix, values) in [("lora_A", &weights.a), ("lora_B", &weights.b)] {
+                if let Some(&value) = values.iter().find(|v| v.abs() > half::f16::MAX.to_f32()) {
+                    return Err(AdapterWeightsError::BeyondF16 { site: weights.site, matrix, value });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::site::TargetModule;
+
+    #[test]
+    fn weights_beyond_f16_are_refused_by_site() {
+        let site = Site { layer: 3, module: TargetModule::OProj };
+        let weights = |value| AdapterWeights {
+            sites: vec![SiteWeights { site, rank: 1, lora_scale: 1.0, a: vec![0.5], b: vec![1.0, value] }],
+        };
+        assert_eq!(weights(65504.0).check_f16(), Ok(()));
+        let error = weights(-65536.0).check_f16().unwrap_err();
+        assert_eq!(error.to_string(), "model.layers.3.self_attn.o_proj: lora_B holds -65536, beyond the range of f16");
     }
 }

@@ -6,11 +6,13 @@
 pub mod adapter_weights;
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod engine;
 pub mod gguf;
 pub mod kv;
 pub mod model;
 pub mod quant;
+mod rope;
 pub mod reference;
 pub mod sampler;
 pub mod scheduler;

@@ -1,7 +1,5 @@
 //! GGUF files: what gguf-py writes is read as written, and any bytes at all give a file or an error. The refusals, one by
 //! one, are in `gguf_refused.rs`.
-//!
-//! `PLEACH_TEST_MODEL` names the default model's file; without it the last test prints that it was skipped.
 
 use std::{
     fs,
@@ -313,11 +311,7 @@ fn every_truncation_is_refused() {
 
 #[test]
 fn the_default_model_opens() {
-    let Some(path) = std::env::var_os("PLEACH_TEST_MODEL") else {
-        println!("skipped: PLEACH_TEST_MODEL is not set");
-        return;
-    };
-    let file = GgufFile::open(Path::new(&path)).unwrap();
+    let file = GgufFile::open(&pleach_test_setup::default_model()).unwrap();
     assert_eq!(file.tensors().len(), 272);
     assert_eq!(file.require_str("general.architecture").unwrap(), "llama");
     assert_eq!(file.require_u32("llama.block_count").unwrap(), 30);

@@ -154,7 +154,7 @@ async fn talk(mut chat: Conversation) -> anyhow::Result<()> {
         };
         match outcome {
             Ok(()) => {}
-            Err(error) if is_interactive => eprintln!("{error:#}"),
+            Err(error) if is_interactive => eprintln!("{}", super::describe(&error)),
             Err(error) => return Err(error),
         }
     }

@@ -14,7 +14,10 @@ use self::{
     surroundings::{Home, Program, Reach},
 };
 use super::chat::server::trim_url;
-use crate::models::{DEFAULT_MODEL, KNOWN_MODELS, ModelStore};
+use crate::{
+    memory::show_bytes,
+    models::{DEFAULT_MODEL, KNOWN_MODELS, ModelStore},
+};
 
 /// Tell what is here: processor, memory, accelerators, models, programs, server.
 #[derive(Debug, clap::Args)]
@@ -149,7 +152,7 @@ impl fmt::Display for Findings {
             &format_args!("{} usable of {}", machine.cores_usable, machine.cores_online),
         )?;
         let memory = (machine.memory_available_bytes, machine.memory_total_bytes);
-        line("memory", &format_args!("{} free of {}", Bytes(memory.0), Bytes(memory.1)))?;
+        line("memory", &format_args!("{} free of {}", bytes(memory.0), bytes(memory.1)))?;
         let kinds = machine.instruction_sets.iter();
         let kinds: Vec<_> =
             kinds.map(|set| format!("{} {}", set.name, yes(set.is_available))).collect();
@@ -161,7 +164,7 @@ impl fmt::Display for Findings {
         }
         for model in &self.home.models {
             let state = if model.is_verified { "checked" } else { "not checked" };
-            line("model", &format_args!("{} {} {state}", model.name, Bytes(Some(model.bytes))))?;
+            line("model", &format_args!("{} {} {state}", model.name, show_bytes(model.bytes)))?;
         }
         match &self.python {
             Some(python) => {
@@ -181,17 +184,6 @@ fn yes(is_so: bool) -> &'static str {
     if is_so { "yes" } else { "no" }
 }
 
-/// A number of bytes for people.
-struct Bytes(Option<u64>);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            None => f.write_str("unknown"),
-            Some(bytes) if bytes >= 1 << 30 => {
-                write!(f, "{:.1} GiB", bytes as f64 / f64::from(1 << 30))
-            }
-            Some(bytes) => write!(f, "{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
-        }
-    }
+fn bytes(amount: Option<u64>) -> String {
+    amount.map_or_else(|| "unknown".to_owned(), show_bytes)
 }

@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod chat;
 pub mod doctor;
+pub mod gpu_check;
 pub mod pull;
 pub mod serve;
 
@@ -34,6 +35,22 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what is here: processor, memory, GPUs, models, server.
     Doctor(doctor::Args),
+    /// Check a GPU: every kernel against its definition, a model against the CPU.
+    GpuCheck(gpu_check::Args),
+}
+
+/// An error and its causes in one line. A cause that the error before it already tells is not told again: libraries
+/// write it into their own text as often as not.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 /// Runs a subcommand to its end.
@@ -47,5 +64,23 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::GpuCheck(args) => gpu_check::run(args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no folder: {0}")]
+    struct Folder(#[source] std::io::Error);
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let folder = Folder(std::io::Error::other("not there"));
+        let error = anyhow::Error::new(folder).context("cannot load");
+        assert_eq!(describe(&error), "cannot load: no folder: not there");
+        assert_eq!(describe(&anyhow::anyhow!("inner").context("outer")), "outer: inner");
     }
 }

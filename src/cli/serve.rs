@@ -34,10 +34,23 @@ const EXIT_INTERRUPTED: i32 = 130;
 /// Whatever keeps it from serving.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let settings = Settings::from_args(&args.with_config_file()?)?;
-    let serving = start(&settings).await?;
+    // Before anybody can know that we serve: whoever does may tell us to stop.
+    let mut signals = StopSignals::catch().context("cannot wait for signals")?;
+    let serving = tokio::select! {
+        serving = start(&settings) => serving?,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before serving");
+            return Ok(());
+        }
+    };
     announce(&settings, &serving);
-    let signal = first_signal().await?;
+    let signal = signals.next().await;
     tracing::info!(signal, grace_s = settings.grace.as_secs_f64(), "stopping");
+    tokio::spawn(async move {
+        signals.next().await;
+        eprintln!("stopped at once");
+        std::process::exit(EXIT_INTERRUPTED);
+    });
     serving.stop(settings.grace).await;
     tracing::info!("stopped");
     Ok(())
@@ -101,45 +114,49 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
     Ok(Serving { address, report, state, stop, accepting })
 }
 
-async fn first_signal() -> anyhow::Result<&'static str> {
-    #[cfg(unix)]
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-    #[cfg(unix)]
-    let terminated = async move {
-        terminate.recv().await;
-    };
-    #[cfg(not(unix))]
-    let terminated = std::future::pending::<()>();
-    let mut terminated = Box::pin(terminated);
-    let signal = tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted.context("cannot wait for signals")?;
-            "SIGINT"
-        }
-        () = &mut terminated => "SIGTERM",
-    };
-    tokio::spawn(async {
-        second_signal().await;
-        eprintln!("stopped at once");
-        std::process::exit(EXIT_INTERRUPTED);
-    });
-    Ok(signal)
+/// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.
+#[cfg(unix)]
+struct StopSignals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
-async fn second_signal() {
-    #[cfg(unix)]
-    if let Ok(mut terminate) =
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-    {
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-        return;
+#[cfg(unix)]
+impl StopSignals {
+    fn catch() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
-    // Without signals there is nothing to wait for.
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+
+    /// Waits for one; its name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// Ctrl-C, all that there is elsewhere.
+#[cfg(not(unix))]
+struct StopSignals;
+
+#[cfg(not(unix))]
+impl StopSignals {
+    #[expect(clippy::unnecessary_wraps, reason = "catching signals can fail elsewhere")]
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Waits for one; its name.
+    async fn next(&mut self) -> &'static str {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        "Ctrl-C"
     }
 }
 

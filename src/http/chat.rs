@@ -8,13 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use pleach_text::{ChatTemplate, RenderOptions, Tokenizer};
-use serde_json::Value;
 
 use super::{
     choice::ChoiceDelta,
     error::ApiError,
     generate::{self, Job},
-    ids,
+    head::Head,
     json_body::JsonBody,
     scores,
     sse::{self, ChunkWriter, Events},
@@ -25,7 +24,6 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::telemetry::unix_time;
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -38,17 +36,11 @@ pub async fn create(
     State(state): State<Arc<AppState>>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let JsonBody { fields, arrived } = body;
+    let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
     let model = state.resolve(&request.model)?;
-    let head = Head {
-        id: ids::random("chatcmpl-"),
-        created: unix_time().as_secs(),
-        model: model.name.clone(),
-        fingerprint: state.base.fingerprint.clone(),
-        generation: model.generation_hex(),
-    };
+    let head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),
         token_ids: request.sampling.return_token_ids,
@@ -57,7 +49,7 @@ pub async fn create(
     let (stream, n) = (request.sampling.stream, request.sampling.n);
     let prompt_logprobs = request.sampling.prompt_logprobs;
     let (sampling, logprobs) = (request.sampling.clone(), request.logprobs);
-    let prompt = render(&state, request).await?;
+    let prompt = render(&state, request, n_bytes).await?;
     let prompt_token_ids = shows.token_ids.then(|| prompt.clone());
     let job = Job {
         model,
@@ -75,17 +67,7 @@ pub async fn create(
         return Ok(sse::respond(running, chunks, Arc::clone(&state.telemetry), shows.usage));
     }
     let (choices, usage) = running.collect().await?;
-    Ok(head.whole(&tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
-}
-
-/// What every body of one request repeats.
-#[derive(Debug)]
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-    fingerprint: String,
-    generation: Option<String>,
+    Ok(whole(&head, &tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,49 +77,44 @@ struct Shows {
     usage: bool,
 }
 
-impl Head {
-    fn whole(
-        &self,
-        tokenizer: &Tokenizer,
-        shows: Shows,
-        choices: Vec<ChoiceDelta>,
-        usage: Usage,
-        prompt_token_ids: Option<&[u32]>,
-    ) -> Response {
-        let prompt_logprobs = choices
-            .first()
-            .and_then(|choice| choice.prompt_scores.as_ref())
-            .map(|prompt_scores| scores::prompt(tokenizer, prompt_scores));
-        let body = ChatCompletion {
-            id: &self.id,
-            object: "chat.completion",
-            created: self.created,
-            model: &self.model,
-            choices: choices
-                .into_iter()
-                .map(|choice| whole_choice(tokenizer, shows, choice))
-                .collect(),
-            usage,
-            system_fingerprint: &self.fingerprint,
-            pleach_generation: self.generation.as_deref(),
-            prompt_token_ids,
-            prompt_logprobs,
-        };
-        Json(body).into_response()
-    }
+fn whole(
+    head: &Head,
+    tokenizer: &Tokenizer,
+    shows: Shows,
+    choices: Vec<ChoiceDelta>,
+    usage: Usage,
+    prompt_token_ids: Option<&[u32]>,
+) -> Response {
+    let prompt_logprobs = choices
+        .first()
+        .and_then(|choice| choice.prompt_scores.as_ref())
+        .map(|prompt_scores| scores::prompt(tokenizer, prompt_scores));
+    let body = ChatCompletion {
+        id: &head.id,
+        object: "chat.completion",
+        created: head.created,
+        model: &head.model,
+        choices: choices.into_iter().map(|choice| whole_choice(tokenizer, shows, choice)).collect(),
+        usage,
+        system_fingerprint: &head.fingerprint,
+        pleach_generation: head.generation.as_deref(),
+        prompt_token_ids,
+        prompt_logprobs,
+    };
+    Json(body).into_response()
+}
 
-    fn chunk<'a>(&'a self, choices: &'a [ChatChunkChoice], usage: UsageField) -> ChatChunk<'a> {
-        ChatChunk {
-            id: &self.id,
-            object: "chat.completion.chunk",
-            created: self.created,
-            model: &self.model,
-            choices,
-            usage,
-            system_fingerprint: &self.fingerprint,
-            pleach_generation: self.generation.as_deref(),
-            prompt_token_ids: None,
-        }
+fn chunk<'a>(head: &'a Head, choices: &'a [ChatChunkChoice], usage: UsageField) -> ChatChunk<'a> {
+    ChatChunk {
+        id: &head.id,
+        object: "chat.completion.chunk",
+        created: head.created,
+        model: &head.model,
+        choices,
+        usage,
+        system_fingerprint: &head.fingerprint,
+        pleach_generation: head.generation.as_deref(),
+        prompt_token_ids: None,
     }
 }
 
@@ -182,7 +159,7 @@ impl Chunks {
             token_ids: None,
         };
         let choices = [choice];
-        let mut chunk = self.head.chunk(&choices, UsageField::of_chunk(self.shows.usage));
+        let mut chunk = chunk(&self.head, &choices, UsageField::of_chunk(self.shows.usage));
         chunk.prompt_token_ids = prompt_token_ids.as_deref();
         events.push(&chunk);
     }
@@ -206,22 +183,25 @@ impl ChunkWriter for Chunks {
                 .token_ids
                 .then(|| delta.tokens.iter().map(|event| event.token).collect()),
         };
-        events.push(&self.head.chunk(&[choice], UsageField::of_chunk(self.shows.usage)));
+        events.push(&chunk(&self.head, &[choice], UsageField::of_chunk(self.shows.usage)));
     }
 
     fn usage(&mut self, usage: Usage, events: &mut Events) {
-        events.push(&self.head.chunk(&[], UsageField::Counts(usage)));
+        events.push(&chunk(&self.head, &[], UsageField::Counts(usage)));
     }
 }
 
 /// Renders the messages and tokenizes them; special tokens in the rendered text are special, and nothing is added.
-async fn render(state: &AppState, request: ChatRequest) -> Result<Vec<u32>, ApiError> {
+async fn render(
+    state: &AppState,
+    request: ChatRequest,
+    n_bytes: usize,
+) -> Result<Vec<u32>, ApiError> {
     let template = match &state.base.chat_template {
         Ok(template) => Arc::clone(template),
         Err(detail) => return Err(ApiError::Template { detail: detail.clone() }),
     };
     let tokenizer = Arc::clone(&state.base.tokenizer);
-    let n_bytes = request.messages.iter().map(text_bytes).sum();
     state.cpu.run(n_bytes, move || render_now(&template, &tokenizer, request)).await?
 }
 
@@ -239,14 +219,4 @@ fn render_now(
         .render(&request.messages, &options)
         .map_err(|error| ApiError::Template { detail: error.to_string() })?;
     Ok(tokenizer.encode(&text, true))
-}
-
-fn text_bytes(message: &Value) -> usize {
-    match &message["content"] {
-        Value::String(text) => text.len(),
-        Value::Array(parts) => {
-            parts.iter().filter_map(|part| part["text"].as_str()).map(str::len).sum()
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => 0,
-    }
 }

@@ -13,7 +13,7 @@ use super::{
     choice::ChoiceDelta,
     error::ApiError,
     generate::{self, Job},
-    ids,
+    head::Head,
     json_body::JsonBody,
     scores::{self, CompletionScores},
     sse::{self, ChunkWriter, Events},
@@ -25,7 +25,6 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::telemetry::unix_time;
 
 const PARAM: &str = "prompt";
 
@@ -37,19 +36,13 @@ pub async fn create(
     State(state): State<Arc<AppState>>,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    let JsonBody { fields, arrived } = body;
+    let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
     let model = state.resolve(&request.model)?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
-    let prompts = tokenize(&state, prompts, add_special_tokens).await?;
-    let head = Head {
-        id: ids::random("cmpl-"),
-        created: unix_time().as_secs(),
-        model: model.name.clone(),
-        fingerprint: state.base.fingerprint.clone(),
-        generation: model.generation_hex(),
-    };
+    let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
+    let head = Head::new("cmpl-", &state, &model);
     let view = View {
         tokenizer: Arc::clone(&state.base.tokenizer),
         n: sampling.n,
@@ -82,31 +75,23 @@ pub async fn create(
     let (choices, usage) = running.collect().await?;
     let choices: Vec<_> =
         choices.into_iter().map(|choice| view.choice(&mut None, choice)).collect();
-    Ok(Json(head.body(&choices, UsageField::Counts(usage))).into_response())
+    Ok(Json(completion(&head, &choices, UsageField::Counts(usage))).into_response())
 }
 
-/// What every body of one request repeats.
-#[derive(Debug)]
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-    fingerprint: String,
-    generation: Option<String>,
-}
-
-impl Head {
-    fn body<'a>(&'a self, choices: &'a [CompletionChoice], usage: UsageField) -> Completion<'a> {
-        Completion {
-            id: &self.id,
-            object: "text_completion",
-            created: self.created,
-            model: &self.model,
-            choices,
-            usage,
-            system_fingerprint: &self.fingerprint,
-            pleach_generation: self.generation.as_deref(),
-        }
+fn completion<'a>(
+    head: &'a Head,
+    choices: &'a [CompletionChoice],
+    usage: UsageField,
+) -> Completion<'a> {
+    Completion {
+        id: &head.id,
+        object: "text_completion",
+        created: head.created,
+        model: &head.model,
+        choices,
+        usage,
+        system_fingerprint: &head.fingerprint,
+        pleach_generation: head.generation.as_deref(),
     }
 }
 
@@ -187,11 +172,11 @@ impl ChunkWriter for Chunks {
     fn delta(&mut self, delta: ChoiceDelta, events: &mut Events) {
         let index = delta.index;
         let choice = self.view.choice(&mut self.scores[index], delta);
-        events.push(&self.head.body(&[choice], UsageField::of_chunk(self.include_usage)));
+        events.push(&completion(&self.head, &[choice], UsageField::of_chunk(self.include_usage)));
     }
 
     fn usage(&mut self, usage: Usage, events: &mut Events) {
-        events.push(&self.head.body(&[], UsageField::Counts(usage)));
+        events.push(&completion(&self.head, &[], UsageField::Counts(usage)));
     }
 }
 
@@ -200,9 +185,9 @@ async fn tokenize(
     state: &AppState,
     prompts: Vec<Prompt>,
     add_special_tokens: bool,
+    n_bytes: usize,
 ) -> Result<Vec<TokenizedPrompt>, ApiError> {
     let tokenizer = Arc::clone(&state.base.tokenizer);
-    let n_bytes = prompts.iter().map(prompt_bytes).sum();
     let work = move || {
         prompts
             .into_iter()
@@ -226,12 +211,5 @@ fn tokenize_one(
             let tokens = bos.into_iter().chain(tokenizer.encode(&text, true)).collect();
             TokenizedPrompt { tokens, text }
         }
-    }
-}
-
-fn prompt_bytes(prompt: &Prompt) -> usize {
-    match prompt {
-        Prompt::Text(text) => text.len(),
-        Prompt::Tokens(tokens) => tokens.len(),
     }
 }

@@ -113,10 +113,10 @@ pub enum ApiError {
         /// Most tokens of a prompt.
         tokens_max: usize,
     },
-    /// The chat template refused the messages, or failed.
-    #[error("the chat template failed: {detail}")]
+    /// The chat template refused the messages, failed, or is not there.
+    #[error("{detail}")]
     Template {
-        /// The template engine's words.
+        /// The error of the template, a sentence of its own.
         detail: String,
     },
     /// No such base or adapter.

@@ -22,6 +22,8 @@ const DISCARD_TIME_MAX: Duration = Duration::from_secs(5);
 pub struct JsonBody {
     /// Its fields.
     pub fields: Fields,
+    /// Its bytes: what handling it costs at most, whichever field they are in.
+    pub n_bytes: usize,
     /// When its last byte came: the server's latency begins here, however slow the client's upload was.
     pub arrived: std::time::Instant,
 }
@@ -37,8 +39,9 @@ impl FromRequest<Arc<AppState>> for JsonBody {
             read(request.into_body(), announced, limits.body_bytes_max, limits.body_time_max)
                 .await?;
         let arrived = std::time::Instant::now();
-        let fields = state.cpu.run(bytes.len(), move || Fields::parse(&bytes)).await??;
-        Ok(Self { fields, arrived })
+        let n_bytes = bytes.len();
+        let fields = state.cpu.run(n_bytes, move || Fields::parse(&bytes)).await??;
+        Ok(Self { fields, n_bytes, arrived })
     }
 }
 

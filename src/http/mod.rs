@@ -14,6 +14,7 @@ pub mod completions;
 pub mod cpu_work;
 pub mod error;
 pub mod generate;
+pub mod head;
 pub mod ids;
 pub mod json_body;
 pub mod models;

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::UNIX_EPOCH};
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
 };
 use pleach_adapters::Alias;
 
@@ -24,11 +24,12 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
 /// One card. An adapter also answers to `BASE:NAME`.
 ///
 /// # Errors
-/// [`ApiError::UnknownModel`].
+/// [`ApiError::UnknownModel`]; [`ApiError::InvalidValue`] for a path that is not UTF-8.
 pub async fn get(
     State(state): State<Arc<AppState>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
+    let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
     let model = state.resolve(&id)?;
     let name = model.alias().unwrap_or(&model.name);
     let card = cards(&state).into_iter().find(|card| card.id == name);

@@ -66,9 +66,9 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Whether the server takes requests.
+    /// Whether the server takes requests: not while it stops, and not after the engine's thread has died.
     pub fn is_serving(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed)
+        !self.stopping.load(Ordering::Relaxed) && !self.engine.is_stopping()
     }
 
     /// What the `model` field of a request means, pinned for the whole request.

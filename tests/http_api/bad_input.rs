@@ -83,6 +83,7 @@ async fn values_out_of_range_are_named() {
         (json!({"top_k": -2}), "top_k"),
         (json!({"min_p": 1.5}), "min_p"),
         (json!({"repetition_penalty": 0}), "repetition_penalty"),
+        (json!({"repetition_penalty": 1e-30}), "repetition_penalty"),
         (json!({"frequency_penalty": 2.5}), "frequency_penalty"),
         (json!({"presence_penalty": -2.5}), "presence_penalty"),
         (json!({"n": 0}), "n"),
@@ -159,9 +160,13 @@ async fn unsupported_fields_are_named_and_unknown_ones_ignored() {
         ("structured_outputs", json!({"json": {}})),
         ("adapters", json!(["a", "b"])),
         ("store", json!(true)),
+        ("add_special_tokens", json!(true)),
     ] {
         refuses(&server, json!({param: value}), Some(param), "unsupported_parameter").await;
     }
+    let extra = json!({"stream": true, "stream_options": {"continuous_usage_stats": true}});
+    let param = "stream_options.continuous_usage_stats";
+    refuses(&server, extra, Some(param), "unsupported_parameter").await;
     for (extra, param) in [(json!({"suffix": "x"}), "suffix"), (json!({"best_of": 2}), "best_of")] {
         let body = server.complete(extra.clone()).await.json();
         check(&server, &body, &extra, Some(param), "unsupported_parameter").await;
@@ -294,10 +299,8 @@ async fn a_template_that_refuses_is_400() {
     let extra = json!({"messages": [{"role": "tool", "content": "a"}]});
     let body = server.chat(extra.clone()).await.json();
     check(&server, &body, &extra, Some("messages"), "template_error").await;
-    assert!(
-        body["error"]["message"].as_str().unwrap().contains("tools are not for this model"),
-        "{body}"
-    );
+    let message = "chat template refuses the messages: tools are not for this model";
+    assert_eq!(body["error"]["message"], message);
 }
 
 #[tokio::test]
@@ -327,6 +330,11 @@ async fn an_endless_template_is_cut_off() {
 #[tokio::test]
 async fn unknown_paths_and_methods_have_the_envelope() {
     let server = says("x").await;
+    let reply = server.get("/v1/models/%ff").await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["code"]),
+        (400, &json!("invalid_value"))
+    );
     let reply = server.get("/v1/nothing").await;
     assert_eq!(
         (reply.status.as_u16(), &reply.json()["error"]["code"]),

@@ -135,6 +135,14 @@ async fn while_stopping_health_and_new_requests_are_503() {
 }
 
 #[tokio::test]
+async fn health_is_503_once_the_engine_has_ended() {
+    let server = says("x").await;
+    server.state.engine.shutdown(Duration::ZERO).await;
+    assert_eq!(server.get("/health").await.status, 503);
+    assert_eq!(server.chat(json!({})).await.status, 503);
+}
+
+#[tokio::test]
 async fn shutting_down_ends_running_streams_with_an_error_after_the_grace() {
     let server = slow(Duration::from_millis(20)).await;
     let router = server.router.clone();

@@ -169,20 +169,34 @@ impl Attend<'_> {
         vectors: &[Vector],
     ) {
         let dim = self.cache.shape.head_dim;
-        // SAFETY: as in `attend`; scores are padded to whole blocks and are zero beyond a vector's limit, so a later
-        // token adds exactly nothing to it.
+        // Tokens that all of them see; of later ones a vector takes none, since even a weight of zero would let in what
+        // is not finite.
+        let shared = vectors[..N].iter().map(|vector| vector.limit).min().unwrap_or(0);
+        // SAFETY: as in `attend`; scores are padded to whole blocks.
         unsafe {
             let mut acc = [[S::splat(0.0); WIDTH]; N];
             for (index, &block) in blocks.iter().enumerate() {
                 let values = self.cache.values(self.layer, block, self.kv_head).as_ptr();
                 let first = index * KV_BLOCK_TOKENS;
-                for token in 0..KV_BLOCK_TOKENS.min(n_tokens - first) {
-                    for w in 0..WIDTH {
-                        let value = load::<S, HALF>(values, token * dim + column + w * LANES);
-                        for (acc, vector) in acc.iter_mut().zip(vectors) {
-                            acc[w] = S::fma(S::splat(*vector.scores.add(first + token)), value, acc[w]);
+                let in_block = |limit: usize| limit.saturating_sub(first).min(KV_BLOCK_TOKENS);
+                macro_rules! weigh {
+                    ($token:expr, $vector:ident if $sees:expr) => {
+                        for w in 0..WIDTH {
+                            let value = load::<S, HALF>(values, $token * dim + column + w * LANES);
+                            for (acc, $vector) in acc.iter_mut().zip(vectors) {
+                                if $sees {
+                                    let weight = S::splat(*$vector.scores.add(first + $token));
+                                    acc[w] = S::fma(weight, value, acc[w]);
+                                }
+                            }
                         }
-                    }
+                    };
+                }
+                for token in 0..in_block(shared) {
+                    weigh!(token, vector if true);
+                }
+                for token in in_block(shared)..in_block(n_tokens) {
+                    weigh!(token, vector if first + token < vector.limit);
                 }
             }
             for (acc, vector) in acc.into_iter().zip(vectors) {

@@ -5,6 +5,7 @@ use crate::{
     backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError},
     kv::KV_BLOCK_TOKENS,
     model::{Activations, CpuOptions},
+    rope::RopeTable,
     sampler::SampledToken,
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},
@@ -20,7 +21,6 @@ use super::{
     lora::{ResidentAdapter, V_STRIDE},
     packed::{BLOCK, Dense, PackedMatrix},
     plan::StepPlan,
-    rope::RopeTable,
     simd::LANES,
     threads::{Parts, Team},
 };
@@ -48,8 +48,10 @@ pub enum CpuError {
         /// Key and value heads.
         kv_heads: usize,
     },
-    /// Not even one sequence of 2 blocks fits.
-    #[error("{kv_bytes} bytes for keys and values: one block of {KV_BLOCK_TOKENS} tokens takes {block_bytes}")]
+    /// Not even two blocks fit.
+    #[error(
+        "{kv_bytes} bytes for keys and values are less than two blocks of {KV_BLOCK_TOKENS} tokens, {block_bytes} bytes each"
+    )]
     KvTooSmall {
         /// Bytes given.
         kv_bytes: usize,
@@ -160,7 +162,7 @@ impl CpuBackend {
         })
     }
 
-    /// Calls `work(row, thread)` for every row of the step, on several threads if `width` values a row are worth it.
+    /// Calls `work(row)` for every row of the step, on several threads if `width` values a row are worth it.
     pub(crate) fn for_rows(team: &mut Team, n_rows: usize, width: usize, work: impl Fn(usize) + Sync) {
         if n_rows * width < INLINE_VALUES {
             (0..n_rows).for_each(work);
@@ -320,17 +322,20 @@ impl Backend for CpuBackend {
     }
 
     fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+        let free = self.adapters.iter().position(Option::is_none);
+        let slot = free.unwrap_or(self.adapters.len());
+        if slot >= ADAPTER_SLOTS_MAX {
+            return Err(RunError::OutOfMemory { what: "adapter slots", needed: 1, free: 0 });
+        }
         let dense = match self.activations {
             Activations::Int8 => Dense::F16,
             Activations::F32 => Dense::F32,
         };
+        if dense == Dense::F16 {
+            weights.check_f16()?;
+        }
         let adapter =
             ResidentAdapter::pack(weights, self.spec.n_layers, dense, |module| self.spec.linear_shape(module));
-        let free = self.adapters.iter().position(Option::is_none);
-        let slot = free.unwrap_or(self.adapters.len());
-        if slot >= ADAPTER_SLOTS_MAX {
-            return Err(RunError::OutOfMemory { what: "an adapter slot", needed: adapter.n_bytes(), free: 0 });
-        }
         if free.is_none() {
             self.adapters.push(None);
         }

@@ -103,7 +103,9 @@ impl Kernel for QuantizeRow<'_, '_> {
                 let (a, b) = (S::load(x), S::load(x.add(LANES)));
                 let largest = S::largest(S::max(S::abs(a), S::abs(b)));
                 let scale = largest / 127.0;
-                let inverse = if largest > 0.0 { S::splat(127.0 / largest) } else { S::splat(0.0) };
+                // Below about 4e-37 the quotient is infinite: such values are zeros.
+                let inverse = 127.0 / largest;
+                let inverse = S::splat(if inverse.is_finite() { inverse } else { 0.0 });
                 let (a, b) = (S::round(S::mul(a, inverse)), S::round(S::mul(b, inverse)));
                 S::store_i8(q, a);
                 S::store_i8(q.add(LANES), b);

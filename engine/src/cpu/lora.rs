@@ -39,11 +39,10 @@ pub(crate) struct ResidentSite {
 pub(crate) struct ResidentAdapter {
     /// By `layer * 7 + module`.
     sites: Vec<Option<ResidentSite>>,
-    n_bytes: usize,
 }
 
 impl ResidentAdapter {
-    /// Packs checked weights. `input_width` gives the padded width of a module's input.
+    /// Packs checked weights. `shape` gives a module's output and input features.
     pub(crate) fn pack(
         weights: &AdapterWeights,
         n_layers: usize,
@@ -52,19 +51,13 @@ impl ResidentAdapter {
     ) -> Self {
         let mut sites: Vec<Option<ResidentSite>> = Vec::new();
         sites.resize_with(n_layers * TargetModule::ALL.len(), || None);
-        let mut n_bytes = 0;
         for site in &weights.sites {
             let (n_out, n_in) = shape(site.site.module);
             let a = PackedMatrix::from_f32(dense, site.rank, n_in, 4, &site.a);
             let b = PackedMatrix::from_f32(dense, n_out, site.rank, 4, &site.b);
-            n_bytes += a.n_bytes() + b.n_bytes();
             sites[index(site.site)] = Some(ResidentSite { lora_scale: site.lora_scale, a, b });
         }
-        Self { sites, n_bytes }
-    }
-
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.n_bytes
+        Self { sites }
     }
 
     pub(crate) fn site(&self, site: Site) -> Option<&ResidentSite> {

@@ -133,7 +133,8 @@ unsafe fn dequantize_tile<S: Simd>(layout: CodeLayout, n_in: usize, tile: &[u8],
                     let sc = scales.add(group * parts * LANES);
                     let min = if layout.has_min {
                         let product = S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
-                        S::sub(S::splat(0.0), product)
+                        // Not 0 − product: a minimum of zero must not change the sign of a zero.
+                        S::mul(product, S::splat(-1.0))
                     } else {
                         S::splat(0.0)
                     };
@@ -148,7 +149,8 @@ unsafe fn dequantize_tile<S: Simd>(layout: CodeLayout, n_in: usize, tile: &[u8],
                 for (b, lane) in lanes.into_iter().enumerate() {
                     // The product is exact in f32 (at most 24 bits), so a fused multiply-add rounds as the format's
                     // definition does: once.
-                    let value = S::fma(S::sub(S::to_f(lane), offset), scale, min);
+                    let code = S::sub(S::to_f(lane), offset);
+                    let value = if layout.has_min { S::fma(code, scale, min) } else { S::mul(code, scale) };
                     S::store(out.as_mut_ptr().add((block * BLOCK + 4 * i + b) * LANES), value);
                 }
             }

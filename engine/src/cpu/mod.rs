@@ -6,7 +6,7 @@
 //! | `threads` | the team that shares an operation's chunks |
 //! | `packed` | frozen matrices in tiles of sixteen output features |
 //! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head` | products |
-//! | `kv_cache`, `rope`, `attention`, `elementwise` | the rest of a layer |
+//! | `kv_cache`, `attention`, `elementwise` | the rest of a layer |
 //! | `plan`, `backend` | a step |
 
 mod attention;
@@ -23,7 +23,6 @@ mod matmul_int8;
 mod packed;
 mod plan;
 mod project;
-mod rope;
 mod simd;
 mod threads;
 

@@ -220,10 +220,6 @@ impl PackedMatrix {
         &self.data.as_slice()[index * self.tile_bytes..(index + 1) * self.tile_bytes]
     }
 
-    /// Bytes of memory held.
-    pub(crate) fn n_bytes(&self) -> usize {
-        self.data.as_slice().len()
-    }
 
     /// Writes the values of one row (the embedding of a token). `out` has at most `n_in` values.
     pub(crate) fn row_values(&self, n: usize, out: &mut [f32]) {
@@ -240,7 +236,9 @@ impl PackedMatrix {
                 for (k, value) in out.iter_mut().enumerate() {
                     let code = code_at(&tile[k / BLOCK * at.block_bytes..], layout.bits, lane, k % BLOCK);
                     let (scale, min) = scale_at(tile, at, layout, lane, k);
-                    *value = f32::from(i16::from(code) - offset_i16(layout)) * scale + min;
+                    let product = f32::from(i16::from(code) - offset_i16(layout)) * scale;
+                    // Without minima nothing is added: −0.0 + 0.0 would lose its sign.
+                    *value = if layout.has_min { product + min } else { product };
                 }
             }
         }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use crate::{spec::ModelSpec, step_batch::StepBatch};
+use crate::{rope::RopeTable, spec::ModelSpec, step_batch::StepBatch};
 
-use super::{attention::VECTORS_MAX, lora::NO_SLOT, rope::RopeTable};
+use super::{attention::VECTORS_MAX, lora::NO_SLOT};
 
 /// Query vectors that one task of attention computes.
 #[derive(Clone, Debug, PartialEq, Eq)]

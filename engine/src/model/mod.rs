@@ -2,6 +2,7 @@
 
 mod decoder;
 mod load;
+mod random;
 mod read_spec;
 
 use std::{fmt, str::FromStr};
@@ -9,11 +10,13 @@ use std::{fmt, str::FromStr};
 use crate::{
     backend::RunError,
     cpu::{CpuBackend, CpuError, Isa},
+    cuda::{CudaBackend, CudaOptions, Device},
     gguf::{GgufError, GgufFile},
     spec::ModelSpec,
 };
 
 pub use decoder::{Decoder, DecoderWeights, Layer};
+pub use random::random_weights;
 
 /// How products with quantized weights treat the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +122,17 @@ pub fn read_spec(file: &GgufFile) -> Result<ModelSpec, LoadError> {
 pub fn load_cpu(file: &GgufFile, options: CpuOptions) -> Result<Decoder<CpuBackend>, LoadError> {
     let spec = read_spec(file)?;
     let mut backend = CpuBackend::new(&spec, options)?;
+    let weights = load::load_weights(file, &spec, &mut backend)?;
+    Ok(Decoder::new(spec, backend, weights)?)
+}
+
+/// Loads a model onto a GPU whose arena is reserved.
+///
+/// # Errors
+/// What the file lacks or what is not supported, by name; [`RunError::OutOfMemory`] by what did not fit.
+pub fn load_cuda(file: &GgufFile, device: Device, options: CudaOptions) -> Result<Decoder<CudaBackend>, LoadError> {
+    let spec = read_spec(file)?;
+    let mut backend = CudaBackend::new(device, &spec, options)?;
     let weights = load::load_weights(file, &spec, &mut backend)?;
     Ok(Decoder::new(spec, backend, weights)?)
 }

@@ -58,7 +58,9 @@ pub fn dequantized_weights(format: BlockFormat, bytes: &[u8], n_in: usize) -> Ve
 /// # Panics
 /// When `bytes` is not exactly that row.
 pub fn exact_weights(format: BlockFormat, bytes: &[u8], n_in: usize) -> Vec<f64> {
-    let Some(layout) = format.code_layout() else { return dequantized_weights(format, bytes, n_in) };
+    let Some(layout) = format.code_layout() else {
+        return dequantized_weights(format, bytes, n_in);
+    };
     let mut row = CodeRow::default();
     unpack_row(format, bytes, n_in, &mut row);
     let half = |bits: u16| half::f16::from_bits(bits).to_f64();

@@ -1,5 +1,12 @@
 //! Runs sequences step by step on a model, without scheduler or threads.
 #![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
+
+pub(crate) mod crowd;
+pub(crate) mod mixed;
+pub(crate) mod random;
+pub(crate) mod through_engine;
+pub(crate) mod wanted;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -25,31 +32,30 @@ pub(crate) fn fixtures() -> PathBuf {
     workspace("tests/fixtures")
 }
 
-/// The default model, fetched by the root test set-up.
-///
-/// # Panics
-/// When it is not there: says how to get it.
+/// The default model.
 pub(crate) fn default_model() -> PathBuf {
-    if let Some(path) = std::env::var_os("PLEACH_TEST_MODEL") {
-        return path.into();
-    }
-    let path = workspace("target/test-model/SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(path.exists(), "{} is missing: `cargo test --release` in the workspace root fetches it", path.display());
-    path
+    pleach_test_setup::default_model()
 }
 
 /// Instruction sets of this processor; names the missing ones.
 pub(crate) fn isas() -> Vec<Isa> {
-    let (here, missing): (Vec<_>, Vec<_>) = Isa::ALL.into_iter().partition(|isa| isa.is_available());
+    let (here, missing): (Vec<_>, Vec<_>) =
+        Isa::ALL.into_iter().partition(|isa| isa.is_available());
     for isa in missing {
         eprintln!("skipped: no {isa} on this processor");
     }
     here
 }
 
-pub(crate) fn load(path: &std::path::Path, isa: Isa, threads: usize, activations: Activations) -> Decoder<CpuBackend> {
+pub(crate) fn load(
+    path: &std::path::Path,
+    isa: Isa,
+    threads: usize,
+    activations: Activations,
+) -> Decoder<CpuBackend> {
     let file = GgufFile::open(path).unwrap();
-    load_cpu(&file, CpuOptions { isa, threads, activations, kv_bytes: 256 << 20, max_rows: 256 }).unwrap()
+    load_cpu(&file, CpuOptions { isa, threads, activations, kv_bytes: 256 << 20, max_rows: 256 })
+        .unwrap()
 }
 
 /// One sequence being run by hand.
@@ -63,13 +69,25 @@ pub(crate) struct Run {
 impl Run {
     /// Blocks `first_block..` of the pool belong to it.
     pub(crate) fn new(tokens: &[u32], first_block: u32, adapter: Option<AdapterSlot>) -> Self {
-        let blocks = (first_block..first_block + 160).map(KvBlockId).collect();
-        Self { tokens: tokens.to_vec(), done: 0, blocks, adapter }
+        Self::in_blocks(tokens, first_block..first_block + 160, adapter)
+    }
+
+    /// These blocks belong to it.
+    pub(crate) fn in_blocks(
+        tokens: &[u32],
+        blocks: std::ops::Range<u32>,
+        adapter: Option<AdapterSlot>,
+    ) -> Self {
+        Self { tokens: tokens.to_vec(), done: 0, blocks: blocks.map(KvBlockId).collect(), adapter }
     }
 }
 
 pub(crate) fn params(logprobs: u32) -> Arc<SamplingParams> {
-    Arc::new(SamplingParams { temperature: 0.0, logprobs: Some(logprobs), ..SamplingParams::default() })
+    Arc::new(SamplingParams {
+        temperature: 0.0,
+        logprobs: Some(logprobs),
+        ..SamplingParams::default()
+    })
 }
 
 /// A step of `chunks[i]` rows of `runs[i]`; samples every row if `all`, else the last row of each.
@@ -113,7 +131,12 @@ pub(crate) fn step(
 }
 
 /// Prefill in chunks of at most `chunk`; the sampled tokens of every position.
-pub(crate) fn prefill_all(runner: &mut dyn StepRunner, run: &mut Run, chunk: usize, logprobs: u32) -> Vec<SampledToken> {
+pub(crate) fn prefill_all(
+    runner: &mut dyn StepRunner,
+    run: &mut Run,
+    chunk: usize,
+    logprobs: u32,
+) -> Vec<SampledToken> {
     let mut sampled = Vec::new();
     while run.done < run.tokens.len() {
         let n = chunk.min(run.tokens.len() - run.done);
@@ -123,7 +146,12 @@ pub(crate) fn prefill_all(runner: &mut dyn StepRunner, run: &mut Run, chunk: usi
 }
 
 /// Greedy tokens with log-probabilities, after a prefill in chunks.
-pub(crate) fn greedy(runner: &mut dyn StepRunner, run: &mut Run, chunk: usize, n_tokens: usize) -> Vec<(u32, f32)> {
+pub(crate) fn greedy(
+    runner: &mut dyn StepRunner,
+    run: &mut Run,
+    chunk: usize,
+    n_tokens: usize,
+) -> Vec<(u32, f32)> {
     let mut out = Vec::new();
     while out.len() < n_tokens {
         let n = chunk.min(run.tokens.len() - run.done);
@@ -134,6 +162,18 @@ pub(crate) fn greedy(runner: &mut dyn StepRunner, run: &mut Run, chunk: usize, n
         }
     }
     out
+}
+
+/// Log-probabilities of all tokens of every row of logits `[T, V]`.
+pub(crate) fn log_probs(logits: &[f32], vocab: usize) -> Vec<Vec<f64>> {
+    logits
+        .chunks_exact(vocab)
+        .map(|row| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
+            row.iter().map(|v| f64::from(v - max) - sum.ln()).collect()
+        })
+        .collect()
 }
 
 /// Tensors of a safetensors file.
@@ -157,7 +197,11 @@ impl Tensors {
     }
 
     pub(crate) fn u32s(&self, name: &str) -> Vec<u32> {
-        self.raw(name).1.into_iter().map(|b| u32::try_from(i32::from_le_bytes(b)).unwrap()).collect()
+        self.raw(name)
+            .1
+            .into_iter()
+            .map(|b| u32::try_from(i32::from_le_bytes(b)).unwrap())
+            .collect()
     }
 
     pub(crate) fn shape(&self, name: &str) -> Vec<usize> {

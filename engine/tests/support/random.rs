@@ -57,7 +57,8 @@ impl Random {
 
 /// The seed of case `case` of a test: what a failure must print.
 pub(crate) fn case_seed(case: usize) -> u64 {
-    let seed = std::env::var("PLEACH_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
+    let seed =
+        std::env::var("PLEACH_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(SEED);
     seed.wrapping_add(case as u64)
 }
 

@@ -1,14 +1,12 @@
 //! Processor, memory and accelerators.
 
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt, fs, path::PathBuf, time::Duration};
 
 use pleach_engine::cpu::isa::Isa;
 use serde::Serialize;
 use tokio::process::Command;
+
+use crate::memory;
 
 const PROGRAM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where distributions and container runtimes put the driver's library.
@@ -50,13 +48,9 @@ pub(super) struct InstructionSet {
 /// Looks at the machine.
 pub(super) fn look() -> Machine {
     let cpu_info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let memory_info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let cores_usable = std::thread::available_parallelism().map_or(1, usize::from);
     let cores_online =
         cpu_info.lines().filter(|line| line.starts_with("processor")).count().max(cores_usable);
-    let total = kilobytes(&memory_info, "MemTotal:");
-    let available = kilobytes(&memory_info, "MemAvailable:");
-    let left = container_memory_left();
     Machine {
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
@@ -66,11 +60,8 @@ pub(super) fn look() -> Machine {
         cpu_model: field(&cpu_info, "model name").map(str::to_owned),
         cores_usable,
         cores_online,
-        memory_total_bytes: total,
-        memory_available_bytes: match (available, left) {
-            (Some(available), Some(left)) => Some(available.min(left)),
-            (available, left) => available.or(left),
-        },
+        memory_total_bytes: memory::total_bytes(),
+        memory_available_bytes: memory::free_bytes(),
         instruction_sets: Isa::ALL
             .map(|isa| InstructionSet { name: isa.name(), is_available: isa.is_available() })
             .into(),
@@ -82,24 +73,6 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let value =
         text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
     Some(value.trim())
-}
-
-fn kilobytes(text: &str, name: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    value.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
-/// What the cgroup (version 2) leaves; page cache is given up under pressure and so not counted as used.
-fn container_memory_left() -> Option<u64> {
-    let number = |name: &str| {
-        fs::read_to_string(Path::new("/sys/fs/cgroup").join(name)).ok()?.trim().parse::<u64>().ok()
-    };
-    let statistics = fs::read_to_string("/sys/fs/cgroup/memory.stat").unwrap_or_default();
-    let cached = statistics
-        .lines()
-        .find_map(|line| line.strip_prefix("file ")?.parse::<u64>().ok())
-        .unwrap_or(0);
-    Some(number("memory.max")?.saturating_sub(number("memory.current")?.saturating_sub(cached)))
 }
 
 /// What there is of CUDA, found without loading it.
@@ -176,9 +149,6 @@ mod tests {
         let cpu_info = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nprocessor\t: 1\n";
         assert_eq!(field(cpu_info, "model name"), Some("Some CPU @ 2 GHz"));
         assert_eq!(field(cpu_info, "stepping"), None);
-        let memory_info = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\n";
-        assert_eq!(kilobytes(memory_info, "MemAvailable:"), Some(8000 * 1024));
-        assert_eq!(kilobytes(memory_info, "MemFree:"), None);
     }
 
     #[test]

@@ -51,8 +51,8 @@ pub struct Args {
     #[arg(long, env = "PLEACH_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
     /// Do not reuse keys and values of equal prompt beginnings.
-    #[arg(long, env = "PLEACH_NO_PREFIX_CACHE", value_parser = clap::builder::FalseyValueParser::new())]
-    pub no_prefix_cache: bool,
+    #[arg(long, env = "PLEACH_NO_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_prefix_cache: Option<bool>,
     /// Largest request body, such as 2MiB [default: 2MiB].
     #[arg(long, env = "PLEACH_BODY_LIMIT", value_name = "BYTES")]
     pub body_limit: Option<String>,
@@ -60,8 +60,8 @@ pub struct Args {
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Listen beyond this machine without a key.
-    #[arg(long, env = "PLEACH_INSECURE", value_parser = clap::builder::FalseyValueParser::new())]
-    pub insecure: bool,
+    #[arg(long, env = "PLEACH_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub insecure: Option<bool>,
     /// Seconds that running requests have to finish when the server is told to stop [default: 10].
     #[arg(long, env = "PLEACH_SHUTDOWN_GRACE", value_name = "SECONDS")]
     pub shutdown_grace: Option<f64>,
@@ -101,10 +101,10 @@ impl Args {
             max_batch: self.max_batch.or(file.max_batch),
             max_step_rows: self.max_step_rows.or(file.max_step_rows),
             max_queue: self.max_queue.or(file.max_queue),
-            no_prefix_cache: self.no_prefix_cache || file.no_prefix_cache,
+            no_prefix_cache: self.no_prefix_cache.or(file.no_prefix_cache),
             body_limit: self.body_limit.or(file.body_limit),
             api_key: self.api_key.or(file.api_key),
-            insecure: self.insecure || file.insecure,
+            insecure: self.insecure.or(file.insecure),
             shutdown_grace: self.shutdown_grace.or(file.shutdown_grace),
             config: self.config,
         }
@@ -139,8 +139,12 @@ mod tests {
         assert_eq!(args.port, Some(1));
         assert_eq!(args.kv_memory.as_deref(), Some("64MiB"));
         assert_eq!(args.adapter, ["a=x"]);
-        assert!(args.no_prefix_cache);
+        assert_eq!(args.no_prefix_cache, Some(true));
         assert_eq!(args.host, None);
+        let flags = ["--no-prefix-cache=false", "--config", path.to_str().unwrap()];
+        assert_eq!(parse(&flags).with_config_file().unwrap().no_prefix_cache, Some(false));
+        let flags = ["--insecure", "--port", "1"];
+        assert_eq!((parse(&flags).insecure, parse(&[]).insecure), (Some(true), None));
     }
 
     #[test]

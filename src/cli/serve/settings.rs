@@ -62,7 +62,7 @@ impl Settings {
         }
         let is_open = args.api_key.is_none() && !host.is_loopback();
         ensure!(
-            !is_open || args.insecure,
+            !is_open || args.insecure == Some(true),
             "without --api-key only this machine can be served, but --host is {host}: give a key, or --insecure to \
              serve everyone"
         );
@@ -189,7 +189,7 @@ fn read_engine(args: &Args) -> anyhow::Result<EngineConfig> {
         max_batch,
         max_step_rows,
         max_queue: args.max_queue.unwrap_or(default.max_queue),
-        prefix_cache: !args.no_prefix_cache,
+        prefix_cache: args.no_prefix_cache != Some(true),
     })
 }
 
@@ -219,8 +219,8 @@ fn in_range(flag: &str, value: usize, most: usize) -> anyhow::Result<usize> {
 mod tests {
     use super::*;
 
-    fn error(args: Args) -> String {
-        format!("{:#}", Settings::from_args(&args).unwrap_err())
+    fn error(args: &Args) -> String {
+        format!("{:#}", Settings::from_args(args).unwrap_err())
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod tests {
             (Args { shutdown_grace: Some(f64::NAN), ..Args::default() }, "--shutdown-grace"),
             (Args { body_limit: text("0"), ..Args::default() }, "--body-limit"),
         ] {
-            let message = error(args);
+            let message = error(&args);
             assert!(message.contains(expected), "{message}");
         }
     }
@@ -253,13 +253,13 @@ mod tests {
     #[test]
     fn without_a_key_only_this_machine_is_served() {
         let host = |host: &str| Some(host.parse().unwrap());
-        assert!(error(Args { host: host("0.0.0.0"), ..Args::default() }).contains("--api-key"));
-        assert!(error(Args { host: host("::"), ..Args::default() }).contains("--api-key"));
+        assert!(error(&Args { host: host("0.0.0.0"), ..Args::default() }).contains("--api-key"));
+        assert!(error(&Args { host: host("::"), ..Args::default() }).contains("--api-key"));
         for args in [
             Args { host: host("127.0.0.1"), ..Args::default() },
             Args { host: host("::1"), ..Args::default() },
             Args { host: host("0.0.0.0"), api_key: Some("k".to_owned()), ..Args::default() },
-            Args { host: host("0.0.0.0"), insecure: true, ..Args::default() },
+            Args { host: host("0.0.0.0"), insecure: Some(true), ..Args::default() },
         ] {
             Settings::from_args(&args).unwrap();
         }

@@ -17,7 +17,7 @@ pub struct LatencyReport {
     pub overall: LatencyWindows,
     /// Requests to the plain base.
     pub base: LatencyWindows,
-    /// Requests to each adapter; `*` are those beyond the most adapters that are told apart.
+    /// Requests to each adapter; `(other adapters)` are those beyond the most adapters that are told apart.
     pub adapters: BTreeMap<String, LatencyWindows>,
 }
 

@@ -17,6 +17,8 @@ pub const STOP_STRING_BYTES_MAX: usize = 4096;
 pub const LOGIT_BIAS_MAX: usize = 1024;
 /// Most entries of `stop_token_ids`.
 pub const STOP_TOKENS_MAX: usize = 256;
+/// Smallest `repetition_penalty`: it divides logits, and by a much smaller one they overflow.
+pub const REPETITION_PENALTY_MIN: f32 = 0.01;
 /// Longest `cache_salt`.
 pub const CACHE_SALT_BYTES_MAX: usize = 1024;
 
@@ -37,7 +39,7 @@ pub struct Sampling {
     pub top_k: u32,
     /// `[0, 1]`.
     pub min_p: f32,
-    /// `(0, 10]`.
+    /// `[0.01, 10]`.
     pub repetition_penalty: f32,
     /// `[-2, 2]`.
     pub frequency_penalty: f32,
@@ -88,7 +90,7 @@ impl Sampling {
             top_k: read_top_k(fields)?,
             min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
             repetition_penalty: fields
-                .number("repetition_penalty", f32::MIN_POSITIVE..=10.0)?
+                .number("repetition_penalty", REPETITION_PENALTY_MIN..=10.0)?
                 .unwrap_or(1.0),
             frequency_penalty: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
             presence_penalty: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
@@ -142,6 +144,11 @@ fn read_include_usage(fields: &Fields, stream: bool) -> Result<bool, ApiError> {
     let Some(options) = fields.object("stream_options")? else { return Ok(false) };
     if !stream {
         return Err(ApiError::invalid("stream_options", "only allowed when 'stream' is true"));
+    }
+    // vLLM's.
+    if options.get("continuous_usage_stats").is_some_and(|value| *value == Value::Bool(true)) {
+        let param = "stream_options.continuous_usage_stats".to_owned();
+        return Err(ApiError::Unsupported { param, hint: "" });
     }
     match options.get("include_usage") {
         None | Some(Value::Null) => Ok(false),

@@ -102,6 +102,7 @@ const CHAT: &[Row] = &[
     ("store", Neutral::False, ""),
     // vLLM.
     ("echo", Neutral::False, ": use /v1/completions"),
+    ("add_special_tokens", Neutral::False, ": the template writes them"),
     ("continue_final_message", Neutral::False, ""),
     ("chat_template", Neutral::Null, ": the template is the model's own"),
     ("documents", Neutral::Empty, ""),

@@ -16,14 +16,6 @@ pub(crate) fn fixture(name: &str) -> String {
 
 /// The default model: its vocabulary is what the reference data was made with.
 pub(crate) fn default_model() -> GgufFile {
-    let path = std::env::var_os("PLEACH_TEST_MODEL").map_or_else(
-        || root().join("target/test-model/SmolLM2-135M-Instruct.Q4_1.gguf"),
-        PathBuf::from,
-    );
-    assert!(
-        path.is_file(),
-        "no model at {}: run `cargo test --release` at the root first, which fetches it, or set PLEACH_TEST_MODEL",
-        path.display()
-    );
+    let path = pleach_test_setup::default_model();
     GgufFile::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -1,0 +1,52 @@
+// What varies from step to step. Kernels read it from device memory, so that a captured graph can be replayed with
+// another batch: a launch made for a bucket of rows does only the rows that are there.
+#pragma once
+
+#include "base.cuh"
+
+/// Counts of one step; Rust: `ops::StepHeader`.
+struct StepHeader {
+  /// Rows, `T`.
+  u32 n_rows;
+  /// Sequences, `S`.
+  u32 n_sequences;
+  /// Rows whose logits are wanted.
+  u32 n_sample_rows;
+  /// Runs of rows with the same adapter.
+  u32 n_segments;
+  /// Rows that attend one by one (decode), see attention.cu.
+  u32 n_single_rows;
+  /// Tiles of rows that attend together (prefill), see attention_tiles.cu.
+  u32 n_tiles;
+  u32 _pad[2];
+};
+static_assert(sizeof(StepHeader) == 32, "as in ops/step.rs");
+
+/// One site of one resident adapter: an entry of the slot table `[slots][n_sites]`; Rust: `ops::LoraSite`.
+struct LoraSite {
+  /// `A`, f16 `[R][a_stride]`.
+  const u16* a;
+  /// `B`, f16 `[N][R rounded up to 8]`, zero beyond `R`.
+  const u16* b;
+  /// `R`, at most 256; 0 = the adapter does not act here.
+  u32 rank;
+  /// alpha / R.
+  f32 lora_scale;
+};
+static_assert(sizeof(LoraSite) == 24, "as in ops/step.rs");
+
+/// Largest rank, and so the distance of two parts in a row of `v`.
+constexpr u32 LORA_RANK_MAX = 256;
+/// Linears that read the same input.
+constexpr u32 PARTS_MAX = 3;
+constexpr u32 V_STRIDE = PARTS_MAX * LORA_RANK_MAX;
+
+/// Tokens in one KV block.
+constexpr u32 KV_BLOCK_TOKENS = 16;
+
+/// Where keys (which = 0) or values (1) of one token and head lie in a layer's pool, in halves:
+/// `[block][kv_head][K, V][16 tokens][D]`.
+__device__ __forceinline__ u64 kv_offset(u32 block, u32 n_kv_heads, u32 kv_head, u32 which, u32 token, u32 head_dim) {
+  const u64 plane = (u64(block) * n_kv_heads + kv_head) * 2 + which;
+  return (plane * KV_BLOCK_TOKENS + token) * head_dim;
+}

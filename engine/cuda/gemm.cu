@@ -1,0 +1,266 @@
+// Products of f16 activations with quantized weights, for any number of rows: plain first version of both the skinny
+// and the wide GEMM.
+//
+//   planes[s, t, column + n] = sum over the k of split s of W[n, k] x[t, k]
+//
+// | buffer  | shape                 | dtype | note                                                               |
+// |---------|-----------------------|-------|--------------------------------------------------------------------|
+// | weights | per part, tiles       | codes | see common/tile.cuh; 1 to 3 parts share x, each of its own format  |
+// | x       | [T][x_stride]         | f16   | row-major, zero beyond the width, x_stride a multiple of 64        |
+// | planes  | [splits][T][plane_row]| f32   | part i begins at column parts[i].plane_column; summed by epilogue  |
+//
+// Weights are the A operand of mma.m16n8k16 (M = 16 features), rows of x the B operand (N = 8 rows): a row never
+// depends on its neighbours, and a decode step of one row wastes nothing on the weight side. A CTA of 8 warps takes one
+// stripe of 64 features, one split of K and a tile of 8 * TILES rows. Warp w multiplies blocks 2 (w / 4) and
+// 2 (w / 4) + 1 of every fourth unit of the split, from unit w % 4 on; the four sums are added in order through shared
+// memory. Codes are decoded in registers: 1024 + q by its bits, minus 1024 + offset exactly, times the scale in f16.
+//
+// gemm_1, gemm_2, gemm_4: TILES = 1, 2, 4. Grid: (stripes of all parts, splits, tiles of rows); tiles beyond the step's
+// rows return at once, so a graph captured for a bucket serves any step that fits it. Assumes 16-byte aligned weights
+// and x. Bound by memory up to about 32 rows.
+#include "mma.cuh"
+#include "step.cuh"
+#include "tile.cuh"
+
+using pleach::CodeLayout;
+using pleach::Format;
+
+constexpr u32 THREADS = 256;
+/// Warps that share the K of a split.
+constexpr u32 K_WARPS = 4;
+/// Floats between two rows of the sums in shared memory: 8 columns of a quad of lanes fall into 32 banks.
+constexpr u32 SUM_STRIDE = 68;
+
+struct GemmPart {
+  const u8* weights;
+  /// ggml's number, `Format`.
+  u32 format;
+  /// First stripe of this part in the grid.
+  u32 first_stripe;
+  /// Where its features begin in a row of a plane.
+  u32 plane_column;
+  u32 _pad;
+};
+
+struct GemmParams {
+  const StepHeader* step;
+  const u16* x;
+  f32* planes;
+  u64 plane_stride;
+  GemmPart parts[PARTS_MAX];
+  u32 n_parts;
+  /// Units of 64 k in a stripe.
+  u32 n_units;
+  u32 x_stride;
+  u32 plane_row;
+  /// Count rows whose logits are wanted instead of all rows.
+  u32 sample_rows;
+  u32 _pad;
+};
+static_assert(sizeof(GemmParams) == 128, "as in ops/gemm.rs");
+
+/// One f16 in both halves of a word.
+__device__ __forceinline__ u32 twice(u32 half) { return (half & 0xffffu) * 0x10001u; }
+
+/// Scales and minima of one block's rows r and r + 8 in one unit, each f16 twice: `[row half][group]`.
+template <u32 GROUPS>
+struct UnitScales {
+  u32 scale[2][GROUPS];
+  u32 minimum[2][GROUPS];
+};
+
+template <Format FORMAT>
+__device__ __forceinline__ void load_scales(const u8* matrix, u32 n_units, u32 stripe, u32 unit, const u8* at, u32 block,
+                                            u32 r, UnitScales<pleach::unit_groups(pleach::code_layout(FORMAT))>& out) {
+  constexpr CodeLayout L = pleach::code_layout(FORMAT);
+  constexpr u32 GROUPS = pleach::unit_groups(L);
+  const u8* meta = at + pleach::meta_offset(L, block, r);
+  if constexpr (!L.super_block) {
+    const uint2 d = *reinterpret_cast<const uint2*>(meta);
+    out.scale[0][0] = twice(d.x), out.scale[0][1] = twice(d.x >> 16);
+    out.scale[1][0] = twice(d.y), out.scale[1][1] = twice(d.y >> 16);
+    if constexpr (L.has_min) {
+      const uint2 m = *reinterpret_cast<const uint2*>(meta + 8);
+      out.minimum[0][0] = twice(m.x), out.minimum[0][1] = twice(m.x >> 16);
+      out.minimum[1][0] = twice(m.y), out.minimum[1][1] = twice(m.y >> 16);
+    }
+  } else {
+    const u8* supers = matrix + pleach::super_offset(L, n_units, stripe, unit) + pleach::super_scale_offset(L, block, r, 0, 0);
+    const u32 d = *reinterpret_cast<const u32*>(supers);
+    const u32 dmin = L.has_min ? *reinterpret_cast<const u32*>(supers + 4) : 0;
+#pragma unroll
+    for (u32 h = 0; h < 2; ++h) {
+      const f32 scale = h ? high_half(d) : low_half(d);
+      const f32 minimum = h ? high_half(dmin) : low_half(dmin);
+#pragma unroll
+      for (u32 g = 0; g < GROUPS; ++g) {
+        // A group's scale is a signed byte.
+        const f32 sc = static_cast<f32>(static_cast<signed char>(meta[pleach::meta_in_entry(L, 0, h, g)]));
+        out.scale[h][g] = twice(float_to_half(scale * sc));
+        if constexpr (L.has_min) {
+          const f32 mn = static_cast<f32>(meta[pleach::meta_in_entry(L, 1, h, g)]);
+          out.minimum[h][g] = twice(float_to_half(-minimum * mn));
+        }
+      }
+    }
+  }
+}
+
+/// Two codes (below 256) of one register as values: `code - offset` exactly, then times scale (plus minimum) in f16.
+template <Format FORMAT>
+__device__ __forceinline__ u32 to_values(u32 codes, u32 scale, u32 minimum) {
+  constexpr CodeLayout L = pleach::code_layout(FORMAT);
+  // 1024 + code: the bits of a code below 1024 are the lowest of a half's mantissa there.
+  const u32 q = half2_sub(codes | 0x64006400u, (0x6400u + L.offset) * 0x10001u);
+  if constexpr (L.has_min) return half2_fma(q, scale, minimum);
+  return half2_mul(q, scale);
+}
+
+/// Bits 4 and up of the codes of register i in k16 step j, in place.
+template <Format FORMAT>
+__device__ __forceinline__ u32 extra_bits(const u8* lane_extra, u32 j, u32 i) {
+  constexpr CodeLayout L = pleach::code_layout(FORMAT);
+  const u32* words = reinterpret_cast<const u32*>(lane_extra);
+  if constexpr (L.bits == 5) return (words[0] >> (4 * j + i) & 0x00010001u) << 4;
+  if constexpr (L.bits == 6) return (words[j / 2] >> 2 * (i + 4 * (j % 2)) & 0x00030003u) << 4;
+  if constexpr (L.bits == 8) return (words[j] >> 4 * i & 0x000f000fu) << 4;
+  return 0;
+}
+
+/// This warp's part of a stripe's product: two blocks times all rows of the tile.
+template <Format FORMAT, u32 TILES>
+__device__ __forceinline__ void multiply(const GemmParams& p, const u8* weights, u32 stripe, u32 first_row, u32 n_rows,
+                                         f32 (&acc)[2][TILES][4]) {
+  constexpr CodeLayout L = pleach::code_layout(FORMAT);
+  constexpr u32 GROUPS = pleach::unit_groups(L);
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const u32 r = lane / 4, c = lane % 4;
+  const u32 first_block = warp / K_WARPS * 2;
+  const u32 begin = u64(p.n_units) * blockIdx.y / gridDim.y, end = u64(p.n_units) * (blockIdx.y + 1) / gridDim.y;
+  for (u32 unit = begin + warp % K_WARPS; unit < end; unit += K_WARPS) {
+    const u8* at = weights + pleach::unit_offset(L, p.n_units, stripe, unit);
+    uint4 codes[2];
+    UnitScales<GROUPS> scales[2];
+#pragma unroll
+    for (u32 b = 0; b < 2; ++b) {
+      codes[b] = *reinterpret_cast<const uint4*>(at + pleach::p4_offset(first_block + b, lane));
+      load_scales<FORMAT>(weights, p.n_units, stripe, unit, at, first_block + b, r, scales[b]);
+    }
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+      u32 x[TILES][2];
+#pragma unroll
+      for (u32 tile = 0; tile < TILES; ++tile) {
+        const u32 row = first_row + tile * 8 + r;
+        const u16* from = p.x + u64(row) * p.x_stride + unit * pleach::UNIT_K + 16 * j + 2 * c;
+        x[tile][0] = row < n_rows ? *reinterpret_cast<const u32*>(from) : 0;
+        x[tile][1] = row < n_rows ? *reinterpret_cast<const u32*>(from + 8) : 0;
+      }
+#pragma unroll
+      for (u32 b = 0; b < 2; ++b) {
+        const u32 word = j == 0 ? codes[b].x : j == 1 ? codes[b].y : j == 2 ? codes[b].z : codes[b].w;
+        const u8* extra = at + pleach::extra_offset(L, first_block + b, lane);
+        const u32 g = 16 * j / L.group;
+        u32 a[4];
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+          const u32 code = (word >> 4 * i & 0x000f000fu) | extra_bits<FORMAT>(extra, j, i);
+          a[i] = to_values<FORMAT>(code, scales[b].scale[i % 2][g], L.has_min ? scales[b].minimum[i % 2][g] : 0);
+        }
+#pragma unroll
+        for (u32 tile = 0; tile < TILES; ++tile) mma_m16n8k16(acc[b][tile], a, x[tile][0], x[tile][1]);
+      }
+    }
+  }
+}
+
+template <u32 TILES>
+__device__ __forceinline__ void gemm(const GemmParams& p) {
+  __shared__ f32 sums[K_WARPS][8 * TILES][SUM_STRIDE];
+  const u32 n_rows = p.sample_rows ? p.step->n_sample_rows : p.step->n_rows;
+  const u32 first_row = blockIdx.z * 8 * TILES;
+  if (first_row >= n_rows) return;
+  u32 part = 0;
+  while (part + 1 < p.n_parts && blockIdx.x >= p.parts[part + 1].first_stripe) ++part;
+  const GemmPart& at = p.parts[part];
+  const u32 stripe = blockIdx.x - at.first_stripe;
+  f32 acc[2][TILES][4] = {};
+  switch (static_cast<Format>(at.format)) {
+    case Format::Q4_0: multiply<Format::Q4_0, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q4_1: multiply<Format::Q4_1, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q5_0: multiply<Format::Q5_0, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q5_1: multiply<Format::Q5_1, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q8_0: multiply<Format::Q8_0, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q2_K: multiply<Format::Q2_K, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q3_K: multiply<Format::Q3_K, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q4_K: multiply<Format::Q4_K, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q5_K: multiply<Format::Q5_K, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::Q6_K: multiply<Format::Q6_K, TILES>(p, at.weights, stripe, first_row, n_rows, acc); break;
+    case Format::F32: case Format::F16: case Format::BF16: return;  // gemm_dense
+  }
+  const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+#pragma unroll
+  for (u32 b = 0; b < 2; ++b) {
+#pragma unroll
+    for (u32 tile = 0; tile < TILES; ++tile) {
+#pragma unroll
+      for (u32 e = 0; e < 4; ++e) {
+        const u32 feature = (warp / K_WARPS * 2 + b) * 16 + lane / 4 + e / 2 * 8;
+        sums[warp % K_WARPS][tile * 8 + lane % 4 * 2 + e % 2][feature] = acc[b][tile][e];
+      }
+    }
+  }
+  __syncthreads();
+  f32* plane = p.planes + u64(blockIdx.y) * p.plane_stride;
+  for (u32 i = threadIdx.x; i < 8 * TILES * pleach::STRIPE_ROWS; i += THREADS) {
+    const u32 row = i / pleach::STRIPE_ROWS, feature = i % pleach::STRIPE_ROWS;
+    if (first_row + row >= n_rows) break;
+    f32 sum = sums[0][row][feature];
+#pragma unroll
+    for (u32 k = 1; k < K_WARPS; ++k) sum += sums[k][row][feature];
+    plane[u64(first_row + row) * p.plane_row + at.plane_column + stripe * pleach::STRIPE_ROWS + feature] = sum;
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) gemm_1(const __grid_constant__ GemmParams p) { gemm<1>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS) gemm_2(const __grid_constant__ GemmParams p) { gemm<2>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4(const __grid_constant__ GemmParams p) { gemm<4>(p); }
+
+/// The same for dense weights (F32, F16 or BF16 rows): one warp a feature, plain sums in f32. For small models and
+/// checks. Grid: (stripes of all parts, 1, tiles of 8 rows).
+extern "C" __global__ void __launch_bounds__(THREADS) gemm_dense(const __grid_constant__ GemmParams p) {
+  const u32 n_rows = p.sample_rows ? p.step->n_sample_rows : p.step->n_rows;
+  const u32 first_row = blockIdx.z * 8;
+  if (first_row >= n_rows || blockIdx.y > 0) return;
+  u32 part = 0;
+  while (part + 1 < p.n_parts && blockIdx.x >= p.parts[part + 1].first_stripe) ++part;
+  const GemmPart& at = p.parts[part];
+  const u32 stripe = blockIdx.x - at.first_stripe, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const Format format = static_cast<Format>(at.format);
+  if (format != Format::F32 && format != Format::F16 && format != Format::BF16) return;  // gemm_1, _2, _4
+  const u32 width = p.n_units * pleach::UNIT_K;
+  for (u32 feature = warp; feature < pleach::STRIPE_ROWS; feature += THREADS / WARP) {
+    const u64 row_of_w = u64(stripe * pleach::STRIPE_ROWS + feature) * width;
+    f32 sums[8] = {};
+    for (u32 k = lane; k < width; k += WARP) {
+      f32 w;
+      if (format == Format::F32) {
+        w = reinterpret_cast<const f32*>(at.weights)[row_of_w + k];
+      } else {
+        const u16 bits = reinterpret_cast<const u16*>(at.weights)[row_of_w + k];
+        w = format == Format::F16 ? half_to_float(bits) : __uint_as_float(u32(bits) << 16);
+      }
+#pragma unroll
+      for (u32 row = 0; row < 8; ++row) {
+        if (first_row + row < n_rows) sums[row] += w * half_to_float(p.x[u64(first_row + row) * p.x_stride + k]);
+      }
+    }
+#pragma unroll
+    for (u32 row = 0; row < 8; ++row) {
+      const f32 sum = warp_sum(sums[row]);
+      if (lane == 0 && first_row + row < n_rows) {
+        p.planes[u64(first_row + row) * p.plane_row + at.plane_column + stripe * pleach::STRIPE_ROWS + feature] = sum;
+      }
+    }
+  }
+}

@@ -1,0 +1,312 @@
+use half::f16;
+
+use crate::{
+    adapter_weights::LORA_RANK_MAX,
+    cuda::{
+        CudaError, DevicePtr, LaunchSink,
+        ops::{EpilogueParams, EpiloguePart, LoraSite, NO_SLOT, PARTS_MAX, V_STRIDE},
+    },
+    reference,
+};
+
+use super::{
+    Bench, CheckError, CheckRow, ROWS_BEYOND, Sizes,
+    compare::{Comparison, F16_ROUNDED, F32_SUM, is_fill_float, is_fill_half},
+    header,
+    lora::{N_SITES, RANKS, SITES, mixes},
+    to_u32,
+};
+
+/// One product: where its parts lie, and everything that its output is made of.
+struct Case {
+    slots: Vec<u32>,
+    parts: Vec<EpiloguePart>,
+    n_planes: usize,
+    plane_row: usize,
+    n_v_planes: usize,
+    max_rows: usize,
+    planes: Vec<f32>,
+    v_planes: Vec<f32>,
+    bias: Vec<Option<Vec<f32>>>,
+    /// By slot and part, `[N][R rounded up to 8]`.
+    b: Vec<Vec<f16>>,
+    lora_scale: f32,
+}
+
+/// What is varied.
+struct Shape {
+    n_rows: usize,
+    widths: &'static [usize],
+    n_planes: usize,
+    n_v_planes: usize,
+    has_bias: bool,
+}
+
+const SHAPES: &[Shape] = &[
+    Shape { n_rows: 1, widths: &[1], n_planes: 1, n_v_planes: 1, has_bias: false },
+    Shape { n_rows: 11, widths: &[64, 33, 17], n_planes: 2, n_v_planes: 2, has_bias: true },
+    Shape { n_rows: 19, widths: &[257, 5], n_planes: 4, n_v_planes: 1, has_bias: false },
+];
+const SHAPES_FULL: &[Shape] = &[
+    Shape { n_rows: 64, widths: &[4096, 1024, 1024], n_planes: 2, n_v_planes: 4, has_bias: false },
+    Shape { n_rows: 203, widths: &[4096], n_planes: 1, n_v_planes: 4, has_bias: true },
+];
+const GATED: &[Shape] = &[
+    Shape { n_rows: 3, widths: &[7, 7], n_planes: 1, n_v_planes: 1, has_bias: false },
+    Shape { n_rows: 17, widths: &[300, 300], n_planes: 2, n_v_planes: 2, has_bias: true },
+];
+const GATED_FULL: &[Shape] = &[Shape { n_rows: 64, widths: &[14_336, 14_336], n_planes: 1, n_v_planes: 2, has_bias: false }];
+
+/// Every mix of adapters, written and added, with and without tiles of rows.
+pub(super) fn epilogue(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+    let full = if sizes == Sizes::Full { SHAPES_FULL } else { &[] };
+    let mut rows = Vec::new();
+    for shape in SHAPES.iter().chain(full) {
+        for (i, (mix, slots)) in mixes(shape.n_rows).into_iter().enumerate() {
+            rows.push(one(bench, shape, mix, slots, i % 2 == 1)?);
+        }
+    }
+    Ok(rows)
+}
+
+/// The same, gated.
+pub(super) fn epilogue_swiglu(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+    let full = if sizes == Sizes::Full { GATED_FULL } else { &[] };
+    let mut rows = Vec::new();
+    for shape in GATED.iter().chain(full) {
+        for (mix, slots) in mixes(shape.n_rows) {
+            rows.push(one_gated(bench, shape, mix, slots)?);
+        }
+    }
+    Ok(rows)
+}
+
+impl Case {
+    fn new(bench: &mut Bench<'_>, shape: &Shape, slots: Vec<u32>) -> Self {
+        let max_rows = shape.n_rows + ROWS_BEYOND;
+        let mut parts = Vec::new();
+        let (mut plane_column, mut out_column) = (0, 0);
+        for (part, &n_out) in shape.widths.iter().enumerate() {
+            parts.push(EpiloguePart {
+                plane_column: to_u32(plane_column),
+                out_column: to_u32(out_column),
+                n_out: to_u32(n_out),
+                site: to_u32(SITES[part]),
+            });
+            plane_column += n_out.next_multiple_of(64);
+            out_column += n_out.next_multiple_of(16);
+        }
+        let mut b = Vec::new();
+        for ranks in RANKS {
+            for (rank, &n_out) in ranks.into_iter().zip(shape.widths) {
+                let padded = rank.next_multiple_of(8);
+                let mut values = bench.random.halves(n_out * padded, 0.1);
+                for row in values.chunks_exact_mut(padded.max(1)) {
+                    row[rank..].fill(f16::ZERO);
+                }
+                b.push(values);
+            }
+        }
+        let mut v_planes = bench.random.values(shape.n_v_planes * max_rows * V_STRIDE, 1.0);
+        // Ranks that an adapter has not are never written: nothing may depend on them.
+        for plane in v_planes.chunks_exact_mut(max_rows * V_STRIDE) {
+            for (t, row) in plane.chunks_exact_mut(V_STRIDE).enumerate() {
+                let slot = slots.get(t).copied().filter(|&slot| slot != NO_SLOT);
+                for part in 0..PARTS_MAX {
+                    let rank = slot.map_or(0, |slot| RANKS[slot as usize][part]);
+                    row[part * LORA_RANK_MAX..][rank..LORA_RANK_MAX].fill(f32::NAN);
+                }
+            }
+        }
+        let bias = shape
+            .widths
+            .iter()
+            .enumerate()
+            .map(|(part, &n_out)| (shape.has_bias && part != 1).then(|| bench.random.values(n_out, 1.0)))
+            .collect();
+        Self {
+            parts,
+            n_planes: shape.n_planes,
+            plane_row: plane_column,
+            n_v_planes: shape.n_v_planes,
+            max_rows,
+            planes: bench.random.values(shape.n_planes * max_rows * plane_column, 1.0),
+            v_planes,
+            bias,
+            b,
+            lora_scale: 0.75,
+            slots,
+        }
+    }
+
+    fn params(&self, bench: &Bench<'_>, out_stride: usize, accumulate: bool) -> Result<EpilogueParams, CheckError> {
+        let mut sites = Vec::new();
+        for (slot, ranks) in RANKS.iter().enumerate() {
+            sites.extend([LoraSite::NONE; N_SITES]);
+            for part in 0..self.parts.len() {
+                let b = bench.input(&self.b[slot * self.parts.len() + part])?;
+                let (rank, lora_scale) = (to_u32(ranks[part]), self.lora_scale);
+                sites[slot * N_SITES + SITES[part]] = LoraSite { a: DevicePtr::NULL, b, rank, lora_scale };
+            }
+        }
+        let mut bias = [DevicePtr::NULL; PARTS_MAX];
+        for (ptr, values) in bias.iter_mut().zip(&self.bias) {
+            if let Some(values) = values {
+                *ptr = bench.input(values)?;
+            }
+        }
+        let mut parts = [EpiloguePart::NONE; PARTS_MAX];
+        parts[..self.parts.len()].copy_from_slice(&self.parts);
+        let any = self.slots.iter().any(|&slot| slot != NO_SLOT);
+        Ok(EpilogueParams {
+            step: bench.input(&[header(self.slots.len(), 0)])?,
+            planes: bench.input(&self.planes)?,
+            v_planes: if any { bench.input(&self.v_planes)? } else { DevicePtr::NULL },
+            slots: bench.input(&self.slots)?,
+            sites: bench.input(&sites)?,
+            out: DevicePtr::NULL,
+            saturations: DevicePtr::NULL,
+            bias,
+            plane_stride: (self.max_rows * self.plane_row) as u64,
+            v_plane_stride: (self.max_rows * V_STRIDE) as u64,
+            parts,
+            n_parts: to_u32(self.parts.len()),
+            n_planes: to_u32(self.n_planes),
+            plane_row: to_u32(self.plane_row),
+            n_v_planes: to_u32(self.n_v_planes),
+            n_sites: to_u32(N_SITES),
+            out_stride: to_u32(out_stride),
+            accumulate: u32::from(accumulate),
+            reserved: 0,
+        })
+    }
+
+    /// `y` of one row and feature of a part, and the magnitude of what it is the sum of.
+    fn expected(&self, t: usize, part: usize, n: usize) -> (f64, f64) {
+        let at = &self.parts[part];
+        let mut terms: Vec<f64> = self
+            .planes
+            .chunks_exact(self.max_rows * self.plane_row)
+            .map(|plane| f64::from(plane[t * self.plane_row + at.plane_column as usize + n]))
+            .collect();
+        terms.extend(self.bias[part].as_ref().map(|bias| f64::from(bias[n])));
+        if self.slots[t] != NO_SLOT {
+            let slot = self.slots[t] as usize;
+            let rank = RANKS[slot][part];
+            let b = &self.b[slot * self.parts.len() + part][n * rank.next_multiple_of(8)..];
+            for (r, b) in b[..rank].iter().enumerate() {
+                for plane in self.v_planes.chunks_exact(self.max_rows * V_STRIDE) {
+                    let v = f64::from(plane[t * V_STRIDE + part * LORA_RANK_MAX + r]);
+                    terms.push(f64::from(self.lora_scale) * b.to_f64() * v);
+                }
+            }
+        }
+        (terms.iter().sum(), terms.iter().map(|term| term.abs()).sum())
+    }
+}
+
+/// Launches with and without tiles of rows and returns the output, the same bits both times.
+fn run<T: crate::cuda::Plain + PartialEq>(
+    bench: &Bench<'_>,
+    compare: &mut Comparison,
+    before: &[T],
+    params: &mut EpilogueParams,
+    launch: impl Fn(&EpilogueParams, &dyn LaunchSink, bool) -> Result<(), CudaError>,
+) -> Result<Vec<T>, CheckError> {
+    let mut found = Vec::new();
+    for tiled in [false, true] {
+        let out = bench.in_out(before)?;
+        params.out = out.ptr;
+        launch(params, bench.sink(), tiled)?;
+        let (values, whole) = bench.read(&out, before[0])?;
+        compare.guards(whole);
+        found.push(values);
+    }
+    let [alone, tiled] = [0, 1].map(|i| crate::cuda::plain::bytes_of_slice(&found[i]));
+    compare.holds(alone == tiled, || "tiles of rows give other bits".to_owned());
+    Ok(found.swap_remove(0))
+}
+
+fn one(
+    bench: &mut Bench<'_>,
+    shape: &Shape,
+    mix: &str,
+    slots: Vec<u32>,
+    accumulate: bool,
+) -> Result<CheckRow, CheckError> {
+    bench.next_shape();
+    let n_rows = shape.n_rows;
+    let words = format!("{n_rows} rows of {:?}, {} planes, {mix}, added {accumulate}", shape.widths, shape.n_planes);
+    let mut compare = Comparison::new("epilogue", words);
+    let case = Case::new(bench, shape, slots);
+    let out_stride = case.parts.iter().map(|part| part.n_out.next_multiple_of(16) as usize).sum();
+    let mut params = case.params(bench, out_stride, accumulate)?;
+    let before = if accumulate {
+        bench.random.values(case.max_rows * out_stride, 2.0)
+    } else {
+        vec![f32::from_bits(u32::MAX); case.max_rows * out_stride]
+    };
+    let max_rows = to_u32(case.max_rows);
+    let found = run(bench, &mut compare, &before, &mut params, |params, sink, tiled| {
+        params.launch_tiled(sink, max_rows, tiled)
+    })?;
+
+    for (t, (found, before)) in found.chunks_exact(out_stride).zip(before.chunks_exact(out_stride)).enumerate() {
+        let mut written = vec![false; out_stride];
+        for (part, at) in case.parts.iter().enumerate().filter(|_| t < n_rows) {
+            for n in 0..at.n_out as usize {
+                let column = at.out_column as usize + n;
+                written[column] = true;
+                let base = if accumulate { f64::from(before[column]) } else { 0.0 };
+                let (y, magnitude) = case.expected(t, part, n);
+                let place = || format!("row {t}, part {part}, feature {n}");
+                compare.near(place, f64::from(found[column]), base + y, base.abs() + magnitude, F32_SUM);
+            }
+        }
+        for (column, written) in written.into_iter().enumerate() {
+            let same = found[column].to_bits() == before[column].to_bits();
+            compare.holds(written || same, || format!("row {t}: wrote to column {column}"));
+        }
+        if t >= n_rows && !accumulate {
+            compare.untouched("a row beyond the step", found, is_fill_float);
+        }
+    }
+    Ok(compare.row())
+}
+
+fn one_gated(bench: &mut Bench<'_>, shape: &Shape, mix: &str, slots: Vec<u32>) -> Result<CheckRow, CheckError> {
+    bench.next_shape();
+    let (n_rows, width) = (shape.n_rows, shape.widths[0]);
+    let words = format!("{n_rows} rows of {width}, {} planes, {mix}", shape.n_planes);
+    let mut compare = Comparison::new("epilogue_swiglu", words);
+    let case = Case::new(bench, shape, slots);
+    let out_stride = width.next_multiple_of(64);
+    let mut params = case.params(bench, out_stride, false)?;
+    let saturations = bench.in_out(&[0_u32])?;
+    params.saturations = saturations.ptr;
+    let before = vec![f16::from_bits(u16::MAX); case.max_rows * out_stride];
+    let max_rows = to_u32(case.max_rows);
+    let found = run(bench, &mut compare, &before, &mut params, |params, sink, tiled| {
+        params.launch_swiglu_tiled(sink, max_rows, tiled)
+    })?;
+
+    for (t, found) in found.chunks_exact(out_stride).enumerate() {
+        if t >= n_rows {
+            compare.untouched("a row beyond the step", found, is_fill_half);
+            continue;
+        }
+        for (n, found) in found[..width].iter().enumerate() {
+            let ((gate, gate_magnitude), (up, up_magnitude)) = (case.expected(t, 0, n), case.expected(t, 1, n));
+            let exact = reference::swiglu::swiglu(gate, up);
+            let expected = exact.clamp(f16::MIN.to_f64(), f16::MAX.to_f64());
+            // Rounding of the result, and errors of the two sums, which the gate passes on (its slope is below 1.1).
+            let sums = F32_SUM.rel * (1.1 * gate_magnitude * up.abs() + up_magnitude * gate.abs());
+            let magnitude = expected.abs() + sums / F16_ROUNDED.rel;
+            compare.near(|| format!("row {t}, feature {n}"), found.to_f64(), expected, magnitude, F16_ROUNDED);
+        }
+        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || format!("row {t}: padding is not zero"));
+    }
+    let (_, whole) = bench.read(&saturations, 0_u32)?;
+    compare.guards(whole);
+    Ok(compare.row())
+}

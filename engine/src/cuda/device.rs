@@ -1,0 +1,361 @@
+//! The device as the rest of the engine sees it: safe, with every range checked.
+//!
+//! One thread owns it and makes all launches. Memory is one arena, reserved once. Work is enqueued on one of two
+//! streams, in order within each; [`Event`]s order them with each other.
+#![expect(
+    unsafe_code,
+    reason = "asynchronous copies: the pinned buffer keeps still until its event"
+)]
+
+use std::{cell::Cell, fmt};
+
+use super::{
+    Arena, CudaError, DevicePtr, Launch, LaunchSink, Plain, RecordedLaunch,
+    arena::ArenaRange,
+    driver::Driver,
+    fake::FakeGpu,
+    gpu::Gpu,
+    handles::{Event, Graph, PinnedBuffer},
+    plain::{bytes_of_slice, bytes_of_slice_mut},
+};
+use crate::backend::RunError;
+
+/// Which GPU this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Number of the device, from 0.
+    pub ordinal: usize,
+    /// As the driver calls it: `NVIDIA H100 80GB HBM3`.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub n_sms: u32,
+    /// Device memory in all.
+    pub memory_bytes: u64,
+    /// Level-2 cache.
+    pub l2_bytes: u64,
+    /// Most shared memory of a CTA, static and dynamic.
+    pub shared_bytes_max: u32,
+    /// CUDA version that the driver offers: 1000 × major + 10 × minor.
+    pub driver_version: u32,
+}
+
+/// Where work is enqueued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamId {
+    /// Kernels of steps, and what must be in order with them.
+    Compute,
+    /// Uploads beside them: adapters.
+    Copy,
+}
+
+/// A GPU, or a fake one.
+pub struct Device {
+    gpu: Box<dyn Gpu>,
+    arena: Option<Arena>,
+    capturing: Cell<bool>,
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("info", self.info())
+            .field("arena", &self.arena)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Device {
+    /// Opens a GPU and loads all embedded kernels onto it.
+    ///
+    /// # Errors
+    /// [`CudaError`]: no driver, no such device, one that is too old, or no kernels in this binary.
+    pub fn open(ordinal: usize) -> Result<Self, CudaError> {
+        Ok(Self::over(Box::new(Driver::open(ordinal)?)))
+    }
+
+    /// A device that is host memory: launches are checked and recorded (see [`Self::take_launches`]) but compute nothing.
+    pub fn fake(info: DeviceInfo) -> Self {
+        Self::over(Box::new(FakeGpu::new(info)))
+    }
+
+    fn over(gpu: Box<dyn Gpu>) -> Self {
+        Self { gpu, arena: None, capturing: Cell::new(false) }
+    }
+
+    /// What it is.
+    pub fn info(&self) -> &DeviceInfo {
+        self.gpu.info()
+    }
+
+    /// Device memory that nobody uses at the moment, as the driver says: a basis for [`Self::reserve`].
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn free_bytes(&self) -> Result<u64, CudaError> {
+        self.gpu.free_bytes()
+    }
+
+    /// Allocates the arena. All later memory comes out of it.
+    ///
+    /// # Errors
+    /// [`CudaError::ArenaReserved`] the second time; [`CudaError::Call`] if the driver has not as much.
+    pub fn reserve(&mut self, bytes: u64) -> Result<(), CudaError> {
+        if self.arena.is_some() {
+            return Err(CudaError::ArenaReserved);
+        }
+        let base = self.gpu.reserve(bytes)?;
+        self.arena = Some(Arena::new(base, bytes));
+        Ok(())
+    }
+
+    /// The arena's account, once it is reserved.
+    pub fn arena(&self) -> Option<&Arena> {
+        self.arena.as_ref()
+    }
+
+    /// Takes bytes out of the arena, not cleared, at a multiple of 256.
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`] naming `what`.
+    pub fn alloc(&mut self, what: &'static str, bytes: usize) -> Result<DevicePtr, RunError> {
+        match &mut self.arena {
+            Some(arena) => arena.take(what, bytes),
+            None => Err(RunError::OutOfMemory { what, needed: bytes, free: 0 }),
+        }
+    }
+
+    /// [`Self::alloc`] and [`Self::upload`].
+    ///
+    /// # Errors
+    /// Of both.
+    pub fn alloc_upload<T: Plain>(
+        &mut self,
+        what: &'static str,
+        values: &[T],
+    ) -> Result<DevicePtr, RunError> {
+        let ptr = self.alloc(what, size_of_val(values))?;
+        self.upload(values, ptr)?;
+        Ok(ptr)
+    }
+
+    /// Copies values to the device, after all earlier work of the compute stream and before all later; waits.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`].
+    pub fn upload<T: Plain>(&self, values: &[T], to: DevicePtr) -> Result<(), CudaError> {
+        let bytes = bytes_of_slice(values);
+        self.gpu.write(self.range("upload", to, bytes.len())?, bytes)
+    }
+
+    /// Copies values from the device, after all earlier work of the compute stream; waits.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`].
+    pub fn download<T: Plain>(&self, from: DevicePtr, values: &mut [T]) -> Result<(), CudaError> {
+        let bytes = bytes_of_slice_mut(values);
+        self.gpu.read(self.range("download", from, bytes.len())?, bytes)
+    }
+
+    /// Enqueues setting bytes on the compute stream.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`].
+    pub fn fill(&self, at: DevicePtr, bytes: usize, byte: u8) -> Result<(), CudaError> {
+        self.gpu.fill(StreamId::Compute, self.range("fill", at, bytes)?, byte)
+    }
+
+    /// Enqueues a copy within the device.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`].
+    pub fn copy(
+        &self,
+        stream: StreamId,
+        from: DevicePtr,
+        to: DevicePtr,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        self.gpu.copy(stream, self.range("copy", from, bytes)?, self.range("copy", to, bytes)?)
+    }
+
+    /// Page-locked memory for copies that do not wait, zero at first.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`] if the host has not as much.
+    pub fn pinned(&self, bytes: usize) -> Result<PinnedBuffer, CudaError> {
+        Ok(PinnedBuffer { memory: self.gpu.pinned(bytes)?, busy: None })
+    }
+
+    /// Enqueues a copy of the first `bytes` bytes of `from`, which is busy until then.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`]; never part of a graph.
+    ///
+    /// # Panics
+    /// If `from` is shorter.
+    pub fn upload_async(
+        &self,
+        stream: StreamId,
+        from: &mut PinnedBuffer,
+        to: DevicePtr,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let range = self.range("upload", to, bytes)?;
+        self.not_capturing("an asynchronous upload")?;
+        from.wait()?;
+        // SAFETY: the buffer hands its bytes out, and is freed, only after `busy`, which is recorded behind the copy;
+        // if recording fails, `enqueued` waits for the whole stream.
+        unsafe { self.gpu.write_async(stream, range, &from.memory.bytes()[..bytes]) }?;
+        self.enqueued(stream, from)
+    }
+
+    /// Enqueues a copy to the first `bytes` bytes of `to`, which is busy until then.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`], [`CudaError::Call`]; never part of a graph.
+    ///
+    /// # Panics
+    /// If `to` is shorter.
+    pub fn download_async(
+        &self,
+        stream: StreamId,
+        from: DevicePtr,
+        to: &mut PinnedBuffer,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let range = self.range("download", from, bytes)?;
+        self.not_capturing("an asynchronous download")?;
+        to.wait()?;
+        // SAFETY: as in `upload_async`.
+        unsafe { self.gpu.read_async(stream, range, &mut to.memory.bytes_mut()[..bytes]) }?;
+        self.enqueued(stream, to)
+    }
+
+    fn enqueued(&self, stream: StreamId, buffer: &mut PinnedBuffer) -> Result<(), CudaError> {
+        match self.gpu.record(stream, false) {
+            Ok(event) => buffer.busy = Some(event),
+            Err(error) => {
+                self.gpu.synchronize(stream)?;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the point that a stream's queue has reached. With `timed`, [`Event::elapsed_ms`] can be asked.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn record(&self, stream: StreamId, timed: bool) -> Result<Event, CudaError> {
+        self.gpu.record(stream, timed)
+    }
+
+    /// Lets all later work of a stream wait for an event.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn wait_for(&self, stream: StreamId, event: &Event) -> Result<(), CudaError> {
+        self.gpu.wait_for(stream, event)
+    }
+
+    /// Waits until a stream's queue is empty. An error of an earlier launch shows here.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn synchronize(&self, stream: StreamId) -> Result<(), CudaError> {
+        self.gpu.synchronize(stream)
+    }
+
+    /// Enqueues a launch on a stream of choice; [`LaunchSink::submit`] takes the compute stream.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn submit_on(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
+        launch.check()?;
+        self.gpu.submit(stream, launch)
+    }
+
+    /// How many CTAs of a kernel fit on one multiprocessor: for the grids of persistent kernels.
+    ///
+    /// # Errors
+    /// [`CudaError::UnknownKernel`], [`CudaError::Call`].
+    pub fn ctas_per_sm(
+        &self,
+        kernel: &str,
+        block: u32,
+        shared_bytes: u32,
+    ) -> Result<u32, CudaError> {
+        self.gpu.ctas_per_sm(kernel, block, shared_bytes)
+    }
+
+    /// Collects the launches that `enqueue` makes on the compute stream into a graph, without running them.
+    ///
+    /// # Errors
+    /// Of `enqueue`, or [`CudaError::Call`].
+    pub fn capture<E: From<CudaError>>(
+        &self,
+        enqueue: impl FnOnce(&Self) -> Result<(), E>,
+    ) -> Result<Graph, E> {
+        self.begin_capture()?;
+        let enqueued = enqueue(self);
+        // The stream must leave capture mode whatever happened.
+        let graph = self.end_capture();
+        enqueued?;
+        Ok(graph?)
+    }
+
+    /// First half of [`Self::capture`], for callers that cannot lend themselves to a closure.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn begin_capture(&self) -> Result<(), CudaError> {
+        self.gpu.begin_capture()?;
+        self.capturing.set(true);
+        Ok(())
+    }
+
+    /// Second half of [`Self::capture`]; must follow on the first also after an error in between.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`], also if something was enqueued that a graph cannot hold.
+    pub fn end_capture(&self) -> Result<Graph, CudaError> {
+        self.capturing.set(false);
+        self.gpu.end_capture()
+    }
+
+    /// The launches since the last call, if this is a fake.
+    pub fn take_launches(&self) -> Option<Vec<RecordedLaunch>> {
+        self.gpu.take_launches()
+    }
+
+    fn range(
+        &self,
+        what: &'static str,
+        at: DevicePtr,
+        bytes: usize,
+    ) -> Result<ArenaRange, CudaError> {
+        match &self.arena {
+            Some(arena) => arena.range(what, at, bytes),
+            None => Err(CudaError::OutOfRange { what, at: at.0, bytes, begin: 0, end: 0 }),
+        }
+    }
+
+    /// A graph that holds a copy would read the buffer at every replay, long after `busy`.
+    fn not_capturing(&self, what: &str) -> Result<(), CudaError> {
+        if self.capturing.get() {
+            return Err(CudaError::Call {
+                call: what.to_owned(),
+                reason: "a graph is being captured".to_owned(),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl LaunchSink for Device {
+    fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.submit_on(StreamId::Compute, launch)
+    }
+}

@@ -1,0 +1,59 @@
+//! What [`super::Device`] stands on: libcuda (`driver`) or host memory (`fake`).
+#![expect(unsafe_code, reason = "asynchronous copies are promises of the caller")]
+
+use super::{
+    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, RecordedLaunch, StreamId,
+    arena::ArenaRange,
+};
+
+/// A device. Ranges were checked by the device's arena.
+pub(super) trait Gpu: Send {
+    fn info(&self) -> &DeviceInfo;
+    fn free_bytes(&self) -> Result<u64, CudaError>;
+    /// Allocates the one range; called once.
+    fn reserve(&mut self, bytes: u64) -> Result<DevicePtr, CudaError>;
+    fn submit(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError>;
+    fn ctas_per_sm(&self, kernel: &str, block: u32, shared_bytes: u32) -> Result<u32, CudaError>;
+    /// Copies to the device, in order with the compute stream; `src` is free afterwards. As long as `range`.
+    fn write(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError>;
+    /// Copies from the device when the compute stream has come so far, and waits. As long as `range`.
+    fn read(&self, range: ArenaRange, dst: &mut [u8]) -> Result<(), CudaError>;
+    fn fill(&self, stream: StreamId, range: ArenaRange, byte: u8) -> Result<(), CudaError>;
+    /// Copies within the device; the ranges are equally long.
+    fn copy(&self, stream: StreamId, src: ArenaRange, dst: ArenaRange) -> Result<(), CudaError>;
+    fn pinned(&self, bytes: usize) -> Result<Box<dyn HostMemory>, CudaError>;
+    /// Enqueues a copy to the device, as long as `range`.
+    ///
+    /// # Safety
+    /// `src` is pinned memory of this device, and neither changed nor freed before the copy has happened.
+    unsafe fn write_async(
+        &self,
+        stream: StreamId,
+        range: ArenaRange,
+        src: &[u8],
+    ) -> Result<(), CudaError>;
+    /// Enqueues a copy from the device, as long as `range`.
+    ///
+    /// # Safety
+    /// `dst` is pinned memory of this device, and neither read, changed nor freed before the copy has happened.
+    unsafe fn read_async(
+        &self,
+        stream: StreamId,
+        range: ArenaRange,
+        dst: &mut [u8],
+    ) -> Result<(), CudaError>;
+    fn record(&self, stream: StreamId, timed: bool) -> Result<Event, CudaError>;
+    fn wait_for(&self, stream: StreamId, event: &Event) -> Result<(), CudaError>;
+    fn synchronize(&self, stream: StreamId) -> Result<(), CudaError>;
+    fn begin_capture(&self) -> Result<(), CudaError>;
+    fn end_capture(&self) -> Result<Graph, CudaError>;
+    fn take_launches(&self) -> Option<Vec<RecordedLaunch>> {
+        None
+    }
+}
+
+/// Page-locked host memory.
+pub(super) trait HostMemory: Send {
+    fn bytes(&self) -> &[u8];
+    fn bytes_mut(&mut self) -> &mut [u8];
+}

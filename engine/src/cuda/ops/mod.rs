@@ -1,0 +1,77 @@
+//! One wrapper per kernel: the struct that it takes, and `launch`, which checks shapes and makes the grid.
+//!
+//! | file | kernels (in `engine/cuda/`) |
+//! |---|---|
+//! | `step` | none: what varies from step to step and is read from device memory |
+//! | `embed` | `embed` |
+//! | `norm` | `rms_norm`, of all rows or of the rows whose logits are wanted |
+//! | `gemm` | `gemm_1`, `_2`, `_4`, `gemm_dense`: products with weights |
+//! | `lora` | `lora_shrink`, first half of the adapters |
+//! | `epilogue` | `epilogue`, `epilogue_swiglu`: planes, bias, second half of the adapters |
+//! | `rope_kv` | `rope_store` |
+//! | `attention` | `attention`, `attention_merge`, `attention_tiles` |
+//! | `swiglu` | `swiglu` without adapters |
+//! | `sample` | `sample_greedy` |
+//!
+//! Every `launch` takes the most rows that the launch is for (a bucket): the grid is made for them, and the kernel does
+//! as many as the [`StepHeader`] on the device says. So a captured launch serves every step of its bucket. Launches of
+//! one op that differ in the bucket give a row the same bits.
+//!
+//! What cannot be checked here is what lies in device memory: ids, positions, slots and tables are the host's plan.
+
+mod attention;
+mod embed;
+mod epilogue;
+mod gemm;
+mod lora;
+mod norm;
+mod rope_kv;
+mod sample;
+mod step;
+mod swiglu;
+
+pub use attention::{AttentionParams, AttentionRows, rows_of_tile};
+pub use embed::EmbedParams;
+pub use epilogue::{EpilogueParams, EpiloguePart};
+pub use gemm::{GemmParams, GemmPart};
+pub use lora::LoraShrinkParams;
+pub use norm::RmsNormParams;
+pub use rope_kv::RopeStoreParams;
+pub use sample::{SampleGreedyParams, SampleResult, SampleSpec, TOP_MAX};
+pub use step::{AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
+pub use swiglu::SwiGluParams;
+
+use std::fmt;
+
+use super::CudaError;
+
+/// Most CTAs along y, where rows are; kernels loop over what is beyond.
+const GRID_ROWS_MAX: u32 = 65_535;
+
+/// Rows from which on tiles of several rows of one adapter pay more than more CTAs do.
+const TILED_ROWS_MIN: u32 = 128;
+
+/// `Ok` if `fits`, else an error that names the kernel and the quantity.
+fn want(
+    kernel: &str,
+    what: &'static str,
+    given: u32,
+    fits: bool,
+    expected: impl fmt::Display,
+) -> Result<(), CudaError> {
+    if fits {
+        return Ok(());
+    }
+    Err(CudaError::Launch {
+        kernel: kernel.to_owned(),
+        what,
+        given: given as usize,
+        expected: format!("expected {expected}"),
+    })
+}
+
+/// A stride or column of 16-byte accesses: `multiple` values, and room for `width`.
+fn want_stride(kernel: &str, what: &'static str, stride: u32, multiple: u32, width: u32) -> Result<(), CudaError> {
+    let fits = stride.is_multiple_of(multiple) && stride >= width;
+    want(kernel, what, stride, fits, format_args!("a multiple of {multiple} from {width} on"))
+}

@@ -1,0 +1,70 @@
+//! What kernels read from device memory, because it varies from step to step. C++: `cuda/common/step.cuh`.
+
+use crate::{
+    adapter_weights::LORA_RANK_MAX,
+    cuda::{DevicePtr, launch::kernel_params},
+};
+
+/// A row without an adapter, in `slots`.
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// Linears that read the same input: q, k and v.
+pub const PARTS_MAX: usize = 3;
+
+/// Values of a row of `v`, the output of `lora_shrink`: part `i` begins at `i * LORA_RANK_MAX`.
+pub const V_STRIDE: usize = PARTS_MAX * LORA_RANK_MAX;
+
+kernel_params! {
+    /// Counts of one step.
+    pub struct StepHeader {
+        /// Rows, `T`.
+        pub n_rows: u32,
+        /// Sequences, `S`.
+        pub n_sequences: u32,
+        /// Rows whose logits are wanted.
+        pub n_sample_rows: u32,
+        /// Runs of rows with the same adapter.
+        pub n_segments: u32,
+        /// Rows that attend one by one.
+        pub n_single_rows: u32,
+        /// Tiles of rows that attend together.
+        pub n_tiles: u32,
+        /// Zero.
+        pub reserved: [u32; 2],
+    }
+}
+
+kernel_params! {
+    /// One site of one resident adapter, an entry of the slot table `[slots][n_sites]`.
+    pub struct LoraSite {
+        /// `A`, f16 `[R][a_stride]`, stride a multiple of 8, zero beyond `K`.
+        pub a: DevicePtr,
+        /// `B`, f16 `[N][R rounded up to 8]`, zero beyond `R`.
+        pub b: DevicePtr,
+        /// `R`; 0: the adapter does not act here.
+        pub rank: u32,
+        /// alpha / R.
+        pub lora_scale: f32,
+    }
+}
+
+impl LoraSite {
+    /// Where no adapter acts.
+    pub const NONE: Self = Self { a: DevicePtr::NULL, b: DevicePtr::NULL, rank: 0, lora_scale: 0.0 };
+}
+
+kernel_params! {
+    /// Rows of one sequence that attend together: consecutive rows and positions.
+    pub struct AttentionTile {
+        /// Index of its block table.
+        pub sequence: u32,
+        /// First row of the step.
+        pub first_row: u32,
+        /// At most [`super::rows_of_tile`].
+        pub n_rows: u32,
+        /// Position of the first row.
+        pub first_position: u32,
+    }
+}
+
+const _: () = assert!(size_of::<StepHeader>() == 32 && size_of::<LoraSite>() == 24 && size_of::<AttentionTile>() == 16);

@@ -1,0 +1,158 @@
+//! Every kernel against its definition, on the CPU: the `.cu` files are compiled as C++ over an emulator of threads, warps
+//! and tensor-core fragments (`cuda/emulator/emulator.hpp`). Needs g++ on x86-64; says so where it is not.
+#![expect(unsafe_code, reason = "compiled kernels are loaded and called")]
+
+use std::{
+    cell::UnsafeCell,
+    ffi::{CString, c_int, c_void},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use pleach_engine::cuda::{
+    CudaError, DevicePtr, Launch, LaunchSink,
+    check::{self, Bench, CheckDevice, Sizes},
+};
+
+const REGION_BYTES: usize = 64 << 20;
+const ALIGN: usize = 256;
+
+type Run = unsafe extern "C" fn(*const c_void, *const u32, u32, u32, *const c_void, usize, c_int) -> c_int;
+
+/// Compiled kernels, over host memory.
+struct Emulator {
+    /// One for each `.cu` file: what `dlopen` gave.
+    libraries: Vec<*mut c_void>,
+    memory: UnsafeCell<Vec<u8>>,
+    /// Threads of a CTA run from the last to the first.
+    reversed: bool,
+}
+
+impl Emulator {
+    fn region(&self) -> DevicePtr {
+        let begin = self.memory.get();
+        // SAFETY: nothing else looks at the vector during this call.
+        let begin = unsafe { (*begin).as_mut_ptr() } as usize;
+        DevicePtr(begin.next_multiple_of(ALIGN) as u64)
+    }
+
+    /// A kernel, and the emulator of its library.
+    fn kernel(&self, name: &str) -> Option<(*const c_void, Run)> {
+        let (handle, kernel) = self.libraries.iter().find_map(|&handle| Some((handle, symbol(handle, name)?)))?;
+        let run = symbol(handle, "emulator_run").expect("every file includes the emulator");
+        // SAFETY: this is the signature of `emulator_run`.
+        Some((kernel, unsafe { std::mem::transmute::<*const c_void, Run>(run) }))
+    }
+
+    fn check(&self, at: DevicePtr, bytes: usize) {
+        let begin = self.region().0;
+        assert!(at.0 >= begin && at.0 + bytes as u64 <= begin + REGION_BYTES as u64, "within the region");
+    }
+}
+
+impl LaunchSink for Emulator {
+    fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        launch.check()?;
+        let Some((kernel, run)) = self.kernel(launch.kernel) else {
+            return Err(CudaError::UnknownKernel(launch.kernel.to_owned()));
+        };
+        let grid = [launch.grid.0, launch.grid.1, launch.grid.2];
+        let (params, reversed) = (launch.params, c_int::from(self.reversed));
+        // SAFETY: `kernel` is of `run`'s library and takes one struct of these bytes (the sizes are asserted on both
+        // sides); the addresses in it are of this emulator's memory, with guards that the checks look at.
+        let status = unsafe {
+            run(kernel, grid.as_ptr(), launch.block, launch.shared_bytes, params.as_ptr().cast(), params.len(), reversed)
+        };
+        assert_eq!(status, 0, "{} of {:?} CTAs of {} threads", launch.kernel, grid, launch.block);
+        Ok(())
+    }
+}
+
+impl CheckDevice for Emulator {
+    fn upload_bytes(&self, bytes: &[u8], to: DevicePtr) -> Result<(), CudaError> {
+        self.check(to, bytes.len());
+        // SAFETY: within the region, by the check; `bytes` is not part of it.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.0 as *mut u8, bytes.len()) };
+        Ok(())
+    }
+
+    fn download_bytes(&self, from: DevicePtr, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.check(from, bytes.len());
+        // SAFETY: as above.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+}
+
+/// The address of a symbol of a library.
+fn symbol(handle: *mut c_void, name: &str) -> Option<*const c_void> {
+    let name = CString::new(name).unwrap();
+    // SAFETY: `handle` is open and stays so, the name ends with zero.
+    let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!symbol.is_null()).then_some(symbol.cast_const())
+}
+
+/// Compiles one file to a shared library; `None` if there is no compiler.
+fn compile(source: &Path, out: &Path) -> Option<PathBuf> {
+    let cuda = source.parent().unwrap();
+    let library = out.join(source.file_stem().unwrap()).with_extension("so");
+    let output = Command::new("g++")
+        .args(["-x", "c++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Wno-unknown-pragmas"])
+        .args(["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"])
+        .args(["-I".as_ref(), cuda.join("common").as_os_str(), "-I".as_ref(), cuda.join("emulator").as_os_str()])
+        .args(["-o".as_ref(), library.as_os_str(), source.as_os_str()])
+        .output()
+        .ok()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(library)
+}
+
+fn emulator(reversed: bool) -> Option<Emulator> {
+    if !cfg!(target_arch = "x86_64") {
+        println!("skipped: the emulator of kernels needs x86-64");
+        return None;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")).unwrap();
+    let files: Vec<PathBuf> =
+        files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+    let compiled: Vec<Option<PathBuf>> = std::thread::scope(|scope| {
+        let jobs: Vec<_> = files.iter().map(|file| scope.spawn(|| compile(file, out.path()))).collect();
+        jobs.into_iter().map(|job| job.join().unwrap()).collect()
+    });
+    let mut libraries = Vec::new();
+    for library in compiled {
+        let Some(library) = library else {
+            println!("skipped: no g++ to compile the emulator of kernels");
+            return None;
+        };
+        let path = CString::new(library.to_str().unwrap()).unwrap();
+        // SAFETY: a library that was just compiled; it runs no code when loaded but C++'s initialization.
+        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        assert!(!handle.is_null(), "{} can be loaded", library.display());
+        libraries.push(handle);
+    }
+    let memory = UnsafeCell::new(vec![0; REGION_BYTES + ALIGN]);
+    Some(Emulator { libraries, memory, reversed })
+}
+
+/// One test, since an emulator's fibers are static variables. Threads in order, then in reverse order: a result that
+/// depends on it lacks a barrier.
+#[test]
+fn kernels_compute_their_definitions() {
+    let Some(mut emulator) = emulator(false) else { return };
+    let mut found = Vec::new();
+    for reversed in [false, true] {
+        emulator.reversed = reversed;
+        let mut bench = Bench::new(&emulator, emulator.region(), REGION_BYTES, 7);
+        found.push(check::all(&mut bench, Sizes::Small).unwrap());
+    }
+    for row in &found[0] {
+        println!("{:>8.3}  {:16} {}", row.worst_ratio, row.name, row.shape);
+    }
+    for row in &found[0] {
+        assert!(row.pass, "{} of {}: {}", row.name, row.shape, row.worst);
+    }
+    assert!(found[0].len() > 50, "{} shapes", found[0].len());
+    assert_eq!(found[0], found[1], "the order of threads does not matter");
+}

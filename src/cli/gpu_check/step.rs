@@ -1,0 +1,204 @@
+//! Whole steps: a GPU's against the CPU's, and their times.
+
+use std::{sync::Arc, time::Instant};
+
+use pleach_engine::{
+    adapter_weights::{AdapterWeights, SiteWeights},
+    backend::{RunError, StepRunner},
+    kv::{KV_BLOCK_TOKENS, KvBlockId},
+    sampler::{SampledToken, SamplingParams},
+    site::{Site, TargetModule},
+    spec::ModelSpec,
+    step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
+};
+use serde::Serialize;
+
+/// Greedy tokens compared for each sequence.
+const GREEDY_TOKENS: usize = 32;
+/// Most that a log-probability of a likely token may differ: f16 activations and weights against f32.
+const LOGPROB_TOLERANCE: f32 = 0.06;
+/// A greedy token may differ where the two likeliest are closer than this.
+const MARGIN: f32 = 0.05;
+/// Blocks of one sequence.
+const BLOCKS: usize = 40;
+/// Models of a shorter context are not timed.
+pub(super) const TIMED_CONTEXT: usize = 640;
+
+/// One comparison.
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) what: String,
+    pub(super) found: String,
+    pub(super) pass: bool,
+}
+
+/// One time.
+#[derive(Debug, Serialize)]
+pub(super) struct Timing {
+    pub(super) what: String,
+    pub(super) median_ms: f64,
+    pub(super) tokens_per_second: f64,
+}
+
+#[derive(Clone)]
+struct Sequence {
+    index: usize,
+    tokens: Vec<u32>,
+    done: usize,
+    adapter: Option<AdapterSlot>,
+}
+
+impl Sequence {
+    fn new(index: usize, length: usize, vocab: usize, adapter: Option<AdapterSlot>) -> Self {
+        let tokens = (0..length).map(|i| u32::try_from((index * 7919 + i * 104_729) % vocab).unwrap_or(0)).collect();
+        Self { index, tokens, done: 0, adapter }
+    }
+}
+
+/// One step of up to `chunk` rows of each sequence, the last row of each sampled.
+fn step(
+    runner: &mut dyn StepRunner,
+    sequences: &mut [Sequence],
+    chunk: usize,
+    logprobs: Option<u32>,
+) -> Result<Vec<SampledToken>, RunError> {
+    let params = Arc::new(SamplingParams { temperature: 0.0, logprobs, ..SamplingParams::default() });
+    let mut batch = StepBatch::default();
+    for sequence in sequences {
+        let first = batch.n_rows();
+        let end = sequence.tokens.len().min(sequence.done + chunk);
+        for position in sequence.done..end {
+            batch.token_ids.push(sequence.tokens[position]);
+            batch.positions.push(position);
+        }
+        sequence.done = end;
+        let blocks = BLOCKS * sequence.index..BLOCKS * sequence.index + end.div_ceil(KV_BLOCK_TOKENS);
+        batch.sequences.push(StepSequence {
+            rows: first..batch.n_rows(),
+            block_table: blocks.map(|block| KvBlockId(u32::try_from(block).unwrap_or(u32::MAX))).collect(),
+            adapter: sequence.adapter,
+        });
+        batch.sample_rows.push(SampleRow {
+            row: batch.n_rows() - 1,
+            params: Arc::clone(&params),
+            sample_index: 0,
+            history: Arc::default(),
+            n_prompt: 0,
+            banned: Vec::new(),
+            forced: None,
+        });
+    }
+    runner.step(&batch)
+}
+
+/// Prefill in chunks, then greedy tokens, each step of all sequences together; both runners are fed the GPU's tokens.
+pub(super) fn compare(
+    gpu: &mut dyn StepRunner,
+    cpu: &mut dyn StepRunner,
+    adapters: &[AdapterWeights],
+) -> Result<Vec<Row>, RunError> {
+    let vocab = gpu.spec().vocab;
+    let longest = gpu.spec().context.saturating_sub(GREEDY_TOKENS + 1).max(1);
+    let mut rows = Vec::new();
+    let mut slots = vec![(None, None)];
+    for weights in adapters {
+        slots.push((Some(gpu.install_adapter(weights)?), Some(cpu.install_adapter(weights)?)));
+    }
+    for (name, chunk, lengths) in
+        [("one by one, prompts of 5", 1, vec![5; 1]), ("prompts of 37 in chunks of 16", 16, vec![37; 6]), ("mixed lengths", 64, vec![1, 130, 17, 64, 33, 250, 2, 95])]
+    {
+        let pick = |side: usize| -> Vec<Sequence> {
+            let slot = |i: usize| if side == 0 { slots[i % slots.len()].0 } else { slots[i % slots.len()].1 };
+            lengths.iter().enumerate().map(|(i, &length)| Sequence::new(i, length.min(longest), vocab, slot(i))).collect()
+        };
+        let (mut on_gpu, mut on_cpu) = (pick(0), pick(1));
+        let (mut worst, mut differing, mut compared) = (0f32, 0usize, 0usize);
+        let mut generated = 0;
+        while generated < GREEDY_TOKENS {
+            let a = step(gpu, &mut on_gpu, chunk, Some(20))?;
+            let b = step(cpu, &mut on_cpu, chunk, Some(20))?;
+            generated += 1;
+            for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+                compared += 1;
+                let margin = b.top[0].1 - b.top[1].1;
+                differing += usize::from(a.token != b.token && margin > MARGIN);
+                for &(token, logprob) in &b.top[..5] {
+                    let found = a.top.iter().find(|(other, _)| *other == token).map_or(f32::NEG_INFINITY, |(_, l)| *l);
+                    worst = worst.max((found - logprob).abs());
+                }
+                if on_gpu[i].done == on_gpu[i].tokens.len() {
+                    on_gpu[i].tokens.push(a.token);
+                    on_cpu[i].tokens.push(a.token);
+                }
+            }
+        }
+        rows.push(Row {
+            what: format!("{name}, {} sequences over base and {} adapters", lengths.len(), adapters.len()),
+            found: format!("{compared} tokens, {differing} wrong, log-probabilities off by at most {worst:.4}"),
+            pass: differing == 0 && worst < LOGPROB_TOLERANCE,
+        });
+    }
+    Ok(rows)
+}
+
+/// Decode and prefill times, base and all rows with adapters.
+pub(super) fn time(gpu: &mut dyn StepRunner, adapters: &[AdapterWeights]) -> Result<Vec<Timing>, RunError> {
+    let vocab = gpu.spec().vocab;
+    let slots: Vec<AdapterSlot> =
+        adapters.iter().map(|weights| gpu.install_adapter(weights)).collect::<Result<_, _>>()?;
+    let mut timings = Vec::new();
+    for with_adapters in [false, true] {
+        if with_adapters && slots.is_empty() {
+            break;
+        }
+        let adapter = |i: usize| with_adapters.then(|| slots[i % slots.len()]);
+        for n in [1, 8, 64] {
+            let mut sequences: Vec<Sequence> = (0..n).map(|i| Sequence::new(i, 400, vocab, adapter(i))).collect();
+            let mut times = Vec::new();
+            while sequences[0].done < 300 {
+                // The context is filled first, in chunks that fit a step.
+                let chunk = if sequences[0].done < 256 { (512 / n).min(128) } else { 1 };
+                let began = Instant::now();
+                step(gpu, &mut sequences, chunk, None)?;
+                if chunk == 1 {
+                    times.push(began.elapsed().as_secs_f64());
+                }
+            }
+            timings.push(timing(format!("decode, {n} sequences, adapters: {with_adapters}"), n, times));
+        }
+        let mut times = Vec::new();
+        for _ in 0..5 {
+            let mut sequences = [Sequence::new(0, 512, vocab, adapter(0))];
+            let began = Instant::now();
+            step(gpu, &mut sequences, 512, None)?;
+            times.push(began.elapsed().as_secs_f64());
+        }
+        timings.push(timing(format!("prefill, 512 tokens, adapters: {with_adapters}"), 512, times));
+    }
+    Ok(timings)
+}
+
+fn timing(what: String, tokens: usize, mut times: Vec<f64>) -> Timing {
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    Timing { what, median_ms: median * 1e3, tokens_per_second: tokens as f64 / median }
+}
+
+/// Random weights at every site.
+pub(super) fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
+    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
+    let mut random = |n: usize| -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
+            })
+            .collect()
+    };
+    let sites = (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+    let sites = sites.map(|site| {
+        let (n_out, n_in) = spec.linear_shape(site.module);
+        SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
+    });
+    AdapterWeights { sites: sites.collect() }
+}

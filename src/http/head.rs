@@ -1,0 +1,35 @@
+//! What every body and every chunk of one response repeats.
+
+use super::{
+    ids,
+    state::{AppState, Model},
+};
+use crate::telemetry::unix_time;
+
+/// Which response it is, of what model.
+#[derive(Debug)]
+pub struct Head {
+    /// The endpoint's prefix and random digits.
+    pub id: String,
+    /// Seconds since 1970.
+    pub created: u64,
+    /// The name that was asked for.
+    pub model: String,
+    /// Short digest of the base.
+    pub fingerprint: String,
+    /// Digest of the adapter's generation; absent for the plain base.
+    pub generation: Option<String>,
+}
+
+impl Head {
+    /// The head of a response that begins now.
+    pub fn new(prefix: &str, state: &AppState, model: &Model) -> Self {
+        Self {
+            id: ids::random(prefix),
+            created: unix_time().as_secs(),
+            model: model.name.clone(),
+            fingerprint: state.base.fingerprint.clone(),
+            generation: model.generation_hex(),
+        }
+    }
+}

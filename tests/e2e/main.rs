@@ -1,0 +1,15 @@
+//! The real program with the real default model, driven from outside: by the `openai` client, by sixty-four clients at
+//! once, by clients that misbehave, and by the other subcommands.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod bad_files;
+mod bad_input;
+mod cli;
+mod load;
+mod openai_client;
+mod program;
+mod random_adapter;
+mod raw_client;
+mod server;
+mod shutdown;
