@@ -52,11 +52,18 @@ fn adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
             })
             .collect()
     };
-    let sites = (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+    let sites =
+        (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
     let sites = sites
         .map(|site| {
             let (n_out, n_in) = spec.linear_shape(site.module);
-            SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
+            SiteWeights {
+                site,
+                rank,
+                lora_scale: 1.0,
+                a: random(rank * n_in),
+                b: random(rank * n_out),
+            }
         })
         .collect();
     AdapterWeights { sites }
@@ -68,7 +75,9 @@ fn batch(rows: &[(usize, usize, Option<AdapterSlot>)], position: usize, sample: 
     for &(index, n, adapter) in rows {
         let first = batch.n_rows();
         for i in 0..n {
-            batch.token_ids.push(u32::try_from((index * 7 + (position + i) * 13) % 40_000).unwrap());
+            batch
+                .token_ids
+                .push(u32::try_from((index * 7 + (position + i) * 13) % 40_000).unwrap());
             batch.positions.push(position + i);
         }
         let blocks = 40 * index..40 * index + (position + n).div_ceil(KV_BLOCK_TOKENS);
@@ -90,20 +99,25 @@ fn batch(rows: &[(usize, usize, Option<AdapterSlot>)], position: usize, sample: 
 }
 
 fn main() {
-    let Some(path) = std::env::args().nth(1).filter(|path| path != "--bench").map(PathBuf::from) else {
+    let Some(path) = std::env::args().nth(1).filter(|path| path != "--bench").map(PathBuf::from)
+    else {
         println!("no model given, nothing measured");
         return;
     };
     let threads = argument("--threads").map_or(2, |n| n.parse().unwrap());
     let isa = argument("--isa").map_or_else(Isa::detect, |name| name.parse().unwrap());
     let rank: usize = argument("--rank").map_or(16, |n| n.parse().unwrap());
-    let activations = argument("--activations").map_or(Activations::Int8, |name| name.parse().unwrap());
+    let activations =
+        argument("--activations").map_or(Activations::Int8, |name| name.parse().unwrap());
     let cpu_time = std::env::args().any(|argument| argument == "--cpu-time");
     let started = Instant::now();
     let file = GgufFile::open(&path).unwrap();
     let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, max_rows: 512 };
     let mut runner = load_cpu(&file, options).unwrap();
-    println!("loaded in {:.2} s; {isa}, {threads} threads, {activations}", started.elapsed().as_secs_f64());
+    println!(
+        "loaded in {:.2} s; {isa}, {threads} threads, {activations}",
+        started.elapsed().as_secs_f64()
+    );
     for n in [64, 256, 512] {
         let started = now(cpu_time);
         let mut done = 0;
@@ -113,7 +127,10 @@ fn main() {
                 done += n;
             }
         }
-        println!("prefill {PREFILL} in chunks of {n:>3}: {:>8.1} tok/s", done as f64 / (now(cpu_time) - started));
+        println!(
+            "prefill {PREFILL} in chunks of {n:>3}: {:>8.1} tok/s",
+            done as f64 / (now(cpu_time) - started)
+        );
     }
     if std::env::args().any(|argument| argument == "--prefill-only") {
         return;
@@ -145,7 +162,11 @@ fn main() {
             }
             times.sort_by(f64::total_cmp);
             let median = times[times.len() / 2];
-            line += &format!("  {name} {:>7.1} tok/s (median {:.2} ms)", n as f64 / median, median * 1e3);
+            line += &format!(
+                "  {name} {:>7.1} tok/s (median {:.2} ms)",
+                n as f64 / median,
+                median * 1e3
+            );
         }
         println!("{line}");
     }

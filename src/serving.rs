@@ -9,7 +9,9 @@ use std::{
 use anyhow::Context as _;
 use pleach_adapters::{Alias, Generation, Registry, load_peft};
 use pleach_engine::{
+    backend::StepRunner,
     cpu::Isa,
+    cuda::{CudaOptions, Device, probe::probe},
     engine::{EngineConfig, EngineHandle},
     gguf::GgufFile,
     model::{self, Activations, CpuOptions},
@@ -32,8 +34,40 @@ use crate::{
 const KV_SHARE_OF_FREE: u64 = 4;
 /// Most memory that keys and values take unless told otherwise: what they take, the prefix cache fills in time.
 const KV_BYTES_DEFAULT_MAX: u64 = 2 << 30;
+/// Share of a GPU's free memory that is taken; the rest is left to the driver and to others.
+const GPU_MEMORY_PERCENT: u64 = 90;
+/// Share of a GPU's free memory that resident adapters may take.
+const GPU_ADAPTER_SHARE: u64 = 8;
 /// Hexadecimal digits of the base's digest in `system_fingerprint`.
 const FINGERPRINT_DIGITS: usize = 12;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first GPU if there is one and this binary has kernels, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl std::str::FromStr for DeviceChoice {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|ordinal| ordinal.parse().ok())
+                .map(Self::Cuda)
+                .with_context(|| format!("--device {text:?} is none of auto, cpu, cuda:N")),
+        }
+    }
+}
 
 /// What to load.
 #[derive(Clone, Debug)]
@@ -44,9 +78,11 @@ pub struct LoadSettings {
     pub model_names: Vec<String>,
     /// Adapters by alias.
     pub adapters: Vec<(String, PathBuf)>,
-    /// Kernels.
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Kernels of the CPU.
     pub isa: Isa,
-    /// Threads that compute.
+    /// Threads that compute on the CPU.
     pub threads: usize,
     /// Products.
     pub activations: Activations,
@@ -67,6 +103,8 @@ pub struct LoadReport {
     pub spec: ModelSpec,
     /// Bytes of the model file.
     pub model_bytes: usize,
+    /// Where it computes, in words.
+    pub device: String,
     /// Bytes for keys and values.
     pub kv_bytes: u64,
     /// Adapters, by name.
@@ -96,6 +134,7 @@ pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, Load
     let report = LoadReport {
         spec: opened.engine.spec().clone(),
         model_bytes: opened.model_bytes,
+        device: opened.device,
         kv_bytes: opened.kv_bytes,
         adapters: registry.list(),
         elapsed: began.elapsed(),
@@ -117,6 +156,14 @@ struct Opened {
     engine: EngineHandle,
     base: Base,
     model_bytes: usize,
+    device: String,
+    kv_bytes: u64,
+}
+
+/// A model on its device.
+struct Loaded {
+    runner: Box<dyn StepRunner>,
+    device: String,
     kv_bytes: u64,
 }
 
@@ -124,29 +171,74 @@ fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
     let path = &settings.model_path;
     let of_file = || format!("cannot serve {}", path.display());
     let file = GgufFile::open(path).with_context(of_file)?;
-    let spec = model::read_spec(&file).with_context(of_file)?;
-    let kv_bytes = settings.kv_bytes.unwrap_or_else(|| default_kv_bytes(&spec, settings));
-    let options = CpuOptions {
-        isa: settings.isa,
-        threads: settings.threads,
-        activations: settings.activations,
-        kv_bytes: usize::try_from(kv_bytes)
-            .context("--kv-memory does not fit this machine's address space")?,
-        max_rows: settings.engine.max_step_rows,
-    };
     // The digest reads the whole file once, and so does packing: side by side it costs little.
-    let (base, runner) = std::thread::scope(|scope| {
+    let (base, loaded) = std::thread::scope(|scope| {
         let base = scope.spawn(|| open_base(&file));
-        (base.join(), model::load_cpu(&file, options))
+        let loaded = match settings.device {
+            DeviceChoice::Cpu => load_cpu(&file, settings),
+            DeviceChoice::Cuda(ordinal) => load_cuda(&file, ordinal, settings),
+            // Exact products are the CPU's.
+            DeviceChoice::Auto
+                if settings.activations == Activations::Int8 && probe().is_usable() =>
+            {
+                load_cuda(&file, 0, settings)
+            }
+            DeviceChoice::Auto => load_cpu(&file, settings),
+        };
+        (base.join(), loaded)
     });
     let base = base
         .map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))
         .flatten()
         .with_context(of_file)?;
-    let engine =
-        EngineHandle::start(Box::new(runner.with_context(of_file)?), settings.engine.clone())
-            .context("cannot start the engine's thread")?;
-    Ok(Opened { engine, base, model_bytes: file.file_bytes().len(), kv_bytes })
+    let loaded = loaded.with_context(of_file)?;
+    let engine = EngineHandle::start(loaded.runner, settings.engine.clone())
+        .context("cannot start the engine's thread")?;
+    let model_bytes = file.file_bytes().len();
+    Ok(Opened { engine, base, model_bytes, device: loaded.device, kv_bytes: loaded.kv_bytes })
+}
+
+fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> {
+    let spec = model::read_spec(file)?;
+    let kv_bytes = settings.kv_bytes.unwrap_or_else(|| default_kv_bytes(&spec, settings));
+    let options = CpuOptions {
+        isa: settings.isa,
+        threads: settings.threads,
+        activations: settings.activations,
+        kv_bytes: bytes_of_kv_memory(kv_bytes)?,
+        max_rows: settings.engine.max_step_rows,
+    };
+    let device = format!(
+        "cpu, {} kernels, {} threads, {} activations",
+        settings.isa, settings.threads, settings.activations
+    );
+    Ok(Loaded { runner: Box::new(model::load_cpu(file, options)?), device, kv_bytes })
+}
+
+fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow::Result<Loaded> {
+    anyhow::ensure!(
+        settings.activations == Activations::Int8,
+        "--activations f32 is computed on the CPU only: add --device cpu"
+    );
+    let mut device = Device::open(ordinal)?;
+    let free = device.free_bytes()?;
+    device.reserve(free / 100 * GPU_MEMORY_PERCENT)?;
+    let kv_bytes = settings.kv_bytes.unwrap_or(free / KV_SHARE_OF_FREE);
+    let options = CudaOptions {
+        kv_bytes: bytes_of_kv_memory(kv_bytes)?,
+        adapter_bytes: usize::try_from(free / GPU_ADAPTER_SHARE).unwrap_or(usize::MAX),
+        max_rows: settings.engine.max_step_rows,
+    };
+    let name = format!("cuda:{ordinal}, {}, f16 activations", device.info().name);
+    Ok(Loaded {
+        runner: Box::new(model::load_cuda(file, device, options)?),
+        device: name,
+        kv_bytes,
+    })
+}
+
+fn bytes_of_kv_memory(kv_bytes: u64) -> anyhow::Result<usize> {
+    usize::try_from(kv_bytes).context("--kv-memory does not fit this machine's address space")
 }
 
 fn open_base(file: &GgufFile) -> anyhow::Result<Base> {

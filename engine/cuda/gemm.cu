@@ -15,7 +15,7 @@
 // 2 (w / 4) + 1 of every fourth unit of the split, from unit w % 4 on; the four sums are added in order through shared
 // memory. Codes are decoded in registers: 1024 + q by its bits, minus 1024 + offset exactly, times the scale in f16.
 //
-// gemm_1, gemm_2, gemm_4: TILES = 1, 2, 4. Grid: (stripes of all parts, splits, tiles of rows); tiles beyond the step's
+// gemm_1, _2, _4, _8: TILES = 1, 2, 4, 8. Grid: (stripes of all parts, splits, tiles of rows); tiles beyond the step's
 // rows return at once, so a graph captured for a bucket serves any step that fits it. Assumes 16-byte aligned weights
 // and x. Bound by memory up to about 32 rows.
 #include "mma.cuh"
@@ -62,48 +62,38 @@ static_assert(sizeof(GemmParams) == 128, "as in ops/gemm.rs");
 /// One f16 in both halves of a word.
 __device__ __forceinline__ u32 twice(u32 half) { return (half & 0xffffu) * 0x10001u; }
 
-/// Scales and minima of one block's rows r and r + 8 in one unit, each f16 twice: `[row half][group]`.
-template <u32 GROUPS>
-struct UnitScales {
-  u32 scale[2][GROUPS];
-  u32 minimum[2][GROUPS];
+/// Scale and minimum of a lane's group in rows r and r + 8 of a block, each f16 twice.
+struct LaneScales {
+  u32 scale[2];
+  u32 minimum[2];
 };
 
 template <Format FORMAT>
-__device__ __forceinline__ void load_scales(const u8* matrix, u32 n_units, u32 stripe, u32 unit, const u8* at, u32 block,
-                                            u32 r, UnitScales<pleach::unit_groups(pleach::code_layout(FORMAT))>& out) {
+__device__ __forceinline__ LaneScales load_scales(const u8* matrix, u32 n_units, u32 stripe, u32 unit, const u8* at,
+                                                  u32 block, u32 lane) {
   constexpr CodeLayout L = pleach::code_layout(FORMAT);
-  constexpr u32 GROUPS = pleach::unit_groups(L);
+  const u32 r = lane / 4, g = lane % 4 * 16 / L.group;
   const u8* meta = at + pleach::meta_offset(L, block, r);
-  if constexpr (!L.super_block) {
-    const uint2 d = *reinterpret_cast<const uint2*>(meta);
-    out.scale[0][0] = twice(d.x), out.scale[0][1] = twice(d.x >> 16);
-    out.scale[1][0] = twice(d.y), out.scale[1][1] = twice(d.y >> 16);
-    if constexpr (L.has_min) {
-      const uint2 m = *reinterpret_cast<const uint2*>(meta + 8);
-      out.minimum[0][0] = twice(m.x), out.minimum[0][1] = twice(m.x >> 16);
-      out.minimum[1][0] = twice(m.y), out.minimum[1][1] = twice(m.y >> 16);
-    }
-  } else {
-    const u8* supers = matrix + pleach::super_offset(L, n_units, stripe, unit) + pleach::super_scale_offset(L, block, r, 0, 0);
-    const u32 d = *reinterpret_cast<const u32*>(supers);
-    const u32 dmin = L.has_min ? *reinterpret_cast<const u32*>(supers + 4) : 0;
+  LaneScales out = {};
 #pragma unroll
-    for (u32 h = 0; h < 2; ++h) {
-      const f32 scale = h ? high_half(d) : low_half(d);
-      const f32 minimum = h ? high_half(dmin) : low_half(dmin);
-#pragma unroll
-      for (u32 g = 0; g < GROUPS; ++g) {
-        // A group's scale is a signed byte.
-        const f32 sc = static_cast<f32>(static_cast<signed char>(meta[pleach::meta_in_entry(L, 0, h, g)]));
-        out.scale[h][g] = twice(float_to_half(scale * sc));
-        if constexpr (L.has_min) {
-          const f32 mn = static_cast<f32>(meta[pleach::meta_in_entry(L, 1, h, g)]);
-          out.minimum[h][g] = twice(float_to_half(-minimum * mn));
-        }
+  for (u32 h = 0; h < 2; ++h) {
+    const u8* scale = meta + pleach::meta_in_entry(L, 0, h, 0) + g * (L.super_block ? 1 : 2);
+    const u8* minimum = meta + pleach::meta_in_entry(L, L.has_min, h, 0) + g * (L.super_block ? 1 : 2);
+    if constexpr (L.super_block) {
+      const u8* supers = matrix + pleach::super_offset(L, n_units, stripe, unit);
+      const u16 d = *reinterpret_cast<const u16*>(supers + pleach::super_scale_offset(L, block, r, 0, h));
+      // A group's scale is a signed byte.
+      out.scale[h] = twice(float_to_half(half_to_float(d) * static_cast<f32>(static_cast<signed char>(*scale))));
+      if constexpr (L.has_min) {
+        const u16 dmin = *reinterpret_cast<const u16*>(supers + pleach::super_scale_offset(L, block, r, 1, h));
+        out.minimum[h] = twice(float_to_half(-half_to_float(dmin) * static_cast<f32>(*minimum)));
       }
+    } else {
+      out.scale[h] = twice(*reinterpret_cast<const u16*>(scale));
+      if constexpr (L.has_min) out.minimum[h] = twice(*reinterpret_cast<const u16*>(minimum));
     }
   }
+  return out;
 }
 
 /// Two codes (below 256) of one register as values: `code - offset` exactly, then times scale (plus minimum) in f16.
@@ -132,7 +122,6 @@ template <Format FORMAT, u32 TILES>
 __device__ __forceinline__ void multiply(const GemmParams& p, const u8* weights, u32 stripe, u32 first_row, u32 n_rows,
                                          f32 (&acc)[2][TILES][4]) {
   constexpr CodeLayout L = pleach::code_layout(FORMAT);
-  constexpr u32 GROUPS = pleach::unit_groups(L);
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const u32 r = lane / 4, c = lane % 4;
   const u32 first_block = warp / K_WARPS * 2;
@@ -140,35 +129,37 @@ __device__ __forceinline__ void multiply(const GemmParams& p, const u8* weights,
   for (u32 unit = begin + warp % K_WARPS; unit < end; unit += K_WARPS) {
     const u8* at = weights + pleach::unit_offset(L, p.n_units, stripe, unit);
     uint4 codes[2];
-    UnitScales<GROUPS> scales[2];
+#pragma unroll
+    for (u32 b = 0; b < 2; ++b) codes[b] = *reinterpret_cast<const uint4*>(at + pleach::p4_offset(first_block + b, lane));
+    u32 a[2][4][4];
 #pragma unroll
     for (u32 b = 0; b < 2; ++b) {
-      codes[b] = *reinterpret_cast<const uint4*>(at + pleach::p4_offset(first_block + b, lane));
-      load_scales<FORMAT>(weights, p.n_units, stripe, unit, at, first_block + b, r, scales[b]);
-    }
+      const LaneScales scales = load_scales<FORMAT>(weights, p.n_units, stripe, unit, at, first_block + b, lane);
+      const u8* extra = at + pleach::extra_offset(L, first_block + b, lane);
 #pragma unroll
-    for (u32 j = 0; j < 4; ++j) {
-      u32 x[TILES][2];
-#pragma unroll
-      for (u32 tile = 0; tile < TILES; ++tile) {
-        const u32 row = first_row + tile * 8 + r;
-        const u16* from = p.x + u64(row) * p.x_stride + unit * pleach::UNIT_K + 16 * j + 2 * c;
-        x[tile][0] = row < n_rows ? *reinterpret_cast<const u32*>(from) : 0;
-        x[tile][1] = row < n_rows ? *reinterpret_cast<const u32*>(from + 8) : 0;
-      }
-#pragma unroll
-      for (u32 b = 0; b < 2; ++b) {
+      for (u32 j = 0; j < 4; ++j) {
         const u32 word = j == 0 ? codes[b].x : j == 1 ? codes[b].y : j == 2 ? codes[b].z : codes[b].w;
-        const u8* extra = at + pleach::extra_offset(L, first_block + b, lane);
-        const u32 g = 16 * j / L.group;
-        u32 a[4];
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) {
           const u32 code = (word >> 4 * i & 0x000f000fu) | extra_bits<FORMAT>(extra, j, i);
-          a[i] = to_values<FORMAT>(code, scales[b].scale[i % 2][g], L.has_min ? scales[b].minimum[i % 2][g] : 0);
+          a[b][j][i] = to_values<FORMAT>(code, scales.scale[i % 2], scales.minimum[i % 2]);
         }
+      }
+    }
 #pragma unroll
-        for (u32 tile = 0; tile < TILES; ++tile) mma_m16n8k16(acc[b][tile], a, x[tile][0], x[tile][1]);
+    for (u32 tile = 0; tile < TILES; ++tile) {
+      const u32 row = first_row + tile * 8 + r;
+      uint4 low = {}, high = {};
+      if (row < n_rows) {
+        const uint4* from = reinterpret_cast<const uint4*>(p.x + u64(row) * p.x_stride + unit * pleach::UNIT_K + 16 * c);
+        low = from[0], high = from[1];
+      }
+#pragma unroll
+      for (u32 b = 0; b < 2; ++b) {
+        mma_m16n8k16(acc[b][tile], a[b][0], low.x, low.y);
+        mma_m16n8k16(acc[b][tile], a[b][1], low.z, low.w);
+        mma_m16n8k16(acc[b][tile], a[b][2], high.x, high.y);
+        mma_m16n8k16(acc[b][tile], a[b][3], high.z, high.w);
       }
     }
   }
@@ -176,7 +167,9 @@ __device__ __forceinline__ void multiply(const GemmParams& p, const u8* weights,
 
 template <u32 TILES>
 __device__ __forceinline__ void gemm(const GemmParams& p) {
-  __shared__ f32 sums[K_WARPS][8 * TILES][SUM_STRIDE];
+  // Sums of so many tiles of rows pass through shared memory at a time.
+  constexpr u32 ROUND = TILES < 4 ? TILES : 4;
+  __shared__ f32 sums[K_WARPS][8 * ROUND][SUM_STRIDE];
   const u32 n_rows = p.sample_rows ? p.step->n_sample_rows : p.step->n_rows;
   const u32 first_row = blockIdx.z * 8 * TILES;
   if (first_row >= n_rows) return;
@@ -199,32 +192,38 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
     case Format::F32: case Format::F16: case Format::BF16: return;  // gemm_dense
   }
   const u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  f32* plane = p.planes + u64(blockIdx.y) * p.plane_stride;
 #pragma unroll
-  for (u32 b = 0; b < 2; ++b) {
+  for (u32 first_tile = 0; first_tile < TILES; first_tile += ROUND) {
+    if (first_tile > 0) __syncthreads();
 #pragma unroll
-    for (u32 tile = 0; tile < TILES; ++tile) {
+    for (u32 b = 0; b < 2; ++b) {
 #pragma unroll
-      for (u32 e = 0; e < 4; ++e) {
-        const u32 feature = (warp / K_WARPS * 2 + b) * 16 + lane / 4 + e / 2 * 8;
-        sums[warp % K_WARPS][tile * 8 + lane % 4 * 2 + e % 2][feature] = acc[b][tile][e];
+      for (u32 tile = 0; tile < ROUND; ++tile) {
+#pragma unroll
+        for (u32 e = 0; e < 4; ++e) {
+          const u32 feature = (warp / K_WARPS * 2 + b) * 16 + lane / 4 + e / 2 * 8;
+          sums[warp % K_WARPS][tile * 8 + lane % 4 * 2 + e % 2][feature] = acc[b][first_tile + tile][e];
+        }
       }
     }
-  }
-  __syncthreads();
-  f32* plane = p.planes + u64(blockIdx.y) * p.plane_stride;
-  for (u32 i = threadIdx.x; i < 8 * TILES * pleach::STRIPE_ROWS; i += THREADS) {
-    const u32 row = i / pleach::STRIPE_ROWS, feature = i % pleach::STRIPE_ROWS;
-    if (first_row + row >= n_rows) break;
-    f32 sum = sums[0][row][feature];
+    __syncthreads();
+    for (u32 i = threadIdx.x; i < 8 * ROUND * pleach::STRIPE_ROWS; i += THREADS) {
+      const u32 in_round = i / pleach::STRIPE_ROWS, feature = i % pleach::STRIPE_ROWS;
+      const u32 row = first_row + first_tile * 8 + in_round;
+      if (row >= n_rows) break;
+      f32 sum = sums[0][in_round][feature];
 #pragma unroll
-    for (u32 k = 1; k < K_WARPS; ++k) sum += sums[k][row][feature];
-    plane[u64(first_row + row) * p.plane_row + at.plane_column + stripe * pleach::STRIPE_ROWS + feature] = sum;
+      for (u32 k = 1; k < K_WARPS; ++k) sum += sums[k][in_round][feature];
+      plane[u64(row) * p.plane_row + at.plane_column + stripe * pleach::STRIPE_ROWS + feature] = sum;
+    }
   }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) gemm_1(const __grid_constant__ GemmParams p) { gemm<1>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS) gemm_2(const __grid_constant__ GemmParams p) { gemm<2>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_4(const __grid_constant__ GemmParams p) { gemm<4>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_8(const __grid_constant__ GemmParams p) { gemm<8>(p); }
 
 /// The same for dense weights (F32, F16 or BF16 rows): one warp a feature, plain sums in f32. For small models and
 /// checks. Grid: (stripes of all parts, 1, tiles of 8 rows).

@@ -1,9 +1,6 @@
 //! The weights of one adapter as the engine takes them: checked, named by site, in Hugging Face row order.
 
-use crate::{
-    site::Site,
-    spec::ModelSpec,
-};
+use crate::{site::Site, spec::ModelSpec};
 
 /// Largest rank of one adapter at one site.
 pub const LORA_RANK_MAX: usize = 256;
@@ -107,11 +104,17 @@ impl AdapterWeights {
                 return Err(AdapterWeightsError::Rank { site, rank: weights.rank });
             }
             let (n_out, n_in) = spec.linear_shape(site.module);
-            for (matrix, values, expected) in
-                [("lora_A", &weights.a, weights.rank * n_in), ("lora_B", &weights.b, weights.rank * n_out)]
-            {
+            for (matrix, values, expected) in [
+                ("lora_A", &weights.a, weights.rank * n_in),
+                ("lora_B", &weights.b, weights.rank * n_out),
+            ] {
                 if values.len() != expected {
-                    return Err(AdapterWeightsError::Shape { site, matrix, found: values.len(), expected });
+                    return Err(AdapterWeightsError::Shape {
+                        site,
+                        matrix,
+                        found: values.len(),
+                        expected,
+                    });
                 }
                 if !values.iter().all(|v| v.is_finite()) {
                     return Err(AdapterWeightsError::NotFinite { site, matrix });
@@ -132,7 +135,11 @@ impl AdapterWeights {
         for weights in &self.sites {
             for (matrix, values) in [("lora_A", &weights.a), ("lora_B", &weights.b)] {
                 if let Some(&value) = values.iter().find(|v| v.abs() > half::f16::MAX.to_f32()) {
-                    return Err(AdapterWeightsError::BeyondF16 { site: weights.site, matrix, value });
+                    return Err(AdapterWeightsError::BeyondF16 {
+                        site: weights.site,
+                        matrix,
+                        value,
+                    });
                 }
             }
         }
@@ -149,10 +156,19 @@ mod tests {
     fn weights_beyond_f16_are_refused_by_site() {
         let site = Site { layer: 3, module: TargetModule::OProj };
         let weights = |value| AdapterWeights {
-            sites: vec![SiteWeights { site, rank: 1, lora_scale: 1.0, a: vec![0.5], b: vec![1.0, value] }],
+            sites: vec![SiteWeights {
+                site,
+                rank: 1,
+                lora_scale: 1.0,
+                a: vec![0.5],
+                b: vec![1.0, value],
+            }],
         };
         assert_eq!(weights(65504.0).check_f16(), Ok(()));
         let error = weights(-65536.0).check_f16().unwrap_err();
-        assert_eq!(error.to_string(), "model.layers.3.self_attn.o_proj: lora_B holds -65536, beyond the range of f16");
+        assert_eq!(
+            error.to_string(),
+            "model.layers.3.self_attn.o_proj: lora_B holds -65536, beyond the range of f16"
+        );
     }
 }

@@ -20,14 +20,26 @@ impl RopeTable {
         let plain: Vec<f64> = (0..half).map(|i| theta.powf(-2.0 * i as f64 / dim)).collect();
         let (frequencies, factor) = match &spec.rope_scaling {
             RopeScaling::None => (plain, 1.0),
-            RopeScaling::Linear { factor } => (plain.iter().map(|f| f / f64::from(*factor)).collect(), 1.0),
+            RopeScaling::Linear { factor } => {
+                (plain.iter().map(|f| f / f64::from(*factor)).collect(), 1.0)
+            }
             RopeScaling::Divisors(divisors) => {
                 (plain.iter().zip(divisors).map(|(f, d)| f / f64::from(*d)).collect(), 1.0)
             }
-            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, attention_factor } => {
+            RopeScaling::Yarn {
+                factor,
+                original_context,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+            } => {
                 let context = f64::from(*original_context);
-                let [low, high] = [(beta_fast, f64::floor as fn(f64) -> f64), (beta_slow, f64::ceil)]
-                    .map(|(beta, round)| round(yarn_dimension(f64::from(*beta), context, dim, theta)));
+                let [low, high] =
+                    [(beta_fast, f64::floor as fn(f64) -> f64), (beta_slow, f64::ceil)].map(
+                        |(beta, round)| {
+                            round(yarn_dimension(f64::from(*beta), context, dim, theta))
+                        },
+                    );
                 let (low, high) = (low.max(0.0), high.min(dim - 1.0));
                 let width = (high - low).max(0.001);
                 let scaled = plain.iter().enumerate().map(|(i, f)| {

@@ -23,8 +23,15 @@ pub enum TargetModule {
 
 impl TargetModule {
     /// Every module, in the order in which a layer computes them.
-    pub const ALL: [Self; 7] =
-        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
+    pub const ALL: [Self; 7] = [
+        Self::QProj,
+        Self::KProj,
+        Self::VProj,
+        Self::OProj,
+        Self::GateProj,
+        Self::UpProj,
+        Self::DownProj,
+    ];
 
     /// The last component of the Hugging Face module path, `q_proj` … `down_proj`.
     pub const fn name(self) -> &'static str {

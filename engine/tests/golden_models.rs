@@ -2,7 +2,6 @@
 //! the dequantized weights (`tests/fixtures/models`, made by its `make.py`), with f32 and int8 activations, on every
 //! instruction set.
 
-
 mod support;
 
 use pleach_engine::{cpu::Isa, model::Activations};
@@ -18,7 +17,8 @@ fn models() -> Vec<String> {
         .unwrap()
         .filter_map(|entry| {
             let path = entry.unwrap().path();
-            (path.extension()? == "gguf").then(|| path.file_stem().unwrap().to_string_lossy().into_owned())
+            (path.extension()? == "gguf")
+                .then(|| path.file_stem().unwrap().to_string_lossy().into_owned())
         })
         .collect();
     names.sort();
@@ -64,8 +64,13 @@ fn check(name: &str, isa: Isa, activations: Activations) {
             Activations::F32 => {
                 assert!(worst <= F32_TOLERANCE, "{name} {isa} {prompt}: off by {worst}");
                 let mut run = Run::new(&ids, 400, None);
-                let tokens: Vec<u32> = greedy(&mut runner, &mut run, 64, 16).into_iter().map(|t| t.0).collect();
-                assert_eq!(tokens, golden.u32s(&format!("{prompt}.greedy_ids")), "{name} {isa} {prompt}");
+                let tokens: Vec<u32> =
+                    greedy(&mut runner, &mut run, 64, 16).into_iter().map(|t| t.0).collect();
+                assert_eq!(
+                    tokens,
+                    golden.u32s(&format!("{prompt}.greedy_ids")),
+                    "{name} {isa} {prompt}"
+                );
             }
             Activations::Int8 => assert!(kl <= INT8_KL, "{name} {isa} {prompt}: KL {kl}"),
         }

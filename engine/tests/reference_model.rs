@@ -31,11 +31,17 @@ fn f32_activations_equal_transformers() {
             for (i, &(token, logprob)) in sampled.top.iter().enumerate() {
                 let at = position * 20 + i;
                 let expected = top_logits[at] - sums[position];
-                assert!((logprob - expected).abs() < 5e-4, "{name} position {position} rank {i}: {logprob} {expected}");
+                assert!(
+                    (logprob - expected).abs() < 5e-4,
+                    "{name} position {position} rank {i}: {logprob} {expected}"
+                );
                 let close = (i > 0 && top_logits[at - 1] - top_logits[at] < 1e-3)
                     || (i < 19 && top_logits[at] - top_logits[at + 1] < 1e-3)
                     || i == 19;
-                assert!(token == top_ids[at] || close, "{name} position {position} rank {i}: token {token}");
+                assert!(
+                    token == top_ids[at] || close,
+                    "{name} position {position} rank {i}: token {token}"
+                );
             }
         }
         let mut run = Run::new(&ids, 0, None);
@@ -51,7 +57,10 @@ fn f32_activations_equal_transformers() {
                 let sum = sums[n - 1];
                 for (token, logprob) in sampled.top {
                     let expected = logits[token as usize] - sum;
-                    assert!((logprob - expected).abs() < 5e-4, "{name} final logit {token}: {logprob} {expected}");
+                    assert!(
+                        (logprob - expected).abs() < 5e-4,
+                        "{name} final logit {token}: {logprob} {expected}"
+                    );
                 }
             }
         }
@@ -68,10 +77,19 @@ fn check_greedy(golden: &Tensors, name: &str, tokens: &[(u32, f32)], margin: f32
     let margins = golden.f32s(&format!("{name}.greedy_margin"));
     for (i, &(token, logprob)) in tokens.iter().enumerate() {
         if token != ids[i] {
-            assert!(margins[i] < margin, "{name} token {i}: {token}, expected {} by {}", ids[i], margins[i]);
+            assert!(
+                margins[i] < margin,
+                "{name} token {i}: {token}, expected {} by {}",
+                ids[i],
+                margins[i]
+            );
             return;
         }
-        assert!((logprob - logprobs[i]).abs() < tolerance, "{name} token {i}: {logprob} {}", logprobs[i]);
+        assert!(
+            (logprob - logprobs[i]).abs() < tolerance,
+            "{name} token {i}: {logprob} {}",
+            logprobs[i]
+        );
     }
 }
 
@@ -117,7 +135,8 @@ fn int8_activations_stay_within_int8_tolerances() {
 /// Mean negative log-likelihood of `inputs/text.txt` in windows of 1024 tokens; the token ids come from the fixtures.
 fn perplexity(activations: Activations, n_windows: usize) -> f64 {
     let ids: Vec<u32> =
-        serde_json::from_slice(&std::fs::read(fixtures().join("reference/text_ids.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(fixtures().join("reference/text_ids.json")).unwrap())
+            .unwrap();
     let mut runner = model(activations);
     let (mut nll, mut n) = (0f64, 0usize);
     for window in ids.chunks_exact(1024).take(n_windows) {
@@ -134,8 +153,10 @@ fn perplexity(activations: Activations, n_windows: usize) -> f64 {
 
 #[test]
 fn perplexity_equals_the_reference() {
-    let expected: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(fixtures().join("reference/perplexity.json")).unwrap()).unwrap();
+    let expected: serde_json::Value = serde_json::from_slice(
+        &std::fs::read(fixtures().join("reference/perplexity.json")).unwrap(),
+    )
+    .unwrap();
     let expected = expected["ppl_all"].as_f64().unwrap();
     let f32 = perplexity(Activations::F32, 8);
     let int8 = perplexity(Activations::Int8, 8);

@@ -85,7 +85,12 @@ fn check(args: &Args) -> anyhow::Result<()> {
     for row in &rows {
         print_row(row);
     }
-    println!("kernels: {} of {} pass, {:.1} s", passed(&rows), rows.len(), began.elapsed().as_secs_f64());
+    println!(
+        "kernels: {} of {} pass, {:.1} s",
+        passed(&rows),
+        rows.len(),
+        began.elapsed().as_secs_f64()
+    );
     let (mut model, mut timings) = (Vec::new(), Vec::new());
     for path in &args.model {
         let (rows, times) = check_model(args, path).with_context(|| path.display().to_string())?;
@@ -105,7 +110,8 @@ fn check(args: &Args) -> anyhow::Result<()> {
             pass: row.pass,
         });
         let report = Report { gpu: info.name, kernels: kernels.collect(), model, timings };
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?).with_context(|| path.display().to_string())?;
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| path.display().to_string())?;
     }
     if failed > 0 {
         bail!("{failed} checks failed");
@@ -124,7 +130,10 @@ fn print_row(row: &CheckRow) {
 }
 
 /// The model on both devices: the same steps, base rows and adapters mixed.
-fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<(Vec<step::Row>, Vec<step::Timing>)> {
+fn check_model(
+    args: &Args,
+    path: &std::path::Path,
+) -> anyhow::Result<(Vec<step::Row>, Vec<step::Timing>)> {
     let file = GgufFile::open(path)?;
     let mut device = Device::open(args.device)?;
     let free = device.free_bytes()?;
@@ -134,8 +143,13 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<(Vec<step:
     let mut gpu = load_cuda(&file, device, options)?;
     println!("model: {} on the GPU in {:.1} s", gpu.spec().name, began.elapsed().as_secs_f64());
     let isa = Isa::detect();
-    let options =
-        CpuOptions { isa, threads: args.threads, activations: Activations::F32, kv_bytes: 1 << 30, max_rows: 512 };
+    let options = CpuOptions {
+        isa,
+        threads: args.threads,
+        activations: Activations::F32,
+        kv_bytes: 1 << 30,
+        max_rows: 512,
+    };
     let mut cpu = load_cpu(&file, options)?;
     let adapters: Vec<AdapterWeights> = args
         .adapter
@@ -146,14 +160,21 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<(Vec<step:
     for row in &rows {
         println!("{} {:<60} {}", if row.pass { "pass" } else { "FAIL" }, row.what, row.found);
     }
-    let timings = if gpu.spec().context < step::TIMED_CONTEXT { Vec::new() } else { step::time(&mut gpu, &adapters)? };
+    let timings = if gpu.spec().context < step::TIMED_CONTEXT {
+        Vec::new()
+    } else {
+        step::time(&mut gpu, &adapters)?
+    };
     print_timings(&timings);
     Ok((rows, timings))
 }
 
 fn print_timings(timings: &[step::Timing]) {
     for timing in timings {
-        println!("{:<60} {:9.3} ms {:>10.0} tokens/s", timing.what, timing.median_ms, timing.tokens_per_second);
+        println!(
+            "{:<60} {:9.3} ms {:>10.0} tokens/s",
+            timing.what, timing.median_ms, timing.tokens_per_second
+        );
     }
 }
 
@@ -183,7 +204,8 @@ fn time_random(args: &Args) -> anyhow::Result<Vec<step::Timing>> {
     let weights = random_weights(&spec, &mut backend)?;
     let mut gpu = Decoder::new(spec, backend, weights)?;
     println!("{} on the GPU in {:.1} s", gpu.spec().name, began.elapsed().as_secs_f64());
-    let adapters: Vec<AdapterWeights> = (0..64).map(|seed| step::random_adapter(gpu.spec(), 16, seed)).collect();
+    let adapters: Vec<AdapterWeights> =
+        (0..64).map(|seed| step::random_adapter(gpu.spec(), 16, seed)).collect();
     let timings = step::time(&mut gpu, &adapters)?;
     print_timings(&timings);
     Ok(timings)

@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use pleach_engine::cuda::probe::probe;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 pub use args::Args;
@@ -161,7 +162,7 @@ impl StopSignals {
 }
 
 fn announce(settings: &Settings, serving: &Serving) {
-    let LoadReport { spec, model_bytes, kv_bytes, adapters, elapsed } = &serving.report;
+    let LoadReport { spec, model_bytes, device, kv_bytes, adapters, elapsed } = &serving.report;
     let load = settings.load_settings(std::path::PathBuf::new());
     let stats = serving.state.engine.stats();
     let names = serving.state.registry.base_names();
@@ -175,10 +176,10 @@ fn announce(settings: &Settings, serving: &Serving) {
         spec.context,
         show_bytes(*model_bytes as u64),
     );
-    eprintln!(
-        "  device       cpu, {} kernels, {} threads, {} activations",
-        load.isa, load.threads, load.activations
-    );
+    eprintln!("  device       {device}");
+    if let Some(hint) = probe().hint() {
+        eprintln!("               {hint}");
+    }
     eprintln!(
         "  KV memory    {}, {} blocks; at most {} sequences a step, {} waiting",
         show_bytes(*kv_bytes),

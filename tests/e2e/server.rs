@@ -20,6 +20,8 @@ const KV_MEMORY: &str = "256MiB";
 const START_TIME_MAX: Duration = Duration::from_mins(1);
 /// Whatever is waited for comes within milliseconds, or never.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A request that takes longer hangs.
+const REQUEST_TIME_MAX: Duration = Duration::from_mins(3);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A server, stopped hard when dropped.
@@ -82,7 +84,8 @@ impl Server {
                 lines.push('\n');
             }
         });
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIME_MAX);
+        let http = http.build().unwrap();
         let mut server = Self { child, url: String::new(), http, log };
         // The channel closes when the program ends.
         let Ok(url) = address.recv_timeout(START_TIME_MAX) else {

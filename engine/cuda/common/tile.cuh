@@ -14,7 +14,9 @@
 //   All of these begin at multiples of 128 bytes from the matrix's begin; a stripe is one contiguous stream.
 //
 // Bits of a block, for lane l = 4r + c (r = l / 4, c = l % 4). The A operand of mma.m16n8k16 has registers R0..R3, each
-// of two fp16; element e of R_i is row r + 8 (i & 1), k = 16 j + 2 c + e + 8 (i >> 1) in k16 step j = 0..3:
+// of two fp16; element e of R_i in step j = 0..3 is row r + 8 (i & 1), k = 16 c + 4 j + 2 (i >> 1) + e. A product may
+// take its k in any order if both operands do: here a lane owns 16 consecutive k of a unit, so that it loads its part of
+// the other operand with two 16-byte loads, and needs the scales of one group only:
 //
 //   P4   16 B a lane: word j; code (i, e) at bits 4 (i + 4 e):
 //           bit 31                                                           0
@@ -147,14 +149,14 @@ PLEACH_HD constexpr u32 super_scale_offset(CodeLayout l, u32 block, u32 r, u32 w
 // Where the code of a row of a unit (0..63) and a k of a unit (0..63) lies.
 struct Place {
   u32 block, lane;
-  u32 step;      // k16 step, also the word of P4
+  u32 step;      // step of 16 k (4 of each lane), also the word of P4
   u32 reg;       // i of R_i
   u32 element;   // e
 };
 
 PLEACH_HD constexpr Place place(u32 row, u32 k) {
-  u32 in_block = row % BLOCK_ROWS, in_step = k % 16;
-  return {row / BLOCK_ROWS, in_block % 8 * 4 + in_step % 8 / 2, k / 16, in_block / 8 + 2 * (in_step / 8), in_step % 2};
+  u32 in_block = row % BLOCK_ROWS;
+  return {row / BLOCK_ROWS, in_block % 8 * 4 + k / 16, k % 16 / 4, in_block / 8 + 2 * (k % 4 / 2), k % 2};
 }
 
 PLEACH_HD constexpr u32 p4_shift(Place p) { return 4 * (p.reg + 4 * p.element); }

@@ -104,7 +104,12 @@ impl Attend<'_> {
                 macro_rules! group {
                     ($n:literal) => {
                         while S::INT8_ROWS >= $n && vectors.len() - at >= $n {
-                            scores::<S, HALF, $n>(keys, dim, index * KV_BLOCK_TOKENS, &vectors[at..]);
+                            scores::<S, HALF, $n>(
+                                keys,
+                                dim,
+                                index * KV_BLOCK_TOKENS,
+                                &vectors[at..],
+                            );
                             at += $n;
                         }
                     };
@@ -122,7 +127,9 @@ impl Attend<'_> {
                 macro_rules! columns {
                     ($width:literal) => {
                         if dim - column >= $width * LANES {
-                            self.weigh_values::<S, HALF, $width>(blocks, column, last_limit, vectors);
+                            self.weigh_values::<S, HALF, $width>(
+                                blocks, column, last_limit, vectors,
+                            );
                             column += $width * LANES;
                             continue;
                         }
@@ -149,7 +156,14 @@ impl Attend<'_> {
             ($n:literal) => {
                 while (S::F32_ROWS >= $n || $n == 1) && vectors.len() - at >= $n {
                     // SAFETY: as in `attend`.
-                    unsafe { self.weigh_group::<S, HALF, WIDTH, $n>(blocks, column, n_tokens, &vectors[at..]) };
+                    unsafe {
+                        self.weigh_group::<S, HALF, WIDTH, $n>(
+                            blocks,
+                            column,
+                            n_tokens,
+                            &vectors[at..],
+                        )
+                    };
                     at += $n;
                 }
             };
@@ -201,7 +215,10 @@ impl Attend<'_> {
             }
             for (acc, vector) in acc.into_iter().zip(vectors) {
                 for (w, acc) in acc.into_iter().enumerate() {
-                    S::store(vector.out.add(column + w * LANES), S::mul(acc, S::splat(vector.inverse)));
+                    S::store(
+                        vector.out.add(column + w * LANES),
+                        S::mul(acc, S::splat(vector.inverse)),
+                    );
                 }
             }
         }
@@ -211,7 +228,13 @@ impl Attend<'_> {
 #[inline(always)]
 unsafe fn load<S: Simd, const HALF: bool>(elements: *const u8, at: usize) -> S::F {
     // SAFETY: the caller's: 16 elements from `at` on.
-    unsafe { if HALF { S::load_f16(elements.cast::<u16>().add(at)) } else { S::load(elements.cast::<f32>().add(at)) } }
+    unsafe {
+        if HALF {
+            S::load_f16(elements.cast::<u16>().add(at))
+        } else {
+            S::load(elements.cast::<f32>().add(at))
+        }
+    }
 }
 
 /// Scores of `N` vectors for the sixteen tokens of a block that begins with token `first`.

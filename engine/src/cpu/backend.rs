@@ -118,7 +118,10 @@ impl CpuBackend {
         if !options.isa.is_available() {
             return Err(CpuError::NoSuchIsa(options.isa));
         }
-        if !spec.head_dim.is_multiple_of(LANES) || spec.head_dim > HEAD_DIM_MAX || spec.head_dim == 0 {
+        if !spec.head_dim.is_multiple_of(LANES)
+            || spec.head_dim > HEAD_DIM_MAX
+            || spec.head_dim == 0
+        {
             return Err(CpuError::HeadDim(spec.head_dim));
         }
         if spec.n_kv_heads == 0 || !spec.n_heads.is_multiple_of(spec.n_kv_heads) {
@@ -140,8 +143,10 @@ impl CpuBackend {
         if shape.n_blocks < 2 {
             return Err(CpuError::KvTooSmall { kv_bytes: options.kv_bytes, block_bytes });
         }
-        let widest = spec.hidden.max(spec.ffn).max(spec.n_heads * spec.head_dim).next_multiple_of(BLOCK);
-        let longest = spec.context.min(shape.n_blocks * KV_BLOCK_TOKENS).next_multiple_of(KV_BLOCK_TOKENS);
+        let widest =
+            spec.hidden.max(spec.ffn).max(spec.n_heads * spec.head_dim).next_multiple_of(BLOCK);
+        let longest =
+            spec.context.min(shape.n_blocks * KV_BLOCK_TOKENS).next_multiple_of(KV_BLOCK_TOKENS);
         let team = Team::new(options.threads)?;
         let scratch = (widest * LANES).max(VECTORS_MAX * longest);
         Ok(Self {
@@ -163,7 +168,12 @@ impl CpuBackend {
     }
 
     /// Calls `work(row)` for every row of the step, on several threads if `width` values a row are worth it.
-    pub(crate) fn for_rows(team: &mut Team, n_rows: usize, width: usize, work: impl Fn(usize) + Sync) {
+    pub(crate) fn for_rows(
+        team: &mut Team,
+        n_rows: usize,
+        width: usize,
+        work: impl Fn(usize) + Sync,
+    ) {
         if n_rows * width < INLINE_VALUES {
             (0..n_rows).for_each(work);
             return;
@@ -206,7 +216,11 @@ impl Backend for CpuBackend {
 
     fn begin_step(&mut self, batch: &StepBatch) -> Result<(), RunError> {
         if batch.n_rows() > self.max_rows {
-            return Err(RunError::Device(format!("{} rows in a step of {}", batch.n_rows(), self.max_rows)));
+            return Err(RunError::Device(format!(
+                "{} rows in a step of {}",
+                batch.n_rows(),
+                self.max_rows
+            )));
         }
         self.plan.begin(batch, &self.spec, &self.rope, self.team.n_threads());
         Ok(())
@@ -247,7 +261,8 @@ impl Backend for CpuBackend {
         qkv: &mut CpuBuffer,
         out: &mut CpuBuffer,
     ) {
-        let Self { isa, ref spec, ref mut team, ref mut cache, ref plan, ref mut scratch, .. } = *self;
+        let Self { isa, ref spec, ref mut team, ref mut cache, ref plan, ref mut scratch, .. } =
+            *self;
         let dim = spec.head_dim;
         let (q_width, kv_width) = (spec.n_heads * dim, spec.n_kv_heads * dim);
         let (q_stride, half) = (qkv.stride, dim / 2);
@@ -264,8 +279,16 @@ impl Backend for CpuBackend {
                 let (q, rest) = values.split_at_mut(q_width);
                 let (k, v) = rest.split_at_mut(kv_width);
                 if let Some(norms) = norms {
-                    isa.run(HeadNorm { x: &mut *q, weight: &norms.q.values[..norms.q.len], eps: spec.rms_eps });
-                    isa.run(HeadNorm { x: &mut *k, weight: &norms.k.values[..norms.k.len], eps: spec.rms_eps });
+                    isa.run(HeadNorm {
+                        x: &mut *q,
+                        weight: &norms.q.values[..norms.q.len],
+                        eps: spec.rms_eps,
+                    });
+                    isa.run(HeadNorm {
+                        x: &mut *k,
+                        weight: &norms.k.values[..norms.k.len],
+                        eps: spec.rms_eps,
+                    });
                 }
                 let (cos, sin) = (&plan.cos[row * half..][..half], &plan.sin[row * half..][..half]);
                 isa.run(Rope { x: q, cos, sin, factor: softmax_scale });
@@ -334,8 +357,9 @@ impl Backend for CpuBackend {
         if dense == Dense::F16 {
             weights.check_f16()?;
         }
-        let adapter =
-            ResidentAdapter::pack(weights, self.spec.n_layers, dense, |module| self.spec.linear_shape(module));
+        let adapter = ResidentAdapter::pack(weights, self.spec.n_layers, dense, |module| {
+            self.spec.linear_shape(module)
+        });
         if free.is_none() {
             self.adapters.push(None);
         }

@@ -37,7 +37,8 @@ pub(crate) struct HeadBuffers {
 impl HeadBuffers {
     pub(crate) fn new(spec: &ModelSpec, max_rows: usize) -> Self {
         let rows = HEAD_ROWS_MAX.min(max_rows);
-        let (hidden, vocab) = (spec.hidden.next_multiple_of(BLOCK), spec.vocab.next_multiple_of(LANES));
+        let (hidden, vocab) =
+            (spec.hidden.next_multiple_of(BLOCK), spec.vocab.next_multiple_of(LANES));
         Self { normed: vec![0.0; rows * hidden], hidden, logits: vec![0.0; rows * vocab], vocab }
     }
 }
@@ -72,10 +73,19 @@ impl CpuBackend {
         norm: &CpuVector,
         head: &CpuMatrix,
     ) {
-        let Self { isa, activations, ref spec, ref mut team, ref mut int8, ref mut scratch, head: ref mut buffers, .. } =
-            *self;
+        let Self {
+            isa,
+            activations,
+            ref spec,
+            ref mut team,
+            ref mut int8,
+            ref mut scratch,
+            head: ref mut buffers,
+            ..
+        } = *self;
         let matrix = &head.0;
-        let quantize = activations == Activations::Int8 && matches!(matrix.storage, Storage::Codes(_));
+        let quantize =
+            activations == Activations::Int8 && matches!(matrix.storage, Storage::Codes(_));
         let (hidden, weight) = (buffers.hidden, &norm.values[..norm.len]);
         let writer = int8.writer(matrix.n_in);
         let mut n_rows = 0;
@@ -90,8 +100,14 @@ impl CpuBackend {
         let normed = buffers.normed.as_slice();
         let logits = Parts::new(&mut buffers.logits);
         let scratch = Parts::new(scratch);
-        let epilogue =
-            Epilogue { out: &logits, stride: buffers.vocab, column: 0, accumulate: false, bias: None, lora: None };
+        let epilogue = Epilogue {
+            out: &logits,
+            stride: buffers.vocab,
+            column: 0,
+            accumulate: false,
+            bias: None,
+            lora: None,
+        };
         let per_chunk = matrix.n_tiles().div_ceil(team.n_threads() * CHUNKS_PER_THREAD);
         team.run(matrix.n_tiles().div_ceil(per_chunk), |chunk, thread| {
             let tiles = chunk * per_chunk..matrix.n_tiles().min((chunk + 1) * per_chunk);
@@ -99,7 +115,15 @@ impl CpuBackend {
                 isa.run(Int8Tiles { matrix, tiles, rows: int8, n_rows, epilogue: &epilogue });
             } else {
                 let scratch = &mut scratch.row(thread, 1)[0];
-                isa.run(F32Tiles { matrix, tiles, x: normed, x_stride: hidden, n_rows, epilogue: &epilogue, scratch });
+                isa.run(F32Tiles {
+                    matrix,
+                    tiles,
+                    x: normed,
+                    x_stride: hidden,
+                    n_rows,
+                    epilogue: &epilogue,
+                    scratch,
+                });
             }
         });
     }

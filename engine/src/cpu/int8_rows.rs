@@ -95,8 +95,10 @@ impl Kernel for QuantizeRow<'_, '_> {
             let panel = (self.row / PANEL * blocks + block) * PANEL;
             let (at, at16) = (panel + lane, 2 * panel + lane);
             let q = self.writer.q.at(at * BLOCK, BLOCK);
-            let (sum32, sum16) = (self.writer.sum32.at(at, 1), self.writer.sum16.at(at16, PANEL + 1));
-            let (sum32_d, sum16_d) = (self.writer.sum32_d.at(at, 1), self.writer.sum16_d.at(at16, PANEL + 1));
+            let (sum32, sum16) =
+                (self.writer.sum32.at(at, 1), self.writer.sum16.at(at16, PANEL + 1));
+            let (sum32_d, sum16_d) =
+                (self.writer.sum32_d.at(at, 1), self.writer.sum16_d.at(at16, PANEL + 1));
             let d = self.writer.d.at(at, 1);
             // SAFETY: 32 values of `x`; the addresses were checked by `at`; no other thread has this row.
             unsafe {

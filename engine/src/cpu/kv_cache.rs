@@ -71,7 +71,9 @@ pub(crate) struct KvCache {
 impl KvCache {
     pub(crate) fn new(shape: KvShape) -> Self {
         let bytes = shape.n_blocks * shape.n_kv_heads * shape.head_block() * shape.element.bytes();
-        let layers = (0..shape.n_layers).map(|_| [AlignedBytes::zeroed(bytes), AlignedBytes::zeroed(bytes)]).collect();
+        let layers = (0..shape.n_layers)
+            .map(|_| [AlignedBytes::zeroed(bytes), AlignedBytes::zeroed(bytes)])
+            .collect();
         Self { shape, layers }
     }
 
@@ -145,14 +147,21 @@ impl Kernel for StoreToken<'_, '_> {
                         for (d, &value) in k.iter().enumerate() {
                             keys.add(d * KV_BLOCK_TOKENS + self.token).write(value);
                         }
-                        std::ptr::copy_nonoverlapping(v.as_ptr(), values.add(self.token * dim), dim);
+                        std::ptr::copy_nonoverlapping(
+                            v.as_ptr(),
+                            values.add(self.token * dim),
+                            dim,
+                        );
                     }
                     KvElement::F16 => {
                         let (keys, values) = (keys.cast::<u16>(), values.cast::<u16>());
                         let mut halves = [0u16; HEAD_DIM_MAX];
                         for d in (0..dim).step_by(LANES) {
                             S::store_f16(halves.as_mut_ptr().add(d), S::load(k.as_ptr().add(d)));
-                            S::store_f16(values.add(self.token * dim + d), S::load(v.as_ptr().add(d)));
+                            S::store_f16(
+                                values.add(self.token * dim + d),
+                                S::load(v.as_ptr().add(d)),
+                            );
                         }
                         for (d, &value) in halves[..dim].iter().enumerate() {
                             keys.add(d * KV_BLOCK_TOKENS + self.token).write(value);

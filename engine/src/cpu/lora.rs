@@ -150,7 +150,9 @@ impl ExpandRows<'_> {
         if slot == NO_SLOT {
             return y;
         }
-        let Some(site) = self.adapters[slot as usize].as_ref().and_then(|adapter| adapter.site(self.site)) else {
+        let Some(site) =
+            self.adapters[slot as usize].as_ref().and_then(|adapter| adapter.site(self.site))
+        else {
             return y;
         };
         let b = &site.b;
@@ -158,7 +160,9 @@ impl ExpandRows<'_> {
         // SAFETY: a tile of B has `n_in * 16` values; `v` was checked by the slice.
         unsafe {
             let [delta] = match b.storage {
-                Storage::Dense(Dense::F16) => dot_rows::<S, 1, 1>(b.tile(tile).as_ptr(), b.n_in, [v]),
+                Storage::Dense(Dense::F16) => {
+                    dot_rows::<S, 1, 1>(b.tile(tile).as_ptr(), b.n_in, [v])
+                }
                 _ => dot_rows::<S, 0, 1>(b.tile(tile).as_ptr(), b.n_in, [v]),
             };
             S::fma(S::splat(site.lora_scale), delta, y)

@@ -62,7 +62,8 @@ impl F32Tiles<'_> {
             macro_rules! rows {
                 ($n:literal) => {
                     while S::F32_ROWS >= $n && self.n_rows - row >= $n {
-                        let x = std::array::from_fn(|i| self.x.as_ptr().add((row + i) * self.x_stride));
+                        let x =
+                            std::array::from_fn(|i| self.x.as_ptr().add((row + i) * self.x_stride));
                         let sums = dot_rows::<S, TYPE, $n>(weights, n_in, x);
                         for (i, sum) in sums.into_iter().enumerate() {
                             self.epilogue.put::<S>(row + i, tile, sum);
@@ -132,7 +133,8 @@ unsafe fn dequantize_tile<S: Simd>(layout: CodeLayout, n_in: usize, tile: &[u8],
                     let d16 = supers.add(block * BLOCK / SUPER * parts * LANES);
                     let sc = scales.add(group * parts * LANES);
                     let min = if layout.has_min {
-                        let product = S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
+                        let product =
+                            S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
                         // Not 0 − product: a minimum of zero must not change the sign of a zero.
                         S::mul(product, S::splat(-1.0))
                     } else {
@@ -141,16 +143,22 @@ unsafe fn dequantize_tile<S: Simd>(layout: CodeLayout, n_in: usize, tile: &[u8],
                     (S::mul(S::load_f16(d16), S::load_i8(sc.cast())), min)
                 } else {
                     let d16 = scales.cast::<u16>().add(group * parts * LANES);
-                    let min = if layout.has_min { S::load_f16(d16.add(LANES)) } else { S::splat(0.0) };
+                    let min =
+                        if layout.has_min { S::load_f16(d16.add(LANES)) } else { S::splat(0.0) };
                     (S::load_f16(d16), min)
                 };
-                let lanes =
-                    [S::byte_lane::<0>(plane), S::byte_lane::<1>(plane), S::byte_lane::<2>(plane), S::byte_lane::<3>(plane)];
+                let lanes = [
+                    S::byte_lane::<0>(plane),
+                    S::byte_lane::<1>(plane),
+                    S::byte_lane::<2>(plane),
+                    S::byte_lane::<3>(plane),
+                ];
                 for (b, lane) in lanes.into_iter().enumerate() {
                     // The product is exact in f32 (at most 24 bits), so a fused multiply-add rounds as the format's
                     // definition does: once.
                     let code = S::sub(S::to_f(lane), offset);
-                    let value = if layout.has_min { S::fma(code, scale, min) } else { S::mul(code, scale) };
+                    let value =
+                        if layout.has_min { S::fma(code, scale, min) } else { S::mul(code, scale) };
                     S::store(out.as_mut_ptr().add((block * BLOCK + 4 * i + b) * LANES), value);
                 }
             }
@@ -174,6 +182,8 @@ impl Kernel for DequantizeTile<'_> {
     unsafe fn run<S: Simd>(self) {
         let Storage::Codes(layout) = self.matrix.storage else { panic!("dense matrix") };
         // SAFETY: the instruction set is the caller's; sizes are checked inside.
-        unsafe { dequantize_tile::<S>(layout, self.matrix.n_in, self.matrix.tile(self.tile), self.out) };
+        unsafe {
+            dequantize_tile::<S>(layout, self.matrix.n_in, self.matrix.tile(self.tile), self.out)
+        };
     }
 }

@@ -54,7 +54,13 @@ impl Kernel for Int8Tiles<'_> {
 
 impl Int8Tiles<'_> {
     #[inline(always)]
-    unsafe fn tiles_of<S: Simd, const BITS: u32, const GROUP: usize, const SUPERS: bool, const MIN: bool>(
+    unsafe fn tiles_of<
+        S: Simd,
+        const BITS: u32,
+        const GROUP: usize,
+        const SUPERS: bool,
+        const MIN: bool,
+    >(
         &self,
         layout: CodeLayout,
     ) {
@@ -72,7 +78,9 @@ impl Int8Tiles<'_> {
                     ($n:literal) => {
                         // Groups never leave a panel: they begin at multiples of their size.
                         while S::INT8_ROWS >= $n && self.n_rows - row >= $n {
-                            let sums = self.tile_rows::<S, BITS, GROUP, SUPERS, MIN, $n>(bytes, at, layout, row);
+                            let sums = self.tile_rows::<S, BITS, GROUP, SUPERS, MIN, $n>(
+                                bytes, at, layout, row,
+                            );
                             for (i, sum) in sums.into_iter().enumerate() {
                                 self.epilogue.put::<S>(row + i, tile, sum);
                             }
@@ -135,7 +143,8 @@ impl Int8Tiles<'_> {
                         let sc = scales.add(group * parts * LANES);
                         let scale = S::mul(S::load_f16(d16), S::load_i8(sc.cast()));
                         let min = if MIN {
-                            let product = S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
+                            let product =
+                                S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
                             S::sub(S::splat(0.0), product)
                         } else {
                             S::splat(0.0)
@@ -153,7 +162,11 @@ impl Int8Tiles<'_> {
                         let plane = planes[half * (GROUP / 4) + i];
                         for (r, dot) in dots.iter_mut().enumerate() {
                             let x = x.add(r * BLOCK + 4 * i);
-                            *dot = if BITS == 8 { S::dot_bytes(*dot, plane, x) } else { S::dot(*dot, plane, x) };
+                            *dot = if BITS == 8 {
+                                S::dot_bytes(*dot, plane, x)
+                            } else {
+                                S::dot(*dot, plane, x)
+                            };
                         }
                     }
                     for r in 0..ROWS {

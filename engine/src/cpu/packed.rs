@@ -45,12 +45,19 @@ impl AlignedBytes {
 
     pub(crate) fn as_slice(&self) -> &[u8] {
         // SAFETY: integers are plain bytes; `start <= 7` words and `n_bytes` more lie within the vector.
-        unsafe { std::slice::from_raw_parts(self.words.as_ptr().add(self.start).cast(), self.n_bytes) }
+        unsafe {
+            std::slice::from_raw_parts(self.words.as_ptr().add(self.start).cast(), self.n_bytes)
+        }
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: integers are plain bytes; `start <= 7` words and `n_bytes` more lie within the vector.
-        unsafe { std::slice::from_raw_parts_mut(self.words.as_mut_ptr().add(self.start).cast(), self.n_bytes) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.words.as_mut_ptr().add(self.start).cast(),
+                self.n_bytes,
+            )
+        }
     }
 }
 
@@ -157,7 +164,12 @@ impl PackedMatrix {
             let start = n / LANES * tile.tile_bytes;
             let out = &mut data.as_mut_slice()[start..start + tile.tile_bytes];
             put_codes(out, tile, layout.bits, n % LANES, &codes.codes);
-            put_scales(&mut out[tile.scales..], tile.supers - tile.scales, n % LANES, &codes.scales);
+            put_scales(
+                &mut out[tile.scales..],
+                tile.supers - tile.scales,
+                n % LANES,
+                &codes.scales,
+            );
         }
         Self { n_out, n_in, storage: Storage::Codes(layout), tile_bytes: tile.tile_bytes, data }
     }
@@ -196,14 +208,22 @@ impl PackedMatrix {
 
     /// Packs f32 values `[n_out, n_in]`, row-major, as f32 or rounded to a 16-bit type. Columns are padded with zeros
     /// to a multiple of `pad`.
-    pub(crate) fn from_f32(dense: Dense, n_out: usize, n_in: usize, pad: usize, values: &[f32]) -> Self {
+    pub(crate) fn from_f32(
+        dense: Dense,
+        n_out: usize,
+        n_in: usize,
+        pad: usize,
+        values: &[f32],
+    ) -> Self {
         let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(pad));
         for (n, row) in values.chunks_exact(n_in).enumerate() {
             for (k, &value) in row.iter().enumerate() {
                 match dense {
                     Dense::F32 => packed.put_dense(n, k, &value.to_le_bytes()),
                     Dense::F16 => packed.put_dense(n, k, &half::f16::from_f32(value).to_le_bytes()),
-                    Dense::Bf16 => packed.put_dense(n, k, &half::bf16::from_f32(value).to_le_bytes()),
+                    Dense::Bf16 => {
+                        packed.put_dense(n, k, &half::bf16::from_f32(value).to_le_bytes())
+                    }
                 }
             }
         }
@@ -220,7 +240,6 @@ impl PackedMatrix {
         &self.data.as_slice()[index * self.tile_bytes..(index + 1) * self.tile_bytes]
     }
 
-
     /// Writes the values of one row (the embedding of a token). `out` has at most `n_in` values.
     pub(crate) fn row_values(&self, n: usize, out: &mut [f32]) {
         let tile = self.tile(n / LANES);
@@ -234,7 +253,8 @@ impl PackedMatrix {
             Storage::Codes(layout) => {
                 let at = TileLayout::of(layout, self.n_in);
                 for (k, value) in out.iter_mut().enumerate() {
-                    let code = code_at(&tile[k / BLOCK * at.block_bytes..], layout.bits, lane, k % BLOCK);
+                    let code =
+                        code_at(&tile[k / BLOCK * at.block_bytes..], layout.bits, lane, k % BLOCK);
                     let (scale, min) = scale_at(tile, at, layout, lane, k);
                     let product = f32::from(i16::from(code) - offset_i16(layout)) * scale;
                     // Without minima nothing is added: −0.0 + 0.0 would lose its sign.
@@ -341,7 +361,8 @@ fn scale_at(tile: &[u8], at: TileLayout, layout: CodeLayout, lane: usize, k: usi
     let (group, super_block) = (k / layout.group * parts, k / SUPER * parts);
     let scale = f32::from(tile[at.scales + group * LANES + lane].cast_signed());
     let min = if layout.has_min {
-        -(half_at(at.supers, super_block + 1) * f32::from(tile[at.scales + (group + 1) * LANES + lane]))
+        -(half_at(at.supers, super_block + 1)
+            * f32::from(tile[at.scales + (group + 1) * LANES + lane]))
     } else {
         0.0
     };

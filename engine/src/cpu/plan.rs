@@ -42,7 +42,13 @@ pub(crate) struct StepPlan {
 
 impl StepPlan {
     /// Plans a step for `n_threads` threads.
-    pub(crate) fn begin(&mut self, batch: &StepBatch, spec: &ModelSpec, rope: &RopeTable, n_threads: usize) {
+    pub(crate) fn begin(
+        &mut self,
+        batch: &StepBatch,
+        spec: &ModelSpec,
+        rope: &RopeTable,
+        n_threads: usize,
+    ) {
         self.n_rows = batch.n_rows();
         self.plan_slots(batch);
         let half = spec.head_dim / 2;
@@ -89,7 +95,8 @@ impl StepPlan {
         let few = batch.sequences.len() * spec.n_kv_heads < 2 * n_threads;
         self.attention.clear();
         for (sequence, step) in batch.sequences.iter().enumerate() {
-            let heads_per_task = if few && step.rows.len() == 1 { 1 } else { group.min(VECTORS_MAX) };
+            let heads_per_task =
+                if few && step.rows.len() == 1 { 1 } else { group.min(VECTORS_MAX) };
             let rows_per_task = VECTORS_MAX / heads_per_task;
             // Later rows see more tokens: longest tasks first.
             for first in step.rows.clone().step_by(rows_per_task).rev() {
@@ -98,7 +105,12 @@ impl StepPlan {
                     for head in (0..group).step_by(heads_per_task) {
                         let start = kv_head * group + head;
                         let heads = start..(start + heads_per_task).min((kv_head + 1) * group);
-                        self.attention.push(AttentionTask { sequence, kv_head, rows: rows.clone(), heads });
+                        self.attention.push(AttentionTask {
+                            sequence,
+                            kv_head,
+                            rows: rows.clone(),
+                            heads,
+                        });
                     }
                 }
             }

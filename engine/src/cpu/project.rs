@@ -32,9 +32,21 @@ impl CpuBackend {
         output: Output,
     ) {
         let int8 = self.activations == Activations::Int8
-            && projection.parts.iter().any(|part| matches!(part.matrix.0.storage, Storage::Codes(_)));
+            && projection
+                .parts
+                .iter()
+                .any(|part| matches!(part.matrix.0.storage, Storage::Codes(_)));
         self.prepare(projection, x, int8);
-        let Self { isa, ref mut team, ref plan, ref adapters, int8: ref int8_rows, ref v, ref mut scratch, .. } = *self;
+        let Self {
+            isa,
+            ref mut team,
+            ref plan,
+            ref adapters,
+            int8: ref int8_rows,
+            ref v,
+            ref mut scratch,
+            ..
+        } = *self;
         let n_rows = plan.n_rows;
         let out_stride = out.stride;
         let out = Parts::new(&mut out.values);
@@ -57,14 +69,34 @@ impl CpuBackend {
                         column,
                         accumulate: output == Output::Add,
                         bias: linear.bias.as_ref().map(|bias| bias.values.as_slice()),
-                        lora: lora.then(|| ExpandRows { adapters, slots: &plan.slots, site, v, part }),
+                        lora: lora.then(|| ExpandRows {
+                            adapters,
+                            slots: &plan.slots,
+                            site,
+                            v,
+                            part,
+                        }),
                     };
                     if int8 && matches!(matrix.storage, Storage::Codes(_)) {
-                        isa.run(Int8Tiles { matrix, tiles, rows: int8_rows, n_rows, epilogue: &epilogue });
+                        isa.run(Int8Tiles {
+                            matrix,
+                            tiles,
+                            rows: int8_rows,
+                            n_rows,
+                            epilogue: &epilogue,
+                        });
                     } else {
                         let scratch = &mut scratch.row(thread, 1)[0];
                         let (x, x_stride) = (x.values.as_slice(), x.stride);
-                        isa.run(F32Tiles { matrix, tiles, x, x_stride, n_rows, epilogue: &epilogue, scratch });
+                        isa.run(F32Tiles {
+                            matrix,
+                            tiles,
+                            x,
+                            x_stride,
+                            n_rows,
+                            epilogue: &epilogue,
+                            scratch,
+                        });
                     }
                 }
                 first += matrix.n_tiles();
@@ -74,15 +106,30 @@ impl CpuBackend {
     }
 
     /// Quantizes the rows of `x` (if `quantize`) and computes the adapters' `A x`.
-    fn prepare(&mut self, projection: &Projection<CpuMatrix, CpuVector>, x: &CpuBuffer, quantize: bool) {
-        let Self { isa, ref mut team, ref plan, ref adapters, ref mut int8, ref mut v, ref mut shrink, .. } = *self;
+    fn prepare(
+        &mut self,
+        projection: &Projection<CpuMatrix, CpuVector>,
+        x: &CpuBuffer,
+        quantize: bool,
+    ) {
+        let Self {
+            isa,
+            ref mut team,
+            ref plan,
+            ref adapters,
+            ref mut int8,
+            ref mut v,
+            ref mut shrink,
+            ..
+        } = *self;
         let n_in = widest_input(projection.parts.iter().map(|part| &part.matrix.0));
         let mut work = if quantize { plan.n_rows * n_in } else { 0 };
         shrink.clear();
         for (group, rows) in plan.groups().iter().enumerate() {
             for (part, linear) in projection.parts.iter().enumerate() {
                 let site = Site { layer: projection.layer, module: linear.module };
-                let resident = adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
+                let resident =
+                    adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
                 for tile in 0..resident.map_or(0, |site| site.rank_tiles()) {
                     shrink.push((group, part, tile));
                     work += rows.rows.len() * n_in * 16;
@@ -99,9 +146,18 @@ impl CpuBackend {
                 let (group, part, rank_tile) = shrink[task];
                 let rows = &plan.groups()[group];
                 let site = Site { layer: projection.layer, module: projection.parts[part].module };
-                let resident = adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
+                let resident =
+                    adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
                 if let Some(site) = resident {
-                    isa.run(Shrink { site, rank_tile, rows: &rows.rows, x: &x.values, x_stride, v: &v, part });
+                    isa.run(Shrink {
+                        site,
+                        rank_tile,
+                        rows: &rows.rows,
+                        x: &x.values,
+                        x_stride,
+                        v: &v,
+                        part,
+                    });
                 }
             } else {
                 for row in chunk * rows_per_chunk..plan.n_rows.min((chunk + 1) * rows_per_chunk) {

@@ -3,7 +3,10 @@
 //! The calling thread works too. Chunks are handed out by one atomic counter, so a thread that the system took away
 //! delays at most the chunk it holds. A worker that finds nothing to do spins for a few microseconds (the next
 //! operation of a step usually follows at once) and then sleeps: an idle team costs nothing.
-#![expect(unsafe_code, reason = "a borrowed closure is shared with threads that outlive the borrow")]
+#![expect(
+    unsafe_code,
+    reason = "a borrowed closure is shared with threads that outlive the borrow"
+)]
 
 use std::{
     sync::{
@@ -122,7 +125,10 @@ impl Team {
                 std::thread::yield_now();
             }
         }
-        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a chunk of parallel work panicked");
+        assert!(
+            !shared.panicked.swap(false, Ordering::Relaxed),
+            "a chunk of parallel work panicked"
+        );
     }
 }
 
@@ -138,7 +144,8 @@ impl Shared {
             // keeps the closure and the reference to it alive. The pointer was stored before the ticket (SeqCst).
             let work = unsafe { *self.work.load(Ordering::Acquire) };
             let chunk = usize::try_from(next_of(ticket)).unwrap_or(usize::MAX);
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(chunk, thread)));
+            let outcome =
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(chunk, thread)));
             if outcome.is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
@@ -155,11 +162,13 @@ impl Shared {
         loop {
             self.take_chunks(thread);
             if !self.spin_for_work() {
-                let mut sleepers = self.sleepers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                let mut sleepers =
+                    self.sleepers.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 *sleepers += 1;
                 // Work published before the count was raised would not wake this thread: look again under the lock.
                 while !self.has_work() && !self.stop.load(Ordering::SeqCst) {
-                    sleepers = self.wake.wait(sleepers).unwrap_or_else(std::sync::PoisonError::into_inner);
+                    sleepers =
+                        self.wake.wait(sleepers).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 *sleepers -= 1;
             }
@@ -250,7 +259,11 @@ impl<'a, T> Parts<'a, T> {
     /// # Panics
     /// When it is outside the slice.
     pub(crate) fn at(&self, index: usize, len: usize) -> *mut T {
-        assert!(index <= self.len && len <= self.len - index, "element {index}+{len} of {}", self.len);
+        assert!(
+            index <= self.len && len <= self.len - index,
+            "element {index}+{len} of {}",
+            self.len
+        );
         // SAFETY: in bounds by the assertion.
         unsafe { self.start.add(index) }
     }

@@ -16,9 +16,9 @@ use super::{
     CudaError, Device, DevicePtr,
     byte_pool::BytePool,
     ops::{
-        AttentionParams, EmbedParams, EpilogueParams, EpiloguePart, GemmParams, GemmPart, LoraShrinkParams, LoraSite,
-        PARTS_MAX, RmsNormParams, RopeStoreParams, SampleGreedyParams, SampleResult, SwiGluParams, V_STRIDE,
-        rows_of_tile,
+        AttentionParams, EmbedParams, EpilogueParams, EpiloguePart, GemmParams, GemmPart,
+        LoraShrinkParams, LoraSite, PARTS_MAX, RmsNormParams, RopeStoreParams, SampleGreedyParams,
+        SampleResult, SwiGluParams, V_STRIDE, rows_of_tile,
     },
     repack::repack,
     step_inputs::StepInputs,
@@ -133,7 +133,11 @@ impl CudaBackend {
     ///
     /// # Errors
     /// [`RunError`]: the device is too small, or failed.
-    pub fn new(mut device: Device, spec: &ModelSpec, options: CudaOptions) -> Result<Self, RunError> {
+    pub fn new(
+        mut device: Device,
+        spec: &ModelSpec,
+        options: CudaOptions,
+    ) -> Result<Self, RunError> {
         let dim = spec.head_dim;
         let kv_block_bytes = spec.n_kv_heads * 2 * KV_BLOCK_TOKENS * dim * 2;
         let n_kv_blocks = options.kv_bytes / (kv_block_bytes * spec.n_layers);
@@ -141,19 +145,23 @@ impl CudaBackend {
         let max_blocks = max_positions.div_ceil(KV_BLOCK_TOKENS);
         let max_chunks = max_positions.div_ceil(CHUNK_TOKENS);
         let max_rows = options.max_rows;
-        let tile = rows_of_tile(word(spec.n_heads), word(spec.n_kv_heads)).map(|rows| rows as usize);
+        let tile =
+            rows_of_tile(word(spec.n_heads), word(spec.n_kv_heads)).map(|rows| rows as usize);
         let inputs = StepInputs::new(&mut device, max_rows, max_blocks, tile)?;
         let kv_layer_bytes = n_kv_blocks * kv_block_bytes;
         let kv = device.alloc("keys and values", kv_layer_bytes * spec.n_layers)?;
         let rope = RopeTable::new(spec);
         let mut angles = [vec![0f32; max_positions * dim / 2], vec![0f32; max_positions * dim / 2]];
         let [cos, sin] = &mut angles;
-        for (position, (c, s)) in cos.chunks_exact_mut(dim / 2).zip(sin.chunks_exact_mut(dim / 2)).enumerate() {
+        for (position, (c, s)) in
+            cos.chunks_exact_mut(dim / 2).zip(sin.chunks_exact_mut(dim / 2)).enumerate()
+        {
             rope.angles(position, c, s);
         }
         let (cos, sin) = (device.alloc_upload("angles", cos)?, device.alloc_upload("angles", sin)?);
         let planes_bytes = planes_bytes(spec, max_rows);
-        let shrink_splits = spec.hidden.max(spec.ffn).max(spec.n_heads * dim).div_ceil(SHRINK_COLUMNS);
+        let shrink_splits =
+            spec.hidden.max(spec.ffn).max(spec.n_heads * dim).div_ceil(SHRINK_COLUMNS);
         let n_sites = spec.n_layers * TargetModule::ALL.len();
         let no_sites = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites];
         let hidden = spec.hidden.next_multiple_of(ROW_ALIGN);
@@ -161,7 +169,10 @@ impl CudaBackend {
             planes: device.alloc("split planes", planes_bytes)?,
             planes_bytes,
             v: device.alloc("LoRA products", shrink_splits * max_rows * V_STRIDE * 4)?,
-            partials: device.alloc("attention partials", max_rows * spec.n_heads * max_chunks * (dim + 2) * 4)?,
+            partials: device.alloc(
+                "attention partials",
+                max_rows * spec.n_heads * max_chunks * (dim + 2) * 4,
+            )?,
             sample_x: device.alloc_upload("sampled rows", &vec![0u16; SAMPLE_ROWS_MAX * hidden])?,
             results: device.alloc("sampled tokens", SAMPLE_ROWS_MAX * size_of::<SampleResult>())?,
             saturations: device.alloc_upload("saturations", &[0u32])?,
@@ -256,7 +267,13 @@ impl CudaBackend {
     }
 
     /// First half of the adapters of a projection; returns how many planes of `v` there are.
-    fn shrink(&self, layer: usize, modules: &[TargetModule], x: &CudaBuffer, n_in: usize) -> Result<usize, CudaError> {
+    fn shrink(
+        &self,
+        layer: usize,
+        modules: &[TargetModule],
+        x: &CudaBuffer,
+        n_in: usize,
+    ) -> Result<usize, CudaError> {
         let mut site = [0; PARTS_MAX];
         for (slot, &module) in site.iter_mut().zip(modules) {
             *slot = word(site_index(Site { layer, module }));
@@ -292,7 +309,11 @@ impl CudaBackend {
         let matrices: Vec<&CudaMatrix> = projection.parts.iter().map(|part| &part.matrix).collect();
         let modules: Vec<TargetModule> = projection.parts.iter().map(|part| part.module).collect();
         let (_, n_in) = self.spec.linear_shape(modules[0]);
-        let n_v_planes = if self.inputs.any_adapter { self.shrink(projection.layer, &modules, x, n_in)? } else { 0 };
+        let n_v_planes = if self.inputs.any_adapter {
+            self.shrink(projection.layer, &modules, x, n_in)?
+        } else {
+            0
+        };
         let (n_planes, plane_row) = self.multiply(&matrices, x.half, x.stride, rows, false)?;
         let mut parts = [EpiloguePart::NONE; PARTS_MAX];
         let mut bias = [DevicePtr::NULL; PARTS_MAX];
@@ -396,7 +417,14 @@ impl CudaBackend {
         .launch(&self.device, inputs.attention_rows())
     }
 
-    fn norm(&self, x: &CudaBuffer, rows: DevicePtr, weight: CudaVector, out: DevicePtr, out_stride: usize) -> RmsNormParams {
+    fn norm(
+        &self,
+        x: &CudaBuffer,
+        rows: DevicePtr,
+        weight: CudaVector,
+        out: DevicePtr,
+        out_stride: usize,
+    ) -> RmsNormParams {
         RmsNormParams {
             step: self.inputs.header,
             x: x.wide,
@@ -426,11 +454,17 @@ fn splits(n_stripes: usize, n_units: usize) -> usize {
 fn planes_bytes(spec: &ModelSpec, max_rows: usize) -> usize {
     use TargetModule as M;
     let row = |modules: &[M]| {
-        let features = modules.iter().map(|&module| spec.linear_shape(module).0.next_multiple_of(ROW_ALIGN));
+        let features =
+            modules.iter().map(|&module| spec.linear_shape(module).0.next_multiple_of(ROW_ALIGN));
         let (n_row, n_in) = (features.sum::<usize>(), spec.linear_shape(modules[0]).1);
         n_row * splits(n_row / ROW_ALIGN, n_in.div_ceil(ROW_ALIGN))
     };
-    let layers = [row(&[M::QProj, M::KProj, M::VProj]), row(&[M::OProj]), row(&[M::GateProj, M::UpProj]), row(&[M::DownProj])];
+    let layers = [
+        row(&[M::QProj, M::KProj, M::VProj]),
+        row(&[M::OProj]),
+        row(&[M::GateProj, M::UpProj]),
+        row(&[M::DownProj]),
+    ];
     let widest = layers.into_iter().max().unwrap_or(0);
     (widest * max_rows).max(spec.vocab.next_multiple_of(ROW_ALIGN) * SAMPLE_ROWS_MAX) * 4
 }
@@ -478,7 +512,11 @@ impl Backend for CudaBackend {
 
     fn begin_step(&mut self, batch: &StepBatch) -> Result<(), RunError> {
         if batch.n_rows() > self.max_rows {
-            return Err(RunError::Device(format!("{} rows in a step of {}", batch.n_rows(), self.max_rows)));
+            return Err(RunError::Device(format!(
+                "{} rows in a step of {}",
+                batch.n_rows(),
+                self.max_rows
+            )));
         }
         self.failed = None;
         self.inputs.begin(&self.device, batch)
@@ -559,7 +597,8 @@ impl Backend for CudaBackend {
         for rows in batch.sample_rows.chunks(SAMPLE_ROWS_MAX) {
             let on_host = self.inputs.begin_sampling(&self.device, rows)?;
             let n_rows = word(rows.len());
-            self.norm(x, self.inputs.sample_rows, *norm, self.sample_x, hidden).launch(&self.device, n_rows)?;
+            self.norm(x, self.inputs.sample_rows, *norm, self.sample_x, hidden)
+                .launch(&self.device, n_rows)?;
             let (_, plane_row) = self.multiply(&[head], self.sample_x, hidden, n_rows, true)?;
             SampleGreedyParams {
                 step: self.inputs.header,
@@ -607,11 +646,16 @@ impl Backend for CudaBackend {
         let n_bytes = halves.len() * 2;
         let free_bytes = self.adapter_pool.free_bytes();
         let Some(offset) = self.adapter_pool.take(n_bytes) else {
-            return Err(RunError::OutOfMemory { what: "an adapter", needed: n_bytes, free: free_bytes });
+            return Err(RunError::OutOfMemory {
+                what: "an adapter",
+                needed: n_bytes,
+                free: free_bytes,
+            });
         };
         let base = self.adapter_memory.at(offset);
         for (index, a, b, rank, lora_scale) in places {
-            table[index] = LoraSite { a: base.at(a * 2), b: base.at(b * 2), rank: word(rank), lora_scale };
+            table[index] =
+                LoraSite { a: base.at(a * 2), b: base.at(b * 2), rank: word(rank), lora_scale };
         }
         self.device.upload(&halves, base)?;
         self.device.upload(&table, self.sites.at(slot * table.len() * size_of::<LoraSite>()))?;

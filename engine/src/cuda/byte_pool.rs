@@ -48,7 +48,10 @@ impl BytePool {
             }
         }
         if let Some((&previous, &previous_length)) = self.free.range(..offset).next_back() {
-            assert!(previous + previous_length <= offset, "piece {offset}+{length} is free already");
+            assert!(
+                previous + previous_length <= offset,
+                "piece {offset}+{length} is free already"
+            );
             if previous + previous_length == offset {
                 length += previous_length;
                 offset = previous;

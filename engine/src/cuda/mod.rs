@@ -6,8 +6,8 @@
 //! | file | what |
 //! |---|---|
 //! | `probe` | which GPUs are here, with or without kernels |
-//! | `device` | the safe device: an arena, copies, launches, events, graphs; all ranges are checked |
-//! | `driver`, `fake` | what it stands on: libcuda, or host memory and a list of launches for tests |
+//! | `device`, `handles` | the safe device: an arena, copies, launches, events, graphs; all ranges are checked |
+//! | `gpu`, `driver`, `fake` | what it stands on: libcuda, or host memory and a list of launches for tests |
 //! | `launch`, `plain` | one launch, and the structs that kernels take |
 //! | `arena` | the one allocation and its account |
 //! | `ops` | a wrapper for each kernel |
@@ -35,8 +35,10 @@ pub mod repack;
 mod step_inputs;
 pub mod tile;
 
-pub use backend::{ADAPTER_SLOTS_MAX, CudaBackend, CudaBuffer, CudaMatrix, CudaOptions, CudaVector};
 pub use arena::{Arena, ArenaLine, DevicePtr};
+pub use backend::{
+    ADAPTER_SLOTS_MAX, CudaBackend, CudaBuffer, CudaMatrix, CudaOptions, CudaVector,
+};
 pub use device::{Device, DeviceInfo, StreamId};
 pub use error::CudaError;
 pub use fake::RecordedLaunch;

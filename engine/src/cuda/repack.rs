@@ -272,7 +272,7 @@ fn pack_codes(tiles: TileLayout, codes: &[u8], n_in_padded: usize, stripe: &mut 
                     codes,
                     n_in_padded,
                     block * BLOCK_ROWS + lane / 4,
-                    unit * UNIT_K + lane % 4 * 2,
+                    unit * UNIT_K + lane % 4 * 16,
                 );
                 let mut put =
                     |at: usize, word: u32| out[at..at + 4].copy_from_slice(&word.to_le_bytes());
@@ -315,11 +315,8 @@ impl LaneWords {
             for reg in 0..4 {
                 for element in 0..2 {
                     let place = Place { block: 0, lane: 0, step, reg, element };
-                    let code = codes[(row + 8 * (reg & 1)) * n_in_padded
-                        + k
-                        + 16 * step
-                        + element
-                        + 8 * (reg >> 1)];
+                    let in_lane = 4 * step + 2 * (reg >> 1) + element;
+                    let code = codes[(row + 8 * (reg & 1)) * n_in_padded + k + in_lane];
                     let high = u32::from(code >> 4);
                     words.low[step] |= u32::from(code & 0x0f) << place.p4_shift();
                     words.high[step] |= high << place.p4_shift();

@@ -167,7 +167,11 @@ impl StepInputs {
     }
 
     /// Writes which rows are sampled next, and what they ask for; says which of them the host must choose for.
-    pub(super) fn begin_sampling(&mut self, device: &Device, rows: &[SampleRow]) -> Result<Vec<bool>, RunError> {
+    pub(super) fn begin_sampling(
+        &mut self,
+        device: &Device,
+        rows: &[SampleRow],
+    ) -> Result<Vec<bool>, RunError> {
         self.words.clear();
         self.words.extend(rows.iter().map(|row| word(row.row)));
         device.upload(&self.words, self.sample_rows)?;
@@ -176,7 +180,11 @@ impl StepInputs {
             .iter()
             .zip(&on_host)
             .map(|(row, &on_host)| SampleSpec {
-                forced: if on_host { SampleSpec::SKIP } else { row.forced.unwrap_or(SampleSpec::CHOOSE) },
+                forced: if on_host {
+                    SampleSpec::SKIP
+                } else {
+                    row.forced.unwrap_or(SampleSpec::CHOOSE)
+                },
                 n_top: row.params.logprobs.unwrap_or(SampleSpec::NO_LOGPROBS),
             })
             .collect();
@@ -190,7 +198,8 @@ impl StepInputs {
 /// Whether a row asks for more than the greedy choice under unmodified logits.
 fn needs_host(row: &SampleRow) -> bool {
     let params = &row.params;
-    let modified = params.needs_history() || !params.logit_bias.is_empty() || !row.banned.is_empty();
+    let modified =
+        params.needs_history() || !params.logit_bias.is_empty() || !row.banned.is_empty();
     let drawn = row.forced.is_none() && (params.temperature > 0.0 || modified);
     drawn || params.logprobs.is_some_and(|n| n as usize > TOP_MAX)
 }

@@ -45,13 +45,13 @@ pub struct Place {
 impl Place {
     /// Of a row (0..64) and a k (0..64) of a unit.
     pub const fn new(row: usize, k: usize) -> Self {
-        let (in_block, in_step) = (row % BLOCK_ROWS, k % 16);
+        let in_block = row % BLOCK_ROWS;
         Self {
             block: row / BLOCK_ROWS,
-            lane: in_block % 8 * 4 + in_step % 8 / 2,
-            step: k / 16,
-            reg: in_block / 8 + 2 * (in_step / 8),
-            element: in_step % 2,
+            lane: in_block % 8 * 4 + k / 16,
+            step: k % 16 / 4,
+            reg: in_block / 8 + 2 * (k % 4 / 2),
+            element: k % 2,
         }
     }
 

@@ -22,7 +22,8 @@ pub(super) fn load_weights<B: Backend>(
     spec: &ModelSpec,
     backend: &mut B,
 ) -> Result<DecoderWeights<B::Matrix, B::Vector>, LoadError> {
-    let mut loader = Loader { file, spec, backend, taken: HashSet::from(["rope_freqs.weight".to_owned()]) };
+    let mut loader =
+        Loader { file, spec, backend, taken: HashSet::from(["rope_freqs.weight".to_owned()]) };
     let embedding = loader.matrix("token_embd.weight", (spec.vocab, spec.hidden), None)?;
     let layers = (0..spec.n_layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
     let final_norm = loader.vector("output_norm.weight", spec.hidden, None)?;
@@ -76,7 +77,9 @@ impl<B: Backend> Loader<'_, B> {
     fn layer(&mut self, layer: usize) -> Result<Layer<B::Matrix, B::Vector>, LoadError> {
         use TargetModule as M;
         let spec = self.spec;
-        let norm = |loader: &mut Self, name: &str, len| loader.vector(&format!("blk.{layer}.{name}.weight"), len, None);
+        let norm = |loader: &mut Self, name: &str, len| {
+            loader.vector(&format!("blk.{layer}.{name}.weight"), len, None)
+        };
         let head_norms = if spec.architecture == Architecture::Qwen3 {
             let q = norm(self, "attn_q_norm", spec.head_dim)?;
             Some(HeadNorms { q, k: norm(self, "attn_k_norm", spec.head_dim)? })
@@ -99,14 +102,20 @@ impl<B: Backend> Loader<'_, B> {
         layer: usize,
         modules: &[TargetModule],
     ) -> Result<Projection<B::Matrix, B::Vector>, LoadError> {
-        let parts = modules.iter().map(|&module| self.linear(layer, module)).collect::<Result<_, _>>()?;
+        let parts =
+            modules.iter().map(|&module| self.linear(layer, module)).collect::<Result<_, _>>()?;
         Ok(Projection { layer, parts })
     }
 
-    fn linear(&mut self, layer: usize, module: TargetModule) -> Result<Linear<B::Matrix, B::Vector>, LoadError> {
+    fn linear(
+        &mut self,
+        layer: usize,
+        module: TargetModule,
+    ) -> Result<Linear<B::Matrix, B::Vector>, LoadError> {
         let spec = self.spec;
         let rotated = matches!(module, TargetModule::QProj | TargetModule::KProj);
-        let head_dim = (rotated && spec.architecture == Architecture::Llama).then_some(spec.head_dim);
+        let head_dim =
+            (rotated && spec.architecture == Architecture::Llama).then_some(spec.head_dim);
         let name = format!("blk.{layer}.{}", tensor_name(module));
         let shape = spec.linear_shape(module);
         let matrix = self.matrix(&format!("{name}.weight"), shape, head_dim)?;
@@ -151,7 +160,12 @@ impl<B: Backend> Loader<'_, B> {
         Ok(self.backend.matrix(&source)?)
     }
 
-    fn vector(&mut self, name: &str, len: usize, head_dim: Option<usize>) -> Result<B::Vector, LoadError> {
+    fn vector(
+        &mut self,
+        name: &str,
+        len: usize,
+        head_dim: Option<usize>,
+    ) -> Result<B::Vector, LoadError> {
         let file = self.file;
         let tensor = self.tensor(name)?.clone();
         let values = floats(file, &tensor)?;

@@ -130,7 +130,11 @@ pub fn load_cpu(file: &GgufFile, options: CpuOptions) -> Result<Decoder<CpuBacke
 ///
 /// # Errors
 /// What the file lacks or what is not supported, by name; [`RunError::OutOfMemory`] by what did not fit.
-pub fn load_cuda(file: &GgufFile, device: Device, options: CudaOptions) -> Result<Decoder<CudaBackend>, LoadError> {
+pub fn load_cuda(
+    file: &GgufFile,
+    device: Device,
+    options: CudaOptions,
+) -> Result<Decoder<CudaBackend>, LoadError> {
     let spec = read_spec(file)?;
     let mut backend = CudaBackend::new(device, &spec, options)?;
     let weights = load::load_weights(file, &spec, &mut backend)?;

@@ -24,12 +24,20 @@ pub fn random_weights<B: Backend>(
 ) -> Result<DecoderWeights<B::Matrix, B::Vector>, RunError> {
     let linear = |backend: &mut B, layer: usize, module: TargetModule| -> Result<_, RunError> {
         let shape = spec.linear_shape(module);
-        Ok(Linear { module, matrix: random_matrix(backend, shape, layer * 7 + module.index())?, bias: None })
+        Ok(Linear {
+            module,
+            matrix: random_matrix(backend, shape, layer * 7 + module.index())?,
+            bias: None,
+        })
     };
-    let projection = |backend: &mut B, layer: usize, modules: &[TargetModule]| -> Result<_, RunError> {
-        let parts = modules.iter().map(|&module| linear(backend, layer, module)).collect::<Result<_, _>>()?;
-        Ok(Projection { layer, parts })
-    };
+    let projection =
+        |backend: &mut B, layer: usize, modules: &[TargetModule]| -> Result<_, RunError> {
+            let parts = modules
+                .iter()
+                .map(|&module| linear(backend, layer, module))
+                .collect::<Result<_, _>>()?;
+            Ok(Projection { layer, parts })
+        };
     let ones = vec![1f32; spec.hidden.max(spec.head_dim)];
     let mut layers = Vec::new();
     for layer in 0..spec.n_layers {
@@ -65,11 +73,15 @@ fn random_matrix<B: Backend>(
     seed: usize,
 ) -> Result<B::Matrix, RunError> {
     let format = BlockFormat::Q4_0;
-    let row_bytes = format.row_bytes(n_in).ok_or_else(|| RunError::Device(format!("{n_in} is no multiple of 32")))?;
+    let row_bytes = format
+        .row_bytes(n_in)
+        .ok_or_else(|| RunError::Device(format!("{n_in} is no multiple of 32")))?;
     let mut state = seed as u64;
     let mut bytes: Vec<u8> = (0..ROWS * row_bytes)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             state.to_le_bytes()[7]
         })
         .collect();

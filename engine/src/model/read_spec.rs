@@ -33,11 +33,15 @@ pub(super) fn read_spec(file: &GgufFile) -> Result<ModelSpec, LoadError> {
     let head_dim = match keys.optional_size("attention.key_length", WIDTH_MAX)? {
         Some(dim) => dim,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
-        None => return Err(keys.invalid("attention.head_count", "does not divide the embedding length")),
+        None => {
+            return Err(keys.invalid("attention.head_count", "does not divide the embedding length"));
+        }
     };
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.optional_size(key, WIDTH_MAX)?.is_some_and(|dim| dim != head_dim) {
-            return Err(keys.invalid(key, "differs from the length of a key, which is not supported"));
+            return Err(
+                keys.invalid(key, "differs from the length of a key, which is not supported")
+            );
         }
     }
     if !n_heads.is_multiple_of(n_kv_heads) {
@@ -95,7 +99,8 @@ impl Keys<'_> {
     }
 
     fn size(&self, key: &str, max: usize) -> Result<usize, LoadError> {
-        self.optional_size(key, max)?.ok_or_else(|| GgufError::KeyMissing { key: self.key(key) }.into())
+        self.optional_size(key, max)?
+            .ok_or_else(|| GgufError::KeyMissing { key: self.key(key) }.into())
     }
 
     fn optional_positive(&self, key: &str) -> Result<Option<f32>, LoadError> {
@@ -107,7 +112,8 @@ impl Keys<'_> {
     }
 
     fn positive(&self, key: &str) -> Result<f32, LoadError> {
-        self.optional_positive(key)?.ok_or_else(|| GgufError::KeyMissing { key: self.key(key) }.into())
+        self.optional_positive(key)?
+            .ok_or_else(|| GgufError::KeyMissing { key: self.key(key) }.into())
     }
 
     /// Refuses a key that would change the computation: experts, or attention that is not causal.
@@ -150,7 +156,8 @@ fn rope_scaling(keys: &Keys<'_>, head_dim: usize) -> Result<RopeScaling, LoadErr
 }
 
 fn yarn(keys: &Keys<'_>, factor: Option<f32>) -> Result<RopeScaling, LoadError> {
-    let factor = factor.ok_or_else(|| GgufError::KeyMissing { key: keys.key("rope.scaling.factor") })?;
+    let factor =
+        factor.ok_or_else(|| GgufError::KeyMissing { key: keys.key("rope.scaling.factor") })?;
     let context = keys.size("rope.scaling.original_context_length", CONTEXT_MAX)?;
     // The converter writes transformers' `attention_factor`, which replaces the default, under the first name;
     // the second one multiplies the default.

@@ -50,7 +50,9 @@ struct Sequence {
 
 impl Sequence {
     fn new(index: usize, length: usize, vocab: usize, adapter: Option<AdapterSlot>) -> Self {
-        let tokens = (0..length).map(|i| u32::try_from((index * 7919 + i * 104_729) % vocab).unwrap_or(0)).collect();
+        let tokens = (0..length)
+            .map(|i| u32::try_from((index * 7919 + i * 104_729) % vocab).unwrap_or(0))
+            .collect();
         Self { index, tokens, done: 0, adapter }
     }
 }
@@ -62,7 +64,8 @@ fn step(
     chunk: usize,
     logprobs: Option<u32>,
 ) -> Result<Vec<SampledToken>, RunError> {
-    let params = Arc::new(SamplingParams { temperature: 0.0, logprobs, ..SamplingParams::default() });
+    let params =
+        Arc::new(SamplingParams { temperature: 0.0, logprobs, ..SamplingParams::default() });
     let mut batch = StepBatch::default();
     for sequence in sequences {
         let first = batch.n_rows();
@@ -72,10 +75,13 @@ fn step(
             batch.positions.push(position);
         }
         sequence.done = end;
-        let blocks = BLOCKS * sequence.index..BLOCKS * sequence.index + end.div_ceil(KV_BLOCK_TOKENS);
+        let blocks =
+            BLOCKS * sequence.index..BLOCKS * sequence.index + end.div_ceil(KV_BLOCK_TOKENS);
         batch.sequences.push(StepSequence {
             rows: first..batch.n_rows(),
-            block_table: blocks.map(|block| KvBlockId(u32::try_from(block).unwrap_or(u32::MAX))).collect(),
+            block_table: blocks
+                .map(|block| KvBlockId(u32::try_from(block).unwrap_or(u32::MAX)))
+                .collect(),
             adapter: sequence.adapter,
         });
         batch.sample_rows.push(SampleRow {
@@ -104,12 +110,20 @@ pub(super) fn compare(
     for weights in adapters {
         slots.push((Some(gpu.install_adapter(weights)?), Some(cpu.install_adapter(weights)?)));
     }
-    for (name, chunk, lengths) in
-        [("one by one, prompts of 5", 1, vec![5; 1]), ("prompts of 37 in chunks of 16", 16, vec![37; 6]), ("mixed lengths", 64, vec![1, 130, 17, 64, 33, 250, 2, 95])]
-    {
+    for (name, chunk, lengths) in [
+        ("one by one, prompts of 5", 1, vec![5; 1]),
+        ("prompts of 37 in chunks of 16", 16, vec![37; 6]),
+        ("mixed lengths", 64, vec![1, 130, 17, 64, 33, 250, 2, 95]),
+    ] {
         let pick = |side: usize| -> Vec<Sequence> {
-            let slot = |i: usize| if side == 0 { slots[i % slots.len()].0 } else { slots[i % slots.len()].1 };
-            lengths.iter().enumerate().map(|(i, &length)| Sequence::new(i, length.min(longest), vocab, slot(i))).collect()
+            let slot = |i: usize| {
+                if side == 0 { slots[i % slots.len()].0 } else { slots[i % slots.len()].1 }
+            };
+            lengths
+                .iter()
+                .enumerate()
+                .map(|(i, &length)| Sequence::new(i, length.min(longest), vocab, slot(i)))
+                .collect()
         };
         let (mut on_gpu, mut on_cpu) = (pick(0), pick(1));
         let (mut worst, mut differing, mut compared) = (0f32, 0usize, 0usize);
@@ -123,7 +137,11 @@ pub(super) fn compare(
                 let margin = b.top[0].1 - b.top[1].1;
                 differing += usize::from(a.token != b.token && margin > MARGIN);
                 for &(token, logprob) in &b.top[..5] {
-                    let found = a.top.iter().find(|(other, _)| *other == token).map_or(f32::NEG_INFINITY, |(_, l)| *l);
+                    let found = a
+                        .top
+                        .iter()
+                        .find(|(other, _)| *other == token)
+                        .map_or(f32::NEG_INFINITY, |(_, l)| *l);
                     worst = worst.max((found - logprob).abs());
                 }
                 if on_gpu[i].done == on_gpu[i].tokens.len() {
@@ -133,8 +151,14 @@ pub(super) fn compare(
             }
         }
         rows.push(Row {
-            what: format!("{name}, {} sequences over base and {} adapters", lengths.len(), adapters.len()),
-            found: format!("{compared} tokens, {differing} wrong, log-probabilities off by at most {worst:.4}"),
+            what: format!(
+                "{name}, {} sequences over base and {} adapters",
+                lengths.len(),
+                adapters.len()
+            ),
+            found: format!(
+                "{compared} tokens, {differing} wrong, log-probabilities off by at most {worst:.4}"
+            ),
             pass: differing == 0 && worst < LOGPROB_TOLERANCE,
         });
     }
@@ -142,7 +166,10 @@ pub(super) fn compare(
 }
 
 /// Decode and prefill times, base and all rows with adapters.
-pub(super) fn time(gpu: &mut dyn StepRunner, adapters: &[AdapterWeights]) -> Result<Vec<Timing>, RunError> {
+pub(super) fn time(
+    gpu: &mut dyn StepRunner,
+    adapters: &[AdapterWeights],
+) -> Result<Vec<Timing>, RunError> {
     let vocab = gpu.spec().vocab;
     let slots: Vec<AdapterSlot> =
         adapters.iter().map(|weights| gpu.install_adapter(weights)).collect::<Result<_, _>>()?;
@@ -153,7 +180,8 @@ pub(super) fn time(gpu: &mut dyn StepRunner, adapters: &[AdapterWeights]) -> Res
         }
         let adapter = |i: usize| with_adapters.then(|| slots[i % slots.len()]);
         for n in [1, 8, 64] {
-            let mut sequences: Vec<Sequence> = (0..n).map(|i| Sequence::new(i, 400, vocab, adapter(i))).collect();
+            let mut sequences: Vec<Sequence> =
+                (0..n).map(|i| Sequence::new(i, 400, vocab, adapter(i))).collect();
             let mut times = Vec::new();
             while sequences[0].done < 300 {
                 // The context is filled first, in chunks that fit a step.
@@ -164,7 +192,11 @@ pub(super) fn time(gpu: &mut dyn StepRunner, adapters: &[AdapterWeights]) -> Res
                     times.push(began.elapsed().as_secs_f64());
                 }
             }
-            timings.push(timing(format!("decode, {n} sequences, adapters: {with_adapters}"), n, times));
+            timings.push(timing(
+                format!("decode, {n} sequences, adapters: {with_adapters}"),
+                n,
+                times,
+            ));
         }
         let mut times = Vec::new();
         for _ in 0..5 {
@@ -195,7 +227,8 @@ pub(super) fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> Adapte
             })
             .collect()
     };
-    let sites = (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+    let sites =
+        (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
     let sites = sites.map(|site| {
         let (n_out, n_in) = spec.linear_shape(site.module);
         SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }

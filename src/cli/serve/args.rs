@@ -26,7 +26,7 @@ pub struct Args {
     /// Port to listen on; 0 takes a free one [default: 8000].
     #[arg(long, env = "PLEACH_PORT")]
     pub port: Option<u16>,
-    /// Where to compute: auto or cpu; cuda:N is not built yet [default: auto].
+    /// Where to compute: auto takes the first GPU if this binary has kernels for it [default: auto].
     #[arg(long, env = "PLEACH_DEVICE", value_name = "auto|cpu|cuda:N")]
     pub device: Option<String>,
     /// How products treat activations: int8 is fast, f32 is exact [default: int8].

@@ -1,7 +1,11 @@
 //! AVX2 with FMA and F16C: two registers are sixteen lanes.
 #![expect(unsafe_code, reason = "vector intrinsics")]
 #![allow(clippy::missing_safety_doc, reason = "see `Simd`")]
-#![expect(clippy::multiple_unsafe_ops_per_block, clippy::undocumented_unsafe_blocks, reason = "one intrinsic or a few per method; `Simd` states what the caller owes")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::undocumented_unsafe_blocks,
+    reason = "one intrinsic or a few per method; `Simd` states what the caller owes"
+)]
 
 use std::arch::x86_64::*;
 
@@ -51,7 +55,8 @@ unsafe fn dot_signed_half(acc: __m256i, codes: __m256i, x: __m256i) -> __m256i {
 #[inline(always)]
 unsafe fn lanes_below(n: usize, base: i32) -> __m256 {
     unsafe {
-        let index = _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(base));
+        let index =
+            _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(base));
         _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(16) as i32), index))
     }
 }
@@ -94,7 +99,10 @@ unsafe impl Simd for Avx2 {
     unsafe fn store_f16(ptr: *mut u16, value: Self::F) {
         unsafe {
             _mm_storeu_si128(ptr.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value.0));
-            _mm_storeu_si128(ptr.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value.1));
+            _mm_storeu_si128(
+                ptr.add(8).cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value.1),
+            );
         }
     }
     #[inline(always)]
@@ -300,10 +308,14 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn store_i8(ptr: *mut i8, value: Self::F) {
         unsafe {
-            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(value.0), _mm256_cvtps_epi32(value.1));
+            let words =
+                _mm256_packs_epi32(_mm256_cvtps_epi32(value.0), _mm256_cvtps_epi32(value.1));
             // packs works within 128-bit halves: put the quarters back in order.
             let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
-            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            let bytes = _mm_packs_epi16(
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
             _mm_storeu_si128(ptr.cast(), bytes);
         }
     }

@@ -1,7 +1,11 @@
 //! AVX-512 with VNNI: one register is sixteen lanes.
 #![expect(unsafe_code, reason = "vector intrinsics")]
 #![allow(clippy::missing_safety_doc, reason = "see `Simd`")]
-#![expect(clippy::multiple_unsafe_ops_per_block, clippy::undocumented_unsafe_blocks, reason = "one intrinsic or a few per method; `Simd` states what the caller owes")]
+#![expect(
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::undocumented_unsafe_blocks,
+    reason = "one intrinsic or a few per method; `Simd` states what the caller owes"
+)]
 
 use std::arch::x86_64::*;
 
@@ -45,7 +49,9 @@ unsafe impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn store_f16(ptr: *mut u16, value: __m512) {
-        unsafe { _mm256_storeu_si256(ptr.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)) }
+        unsafe {
+            _mm256_storeu_si256(ptr.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value))
+        }
     }
     #[inline(always)]
     unsafe fn load_bf16(ptr: *const u16) -> __m512 {

@@ -6,11 +6,11 @@
 //! and a row's result cannot depend on how many rows are computed with it.
 #![expect(unsafe_code, reason = "vector intrinsics and raw loads")]
 
-mod portable;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod portable;
 
 use super::Isa;
 

@@ -46,7 +46,9 @@ fn map2(a: F, b: F, f: impl Fn(f32, f32) -> f32) -> F {
 #[inline(always)]
 unsafe fn dot(acc: Bytes, code: impl Fn(usize) -> i32, x: *const i8) -> Bytes {
     let x: [i8; 4] = unsafe { x.cast::<[i8; 4]>().read_unaligned() };
-    Bytes::from_lanes(|i| (0..4).fold(acc.lane(i), |sum, b| sum + code(4 * i + b) * i32::from(x[b])))
+    Bytes::from_lanes(|i| {
+        (0..4).fold(acc.lane(i), |sum, b| sum + code(4 * i + b) * i32::from(x[b]))
+    })
 }
 
 unsafe impl Simd for Portable {
@@ -75,7 +77,9 @@ unsafe impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn store_f16(ptr: *mut u16, value: F) {
-        unsafe { ptr.cast::<[u16; LANES]>().write_unaligned(value.map(|v| f16::from_f32(v).to_bits())) }
+        unsafe {
+            ptr.cast::<[u16; LANES]>().write_unaligned(value.map(|v| f16::from_f32(v).to_bits()))
+        }
     }
     #[inline(always)]
     unsafe fn load_bf16(ptr: *const u16) -> F {
@@ -192,7 +196,9 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the caller keeps values within i8")]
     unsafe fn store_i8(ptr: *mut i8, value: F) {
-        unsafe { ptr.cast::<[i8; LANES]>().write_unaligned(value.map(|v| v.round_ties_even() as i8)) }
+        unsafe {
+            ptr.cast::<[i8; LANES]>().write_unaligned(value.map(|v| v.round_ties_even() as i8))
+        }
     }
     #[inline(always)]
     unsafe fn select_below(x: F, limit: F, a: F, b: F) -> F {

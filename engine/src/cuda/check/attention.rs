@@ -32,8 +32,12 @@ type Sequence = (usize, usize);
 
 /// Lengths around blocks and chunks, groups of 1 to 16 query heads, all head sizes. Blocks that no row may see, and what
 /// lies behind a row's position in its last block, are NaN.
-pub(super) fn single_rows(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
-    let lengths: &[Sequence] = &[(1, 1), (1, 15), (1, 16), (1, 17), (1, 63), (1, 64), (1, 65), (1, 130), (3, 71)];
+pub(super) fn single_rows(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
+    let lengths: &[Sequence] =
+        &[(1, 1), (1, 15), (1, 16), (1, 17), (1, 63), (1, 64), (1, 65), (1, 130), (3, 71)];
     let mut cases = vec![
         (heads(3, 3, 16), 64, lengths),
         (heads(9, 3, 64), 64, lengths),
@@ -45,13 +49,20 @@ pub(super) fn single_rows(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<Che
     ];
     if sizes == Sizes::Full {
         cases.extend([
-            (heads(32, 8, 128), 512, &[(1, 1), (1, 511), (1, 512), (1, 513), (1, 2048), (1, 4097)][..]),
+            (
+                heads(32, 8, 128),
+                512,
+                &[(1, 1), (1, 511), (1, 512), (1, 513), (1, 2048), (1, 4097)][..],
+            ),
             (heads(32, 8, 128), 512, &[(1, 320); 64][..]),
             (heads(14, 2, 64), 512, &[(1, 700), (40, 900)][..]),
             (heads(16, 8, 256), 512, &[(1, 700), (1, 900)][..]),
         ]);
     }
-    cases.into_iter().map(|(heads, chunk, sequences)| one(bench, heads, sequences, Some(chunk))).collect()
+    cases
+        .into_iter()
+        .map(|(heads, chunk, sequences)| one(bench, heads, sequences, Some(chunk)))
+        .collect()
 }
 
 /// Tiles: whole and partial, at the begin and in the middle of a sequence, several sequences at once.
@@ -85,7 +96,9 @@ fn one(
     bench.next_shape();
     let Heads { n_heads, n_kv_heads, head_dim } = heads;
     let shown = &sequences[..sequences.len().min(9)];
-    let words = format!("{n_heads}/{n_kv_heads} heads of {head_dim}, chunks {chunk:?}, (rows, tokens) {shown:?}");
+    let words = format!(
+        "{n_heads}/{n_kv_heads} heads of {head_dim}, chunks {chunk:?}, (rows, tokens) {shown:?}"
+    );
     let name = if chunk.is_some() { "attention" } else { "attention_tiles" };
     let mut compare = Comparison::new(name, words);
 
@@ -101,7 +114,8 @@ fn one(
         ((block * n_kv_heads + head) * 2 + which) * head_block + token % KV_BLOCK_TOKENS * head_dim
     };
     let (mut positions, mut row_sequence, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
-    let tile_rows = rows_of_tile(to_u32(n_heads), to_u32(n_kv_heads)).map_or(1, |rows| rows as usize);
+    let tile_rows =
+        rows_of_tile(to_u32(n_heads), to_u32(n_kv_heads)).map_or(1, |rows| rows as usize);
     for (sequence, &(n_rows, n_tokens)) in sequences.iter().enumerate() {
         for token in 0..n_tokens {
             for (head, which) in (0..n_kv_heads).flat_map(|head| [(head, 0), (head, 1)]) {
@@ -175,18 +189,31 @@ fn one(
             let kv_head = head / (n_heads / n_kv_heads);
             let gather = |which: usize| -> Vec<f64> {
                 (0..=positions[t] as usize)
-                    .flat_map(|token| widen_halves(&kv[at(sequence, token, kv_head, which)..][..head_dim]))
+                    .flat_map(|token| {
+                        widen_halves(&kv[at(sequence, token, kv_head, which)..][..head_dim])
+                    })
                     .collect()
             };
             let q = widen_halves(&q[t * stride + head * head_dim..][..head_dim]);
             // Base 2: 2^s = e^(s ln 2).
-            let expected = reference::attention::attention(&q, &gather(0), &gather(1), std::f64::consts::LN_2);
+            let expected =
+                reference::attention::attention(&q, &gather(0), &gather(1), std::f64::consts::LN_2);
             for (d, expected) in expected.into_iter().enumerate() {
                 let found = found[t * stride + head * head_dim + d].to_f64();
-                compare.near(|| format!("row {t}, head {head}, {d}"), found, expected, expected, F16_ATTENTION);
+                compare.near(
+                    || format!("row {t}, head {head}, {d}"),
+                    found,
+                    expected,
+                    expected,
+                    F16_ATTENTION,
+                );
             }
         }
-        compare.untouched("the padding", &found[t * stride + width..(t + 1) * stride], is_fill_half);
+        compare.untouched(
+            "the padding",
+            &found[t * stride + width..(t + 1) * stride],
+            is_fill_half,
+        );
     }
     compare.untouched("a row beyond the step", &found[n_rows * stride..], is_fill_half);
     Ok(compare.row())

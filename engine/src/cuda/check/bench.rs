@@ -64,7 +64,10 @@ pub struct Bench<'a> {
 
 impl std::fmt::Debug for Bench<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bench").field("region", &self.region).field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Bench")
+            .field("region", &self.region)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,7 +133,11 @@ impl<'a> Bench<'a> {
     }
 
     /// What a kernel has written, and whether the guards are whole. `zero` is any value.
-    pub(super) fn read<T: Plain>(&self, output: &Output, zero: T) -> Result<(Vec<T>, bool), CheckError> {
+    pub(super) fn read<T: Plain>(
+        &self,
+        output: &Output,
+        zero: T,
+    ) -> Result<(Vec<T>, bool), CheckError> {
         let mut all = vec![0; output.bytes + 2 * GUARD_BYTES];
         self.device.download_bytes(DevicePtr(output.ptr.0 - GUARD_BYTES as u64), &mut all)?;
         let (before, rest) = all.split_at(GUARD_BYTES);

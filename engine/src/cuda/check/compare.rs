@@ -77,7 +77,13 @@ impl Comparison {
 
     pub(super) fn row(self) -> CheckRow {
         let pass = self.worst_ratio <= 1.0;
-        CheckRow { name: self.name, shape: self.shape, worst_ratio: self.worst_ratio, worst: self.worst, pass }
+        CheckRow {
+            name: self.name,
+            shape: self.shape,
+            worst_ratio: self.worst_ratio,
+            worst: self.worst,
+            pass,
+        }
     }
 }
 

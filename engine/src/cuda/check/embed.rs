@@ -16,13 +16,20 @@ pub(super) fn embed(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>
     BlockFormat::ALL.into_iter().map(|format| one(bench, format, vocab, n_rows)).collect()
 }
 
-fn one(bench: &mut Bench<'_>, format: BlockFormat, vocab: usize, n_rows: usize) -> Result<CheckRow, CheckError> {
+fn one(
+    bench: &mut Bench<'_>,
+    format: BlockFormat,
+    vocab: usize,
+    n_rows: usize,
+) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     // Not a multiple of 64 where the format allows it.
     let width = if format.block_values() == 256 { 512 } else { 576 + 32 };
-    let mut compare = Comparison::new("embed", format!("{n_rows} rows of {width} of {vocab}, {}", format.name()));
+    let mut compare =
+        Comparison::new("embed", format!("{n_rows} rows of {width} of {vocab}, {}", format.name()));
     let row_bytes = format.row_bytes(width).expect("whole blocks");
-    let bytes: Vec<u8> = (0..vocab * row_bytes).map(|_| bench.random.bits().to_le_bytes()[3]).collect();
+    let bytes: Vec<u8> =
+        (0..vocab * row_bytes).map(|_| bench.random.bits().to_le_bytes()[3]).collect();
     let row = |n: usize| &bytes[n * row_bytes..][..row_bytes];
     let source = MatrixSource { name: "check", format, n_out: vocab, n_in: width, row: &row };
     let matrix = repack(&source).expect("whole blocks");
@@ -58,7 +65,8 @@ fn one(bench: &mut Bench<'_>, format: BlockFormat, vocab: usize, n_rows: usize) 
             known if known < vocab => dequantize_row(format, row(known), &mut expected),
             _ => expected.fill(0.0),
         }
-        let bad = found.iter().zip(&expected).position(|(found, expected)| !same(*found, *expected));
+        let bad =
+            found.iter().zip(&expected).position(|(found, expected)| !same(*found, *expected));
         compare.holds(bad.is_none(), || {
             let i = bad.unwrap_or_default();
             format!("row {t}, column {i}: found {}, expected {}", found[i], expected[i])
@@ -69,5 +77,7 @@ fn one(bench: &mut Bench<'_>, format: BlockFormat, vocab: usize, n_rows: usize) 
 
 /// Bit-equal, or NaN both: scales of random bytes may be.
 fn same(found: f32, expected: f32) -> bool {
-    found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()) || (found == 0.0 && expected == 0.0)
+    found.to_bits() == expected.to_bits()
+        || (found.is_nan() && expected.is_nan())
+        || (found == 0.0 && expected == 0.0)
 }

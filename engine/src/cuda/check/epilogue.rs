@@ -55,7 +55,8 @@ const GATED: &[Shape] = &[
     Shape { n_rows: 3, widths: &[7, 7], n_planes: 1, n_v_planes: 1, has_bias: false },
     Shape { n_rows: 17, widths: &[300, 300], n_planes: 2, n_v_planes: 2, has_bias: true },
 ];
-const GATED_FULL: &[Shape] = &[Shape { n_rows: 64, widths: &[14_336, 14_336], n_planes: 1, n_v_planes: 2, has_bias: false }];
+const GATED_FULL: &[Shape] =
+    &[Shape { n_rows: 64, widths: &[14_336, 14_336], n_planes: 1, n_v_planes: 2, has_bias: false }];
 
 /// Every mix of adapters, written and added, with and without tiles of rows.
 pub(super) fn epilogue(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
@@ -70,7 +71,10 @@ pub(super) fn epilogue(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckR
 }
 
 /// The same, gated.
-pub(super) fn epilogue_swiglu(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+pub(super) fn epilogue_swiglu(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
     let full = if sizes == Sizes::Full { GATED_FULL } else { &[] };
     let mut rows = Vec::new();
     for shape in GATED.iter().chain(full) {
@@ -122,7 +126,9 @@ impl Case {
             .widths
             .iter()
             .enumerate()
-            .map(|(part, &n_out)| (shape.has_bias && part != 1).then(|| bench.random.values(n_out, 1.0)))
+            .map(|(part, &n_out)| {
+                (shape.has_bias && part != 1).then(|| bench.random.values(n_out, 1.0))
+            })
             .collect();
         Self {
             parts,
@@ -139,14 +145,20 @@ impl Case {
         }
     }
 
-    fn params(&self, bench: &Bench<'_>, out_stride: usize, accumulate: bool) -> Result<EpilogueParams, CheckError> {
+    fn params(
+        &self,
+        bench: &Bench<'_>,
+        out_stride: usize,
+        accumulate: bool,
+    ) -> Result<EpilogueParams, CheckError> {
         let mut sites = Vec::new();
         for (slot, ranks) in RANKS.iter().enumerate() {
             sites.extend([LoraSite::NONE; N_SITES]);
             for part in 0..self.parts.len() {
                 let b = bench.input(&self.b[slot * self.parts.len() + part])?;
                 let (rank, lora_scale) = (to_u32(ranks[part]), self.lora_scale);
-                sites[slot * N_SITES + SITES[part]] = LoraSite { a: DevicePtr::NULL, b, rank, lora_scale };
+                sites[slot * N_SITES + SITES[part]] =
+                    LoraSite { a: DevicePtr::NULL, b, rank, lora_scale };
             }
         }
         let mut bias = [DevicePtr::NULL; PARTS_MAX];
@@ -236,7 +248,10 @@ fn one(
 ) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     let n_rows = shape.n_rows;
-    let words = format!("{n_rows} rows of {:?}, {} planes, {mix}, added {accumulate}", shape.widths, shape.n_planes);
+    let words = format!(
+        "{n_rows} rows of {:?}, {} planes, {mix}, added {accumulate}",
+        shape.widths, shape.n_planes
+    );
     let mut compare = Comparison::new("epilogue", words);
     let case = Case::new(bench, shape, slots);
     let out_stride = case.parts.iter().map(|part| part.n_out.next_multiple_of(16) as usize).sum();
@@ -251,7 +266,9 @@ fn one(
         params.launch_tiled(sink, max_rows, tiled)
     })?;
 
-    for (t, (found, before)) in found.chunks_exact(out_stride).zip(before.chunks_exact(out_stride)).enumerate() {
+    for (t, (found, before)) in
+        found.chunks_exact(out_stride).zip(before.chunks_exact(out_stride)).enumerate()
+    {
         let mut written = vec![false; out_stride];
         for (part, at) in case.parts.iter().enumerate().filter(|_| t < n_rows) {
             for n in 0..at.n_out as usize {
@@ -260,7 +277,13 @@ fn one(
                 let base = if accumulate { f64::from(before[column]) } else { 0.0 };
                 let (y, magnitude) = case.expected(t, part, n);
                 let place = || format!("row {t}, part {part}, feature {n}");
-                compare.near(place, f64::from(found[column]), base + y, base.abs() + magnitude, F32_SUM);
+                compare.near(
+                    place,
+                    f64::from(found[column]),
+                    base + y,
+                    base.abs() + magnitude,
+                    F32_SUM,
+                );
             }
         }
         for (column, written) in written.into_iter().enumerate() {
@@ -274,7 +297,12 @@ fn one(
     Ok(compare.row())
 }
 
-fn one_gated(bench: &mut Bench<'_>, shape: &Shape, mix: &str, slots: Vec<u32>) -> Result<CheckRow, CheckError> {
+fn one_gated(
+    bench: &mut Bench<'_>,
+    shape: &Shape,
+    mix: &str,
+    slots: Vec<u32>,
+) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     let (n_rows, width) = (shape.n_rows, shape.widths[0]);
     let words = format!("{n_rows} rows of {width}, {} planes, {mix}", shape.n_planes);
@@ -296,15 +324,24 @@ fn one_gated(bench: &mut Bench<'_>, shape: &Shape, mix: &str, slots: Vec<u32>) -
             continue;
         }
         for (n, found) in found[..width].iter().enumerate() {
-            let ((gate, gate_magnitude), (up, up_magnitude)) = (case.expected(t, 0, n), case.expected(t, 1, n));
+            let ((gate, gate_magnitude), (up, up_magnitude)) =
+                (case.expected(t, 0, n), case.expected(t, 1, n));
             let exact = reference::swiglu::swiglu(gate, up);
             let expected = exact.clamp(f16::MIN.to_f64(), f16::MAX.to_f64());
             // Rounding of the result, and errors of the two sums, which the gate passes on (its slope is below 1.1).
             let sums = F32_SUM.rel * (1.1 * gate_magnitude * up.abs() + up_magnitude * gate.abs());
             let magnitude = expected.abs() + sums / F16_ROUNDED.rel;
-            compare.near(|| format!("row {t}, feature {n}"), found.to_f64(), expected, magnitude, F16_ROUNDED);
+            compare.near(
+                || format!("row {t}, feature {n}"),
+                found.to_f64(),
+                expected,
+                magnitude,
+                F16_ROUNDED,
+            );
         }
-        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || format!("row {t}: padding is not zero"));
+        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || {
+            format!("row {t}: padding is not zero")
+        });
     }
     let (_, whole) = bench.read(&saturations, 0_u32)?;
     compare.guards(whole);

@@ -36,11 +36,19 @@ pub(super) fn gemm(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>,
         shapes.push((vec![(F::Q4K, 1024), (F::Q6K, 1024)], 4096, 300, 2));
         shapes.push((vec![(F::Q8_0, 5000)], 576, 64, 1));
     }
-    shapes.into_iter().map(|(parts, n_in, n_rows, splits)| one(bench, &parts, n_in, n_rows, splits)).collect()
+    shapes
+        .into_iter()
+        .map(|(parts, n_in, n_rows, splits)| one(bench, &parts, n_in, n_rows, splits))
+        .collect()
 }
 
 /// Random blocks with scales of a sane size.
-pub(super) fn random_rows(bench: &mut Bench<'_>, format: BlockFormat, n_out: usize, n_in: usize) -> Vec<u8> {
+pub(super) fn random_rows(
+    bench: &mut Bench<'_>,
+    format: BlockFormat,
+    n_out: usize,
+    n_in: usize,
+) -> Vec<u8> {
     let halves: &[usize] = match format {
         BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 => &[0],
         BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
@@ -48,10 +56,20 @@ pub(super) fn random_rows(bench: &mut Bench<'_>, format: BlockFormat, n_out: usi
         BlockFormat::Q3K => &[108],
         BlockFormat::Q6K => &[208],
         BlockFormat::F32 => {
-            return bench.random.values(n_out * n_in, 0.1).into_iter().flat_map(f32::to_le_bytes).collect();
+            return bench
+                .random
+                .values(n_out * n_in, 0.1)
+                .into_iter()
+                .flat_map(f32::to_le_bytes)
+                .collect();
         }
         BlockFormat::F16 => {
-            return bench.random.halves(n_out * n_in, 0.1).into_iter().flat_map(f16::to_le_bytes).collect();
+            return bench
+                .random
+                .halves(n_out * n_in, 0.1)
+                .into_iter()
+                .flat_map(f16::to_le_bytes)
+                .collect();
         }
         BlockFormat::Bf16 => {
             let values = bench.random.values(n_out * n_in, 0.1).into_iter();
@@ -59,7 +77,8 @@ pub(super) fn random_rows(bench: &mut Bench<'_>, format: BlockFormat, n_out: usi
         }
     };
     let row_bytes = format.row_bytes(n_in).expect("whole blocks");
-    let mut bytes: Vec<u8> = (0..n_out * row_bytes).map(|_| bench.random.bits().to_le_bytes()[3]).collect();
+    let mut bytes: Vec<u8> =
+        (0..n_out * row_bytes).map(|_| bench.random.bits().to_le_bytes()[3]).collect();
     for block in bytes.chunks_exact_mut(format.block_bytes()) {
         for &at in halves {
             let scale = f16::from_f32(bench.random.value() * 0.01);
@@ -77,7 +96,8 @@ fn one(
     n_splits: usize,
 ) -> Result<CheckRow, CheckError> {
     bench.next_shape();
-    let names: Vec<String> = formats.iter().map(|(format, n)| format!("{n} {}", format.name())).collect();
+    let names: Vec<String> =
+        formats.iter().map(|(format, n)| format!("{n} {}", format.name())).collect();
     let shape = format!("{n_rows} rows of {n_in} by {}, {n_splits} splits", names.join(" + "));
     let mut compare = Comparison::new("gemm", shape);
     let x_stride = n_in.next_multiple_of(64);
@@ -93,7 +113,8 @@ fn one(
         let bytes = random_rows(bench, format, n_out, n_in);
         let row_bytes = bytes.len() / n_out;
         let row = |n: usize| &bytes[n * row_bytes..][..row_bytes];
-        let matrix = repack(&MatrixSource { name: "check", format, n_out, n_in, row: &row }).expect("whole blocks");
+        let matrix = repack(&MatrixSource { name: "check", format, n_out, n_in, row: &row })
+            .expect("whole blocks");
         *part = GemmPart {
             weights: bench.input(&matrix.bytes)?,
             format: format.ggml_type(),
@@ -146,8 +167,15 @@ fn one(
                     magnitude += f64::from(largest) * x.abs();
                 }
                 let at = t * plane_row + column + n;
-                let sum: f64 = (0..n_splits).map(|s| f64::from(found[s * max_rows * plane_row + at])).sum();
-                compare.near(|| format!("row {t}, column {}", column + n), sum, expected, magnitude, F16_WEIGHTS);
+                let sum: f64 =
+                    (0..n_splits).map(|s| f64::from(found[s * max_rows * plane_row + at])).sum();
+                compare.near(
+                    || format!("row {t}, column {}", column + n),
+                    sum,
+                    expected,
+                    magnitude,
+                    F16_WEIGHTS,
+                );
             }
         }
     }

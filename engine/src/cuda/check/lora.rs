@@ -36,7 +36,10 @@ pub(super) fn mixes(n_rows: usize) -> Vec<(&'static str, Vec<u32>)> {
 }
 
 /// Ranks from 1 to 256 and none, every mix, with and without tiles of rows, split and whole.
-pub(super) fn lora_shrink(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+pub(super) fn lora_shrink(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
     let mut shapes = vec![(6, 72, 24), (13, 576, 576)];
     if sizes == Sizes::Full {
         shapes.extend([(64, 4096, 1024), (200, 14_336, 3584)]);
@@ -50,10 +53,19 @@ pub(super) fn lora_shrink(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<Che
     Ok(rows)
 }
 
-fn one(bench: &mut Bench<'_>, n_in: usize, split: usize, mix: &str, slots: &[u32]) -> Result<CheckRow, CheckError> {
+fn one(
+    bench: &mut Bench<'_>,
+    n_in: usize,
+    split: usize,
+    mix: &str,
+    slots: &[u32],
+) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     let n_rows = slots.len();
-    let mut compare = Comparison::new("lora_shrink", format!("{n_rows} rows of {n_in} in splits of {split}, {mix}"));
+    let mut compare = Comparison::new(
+        "lora_shrink",
+        format!("{n_rows} rows of {n_in} in splits of {split}, {mix}"),
+    );
     let (x_stride, a_stride) = (n_in.next_multiple_of(64), n_in);
     let mut x = bench.random.halves(n_rows * x_stride, 1.0);
     for row in x.chunks_exact_mut(x_stride) {
@@ -65,7 +77,12 @@ fn one(bench: &mut Bench<'_>, n_in: usize, split: usize, mix: &str, slots: &[u32
         sites.extend([LoraSite::NONE; N_SITES - PARTS_MAX]);
         for rank in ranks {
             let values = bench.random.halves(rank * a_stride, 0.1);
-            let site = LoraSite { a: bench.input(&values)?, b: DevicePtr::NULL, rank: to_u32(rank), lora_scale: 2.0 };
+            let site = LoraSite {
+                a: bench.input(&values)?,
+                b: DevicePtr::NULL,
+                rank: to_u32(rank),
+                lora_scale: 2.0,
+            };
             sites.push(site);
             a.push(values);
         }
@@ -113,10 +130,17 @@ fn one(bench: &mut Bench<'_>, n_in: usize, split: usize, mix: &str, slots: &[u32
             let Some(slot) = slot.filter(|_| rank > 0) else { continue };
             let weights = widen_halves(&a[slot as usize * PARTS_MAX + part]);
             let row = widen_halves(&x[t * x_stride..][..n_in]);
-            let (expected, magnitude) = (matmul(&weights, &row, n_in), matmul_magnitude(&weights, &row, n_in));
+            let (expected, magnitude) =
+                (matmul(&weights, &row, n_in), matmul_magnitude(&weights, &row, n_in));
             for r in 0..rank {
                 let sum: f64 = planes.iter().map(|plane| f64::from(plane[begin + r])).sum();
-                compare.near(|| format!("row {t}, part {part}, rank {r}"), sum, expected[r], magnitude[r], F32_SUM);
+                compare.near(
+                    || format!("row {t}, part {part}, rank {r}"),
+                    sum,
+                    expected[r],
+                    magnitude[r],
+                    F32_SUM,
+                );
             }
         }
     }

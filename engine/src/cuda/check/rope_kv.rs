@@ -47,7 +47,8 @@ pub(super) fn rope_store(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<Chec
 fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     let Shape { n_rows, n_heads, n_kv_heads, head_dim, has_norms } = shape;
-    let words = format!("{n_rows} rows, {n_heads}/{n_kv_heads} heads of {head_dim}, norms {has_norms}");
+    let words =
+        format!("{n_rows} rows, {n_heads}/{n_kv_heads} heads of {head_dim}, norms {has_norms}");
     let mut compare = Comparison::new("rope_store", words);
     let (q_width, kv_width) = (n_heads * head_dim, n_kv_heads * head_dim);
     let (k_column, v_column) = (q_width + 16, q_width + kv_width + 32);
@@ -60,14 +61,17 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     let max_positions = max_blocks * KV_BLOCK_TOKENS;
     let first = [KV_BLOCK_TOKENS - 1, 3];
     let row_sequence: Vec<u32> = (0..n_rows).map(|t| to_u32(t % n_sequences)).collect();
-    let positions: Vec<u32> = (0..n_rows).map(|t| to_u32(first[t % n_sequences] + t / n_sequences)).collect();
+    let positions: Vec<u32> =
+        (0..n_rows).map(|t| to_u32(first[t % n_sequences] + t / n_sequences)).collect();
     let n_blocks = n_sequences * max_blocks + 1;
     let block_tables = &bench.random.permutation(n_blocks)[..n_sequences * max_blocks];
     let frequency = |i: usize| 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64);
-    let angles: Vec<f64> =
-        (0..max_positions).flat_map(|position| (0..head_dim / 2).map(move |i| position as f64 * frequency(i))).collect();
+    let angles: Vec<f64> = (0..max_positions)
+        .flat_map(|position| (0..head_dim / 2).map(move |i| position as f64 * frequency(i)))
+        .collect();
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
-    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+    let (cos, sin): (Vec<f32>, Vec<f32>) =
+        angles.iter().map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
 
     let max_rows = n_rows + ROWS_BEYOND;
     let q = bench.output::<f16>(max_rows * q_stride)?;
@@ -108,12 +112,20 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     for t in 0..n_rows {
         let position = positions[t] as usize;
         let angles = &angles[position * head_dim / 2..][..head_dim / 2];
-        let block = block_tables[t % n_sequences * max_blocks + position / KV_BLOCK_TOKENS] as usize;
-        let head_at = |column: usize, head: usize| widen(&qkv[t * in_stride + column + head * head_dim..][..head_dim]);
+        let block =
+            block_tables[t % n_sequences * max_blocks + position / KV_BLOCK_TOKENS] as usize;
+        let head_at = |column: usize, head: usize| {
+            widen(&qkv[t * in_stride + column + head * head_dim..][..head_dim])
+        };
         let rotated = |x: &[f64], norm: &[f32], factor: f32| {
-            let normed = if has_norms { reference::norm::rms_norm(x, &widen(norm), f64::from(EPS)) } else { x.to_vec() };
+            let normed = if has_norms {
+                reference::norm::rms_norm(x, &widen(norm), f64::from(EPS))
+            } else {
+                x.to_vec()
+            };
             let half = head_dim / 2;
-            let pair = |i: usize| f64::from(factor) * normed[i % half].hypot(normed[i % half + half]);
+            let pair =
+                |i: usize| f64::from(factor) * normed[i % half].hypot(normed[i % half + half]);
             let magnitudes: Vec<f64> = (0..head_dim).map(pair).collect();
             (reference::rope::rope(&normed, angles, f64::from(factor)), magnitudes)
         };
@@ -121,7 +133,13 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
             let (expected, magnitude) = rotated(&head_at(0, head), &q_norm, q_scale);
             for d in 0..head_dim {
                 let found = found_q[t * q_stride + head * head_dim + d].to_f64();
-                compare.near(|| format!("q of row {t}, head {head}, {d}"), found, expected[d], magnitude[d], F16_ROTATED);
+                compare.near(
+                    || format!("q of row {t}, head {head}, {d}"),
+                    found,
+                    expected[d],
+                    magnitude[d],
+                    F16_ROTATED,
+                );
             }
         }
         for head in 0..n_kv_heads {
@@ -131,7 +149,9 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
                 let plane = (block * n_kv_heads + head) * 2 + which;
                 let begin = (plane * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS) * head_dim;
                 for d in 0..head_dim {
-                    let found = std::mem::replace(&mut found_kv[begin + d], f16::from_bits(u16::MAX)).to_f64();
+                    let found =
+                        std::mem::replace(&mut found_kv[begin + d], f16::from_bits(u16::MAX))
+                            .to_f64();
                     let place = || format!("kv {which} of row {t}, head {head}, {d}");
                     compare.near(place, found, expected[d], magnitude[d], F16_ROTATED);
                 }

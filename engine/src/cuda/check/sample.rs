@@ -13,7 +13,10 @@ use super::{
 };
 
 /// Ties, NaN, infinities, forced tokens inside and outside the vocabulary, up to the 20 likeliest; against the CPU's sampler.
-pub(super) fn sample_greedy(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+pub(super) fn sample_greedy(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
     let mut vocabs = vec![1, 33, 1000, 4099];
     if sizes == Sizes::Full {
         vocabs.extend([49_152, 128_256]);
@@ -32,7 +35,8 @@ struct Case {
 fn cases(bench: &mut Bench<'_>, vocab: usize) -> Vec<Case> {
     let mut row = |edit: &dyn Fn(&mut Vec<f32>), forced, logprobs| {
         // Few different values: ties everywhere.
-        let mut logits: Vec<f32> = bench.random.values(vocab, 60.0).iter().map(|v| v.round() / 4.0).collect();
+        let mut logits: Vec<f32> =
+            bench.random.values(vocab, 60.0).iter().map(|v| v.round() / 4.0).collect();
         edit(&mut logits);
         Case { logits, forced, logprobs, skip: false }
     };
@@ -67,7 +71,11 @@ fn one(bench: &mut Bench<'_>, vocab: usize) -> Result<CheckRow, CheckError> {
         row[..vocab].copy_from_slice(&case.logits);
     }
     let spec = |case: &Case| SampleSpec {
-        forced: if case.skip { SampleSpec::SKIP } else { case.forced.unwrap_or(SampleSpec::CHOOSE) },
+        forced: if case.skip {
+            SampleSpec::SKIP
+        } else {
+            case.forced.unwrap_or(SampleSpec::CHOOSE)
+        },
         n_top: case.logprobs.unwrap_or(SampleSpec::NO_LOGPROBS),
     };
     let specs: Vec<SampleSpec> = cases.iter().map(spec).collect();
@@ -90,7 +98,11 @@ fn one(bench: &mut Bench<'_>, vocab: usize) -> Result<CheckRow, CheckError> {
             compare.holds(found.reserved == u32::MAX, || format!("wrote to row {t}"));
             continue;
         };
-        let params = SamplingParams { temperature: 0.0, logprobs: case.logprobs, ..SamplingParams::default() };
+        let params = SamplingParams {
+            temperature: 0.0,
+            logprobs: case.logprobs,
+            ..SamplingParams::default()
+        };
         let row = SampleRow {
             row: t,
             params: Arc::new(params),
@@ -101,19 +113,30 @@ fn one(bench: &mut Bench<'_>, vocab: usize) -> Result<CheckRow, CheckError> {
             forced: case.forced,
         };
         let expected = sample(&case.logits, &row);
-        compare.holds(found.n_top as usize <= TOP_MAX, || format!("row {t}: {} likeliest", found.n_top));
+        compare.holds(found.n_top as usize <= TOP_MAX, || {
+            format!("row {t}: {} likeliest", found.n_top)
+        });
         let found = SampledToken::from(found);
-        let tokens = |sampled: &SampledToken| sampled.top.iter().map(|&(token, _)| token).collect::<Vec<_>>();
+        let tokens = |sampled: &SampledToken| {
+            sampled.top.iter().map(|&(token, _)| token).collect::<Vec<_>>()
+        };
         let same = found.token == expected.token && tokens(&found) == tokens(&expected);
         compare.holds(same, || format!("row {t}: found {found:?}, expected {expected:?}"));
-        let pairs = found.top.iter().zip(&expected.top).map(|(found, expected)| (found.1, expected.1));
+        let pairs =
+            found.top.iter().zip(&expected.top).map(|(found, expected)| (found.1, expected.1));
         for (found, expected) in pairs.chain([(found.logprob, expected.logprob)]) {
             if found == expected {
                 // Both may be infinite.
                 continue;
             }
             let (found, expected) = (f64::from(found), f64::from(expected));
-            compare.near(|| format!("log-probability of row {t}"), found, expected, expected, LOGPROB);
+            compare.near(
+                || format!("log-probability of row {t}"),
+                found,
+                expected,
+                expected,
+                LOGPROB,
+            );
         }
     }
     Ok(compare.row())

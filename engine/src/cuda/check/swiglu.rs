@@ -54,12 +54,21 @@ fn one(bench: &mut Bench<'_>, n_rows: usize, width: usize) -> Result<CheckRow, C
             let (gate, up) = (gate_up[t * in_stride + i], gate_up[t * in_stride + up_column + i]);
             let exact = reference::swiglu::swiglu(f64::from(gate), f64::from(up));
             let expected = exact.clamp(f16::MIN.to_f64(), f16::MAX.to_f64());
-            compare.near(|| format!("row {t}, column {i}"), found_value.to_f64(), expected, expected, F16_ROUNDED);
+            compare.near(
+                || format!("row {t}, column {i}"),
+                found_value.to_f64(),
+                expected,
+                expected,
+                F16_ROUNDED,
+            );
         }
-        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || format!("row {t}: padding is not zero"));
+        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || {
+            format!("row {t}: padding is not zero")
+        });
     }
     let (found, whole) = bench.read(&saturations, 0_u32)?;
     compare.guards(whole);
-    compare.holds(found == [to_u32(n_rows)], || format!("counted {found:?} saturations of {n_rows}"));
+    compare
+        .holds(found == [to_u32(n_rows)], || format!("counted {found:?} saturations of {n_rows}"));
     Ok(compare.row())
 }

@@ -117,9 +117,21 @@ impl AttentionParams {
         };
         self.check(kernel)?;
         let per_kv = self.n_heads / self.n_kv_heads.max(1);
-        want(kernel, "query heads of a kv head", per_kv, per_kv <= TILE_VECTORS, format_args!("at most {TILE_VECTORS}"))?;
+        want(
+            kernel,
+            "query heads of a kv head",
+            per_kv,
+            per_kv <= TILE_VECTORS,
+            format_args!("at most {TILE_VECTORS}"),
+        )?;
         let halves = (TILE_VECTORS + 2 * TILE_TOKENS) * dim;
-        sink.submit(&Launch::new(kernel, (max_tiles, self.n_kv_heads, 1), TILE_THREADS, halves * 2, self))
+        sink.submit(&Launch::new(
+            kernel,
+            (max_tiles, self.n_kv_heads, 1),
+            TILE_THREADS,
+            halves * 2,
+            self,
+        ))
     }
 
     fn check(&self, kernel: &str) -> Result<(), CudaError> {

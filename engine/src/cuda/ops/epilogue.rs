@@ -83,13 +83,24 @@ impl EpilogueParams {
     }
 
     /// [`Self::launch`] with or without tiles of several rows: the same bits.
-    pub(crate) fn launch_tiled(&self, sink: &dyn LaunchSink, max_rows: u32, tiled: bool) -> Result<(), CudaError> {
+    pub(crate) fn launch_tiled(
+        &self,
+        sink: &dyn LaunchSink,
+        max_rows: u32,
+        tiled: bool,
+    ) -> Result<(), CudaError> {
         let (kernel, rows) = if tiled { ("epilogue_8", TILE_ROWS) } else { ("epilogue_1", 1) };
         self.check(kernel)?;
         let parts = &self.parts[..self.n_parts as usize];
         for part in parts {
             let end = part.out_column.saturating_add(part.n_out);
-            want(kernel, "end of a part in out", end, end <= self.out_stride, format_args!("at most {}", self.out_stride))?;
+            want(
+                kernel,
+                "end of a part in out",
+                end,
+                end <= self.out_stride,
+                format_args!("at most {}", self.out_stride),
+            )?;
         }
         let chunks = parts.iter().map(|part| part.n_out.div_ceil(THREADS)).sum();
         self.submit(sink, kernel, chunks, max_rows.div_ceil(rows))
@@ -110,7 +121,8 @@ impl EpilogueParams {
         max_rows: u32,
         tiled: bool,
     ) -> Result<(), CudaError> {
-        let (kernel, rows) = if tiled { ("epilogue_swiglu_8", TILE_ROWS) } else { ("epilogue_swiglu_1", 1) };
+        let (kernel, rows) =
+            if tiled { ("epilogue_swiglu_8", TILE_ROWS) } else { ("epilogue_swiglu_1", 1) };
         self.check(kernel)?;
         let (gate, up) = (self.parts[0].n_out, self.parts[1].n_out);
         want(kernel, "parts", self.n_parts, self.n_parts == 2, "2: gate and up")?;
@@ -127,14 +139,26 @@ impl EpilogueParams {
             want(kernel, "features of a part", part.n_out, part.n_out > 0, "at least 1")?;
             let end = part.plane_column.saturating_add(part.n_out);
             let fits = end <= self.plane_row;
-            want(kernel, "end of a part in the planes", end, fits, format_args!("at most {}", self.plane_row))?;
+            want(
+                kernel,
+                "end of a part in the planes",
+                end,
+                fits,
+                format_args!("at most {}", self.plane_row),
+            )?;
             let fits = self.v_planes.is_null() || part.site < self.n_sites;
             want(kernel, "site", part.site, fits, format_args!("below {}", self.n_sites))?;
         }
         Ok(())
     }
 
-    fn submit(&self, sink: &dyn LaunchSink, kernel: &str, chunks: u32, tiles: u32) -> Result<(), CudaError> {
+    fn submit(
+        &self,
+        sink: &dyn LaunchSink,
+        kernel: &str,
+        chunks: u32,
+        tiles: u32,
+    ) -> Result<(), CudaError> {
         sink.submit(&Launch::new(kernel, (chunks, tiles.min(GRID_ROWS_MAX), 1), THREADS, 0, self))
     }
 }

@@ -7,8 +7,8 @@ use super::{PARTS_MAX, want, want_stride};
 const THREADS: u32 = 256;
 /// Rows of an MMA's N.
 const MMA_ROWS: u32 = 8;
-/// Rows of a tile of `gemm_4`, the widest.
-const WIDE_TILE_ROWS: u32 = 4 * MMA_ROWS;
+/// Rows of a tile of `gemm_8`, the widest.
+const WIDE_TILE_ROWS: u32 = 8 * MMA_ROWS;
 
 kernel_params! {
     /// One linear of a product.
@@ -76,26 +76,56 @@ impl GemmParams {
         let (kernel, tile_rows) = match max_rows {
             ..=MMA_ROWS => ("gemm_1", MMA_ROWS),
             9..=16 => ("gemm_2", 2 * MMA_ROWS),
-            _ => ("gemm_4", WIDE_TILE_ROWS),
+            17..=32 => ("gemm_4", 4 * MMA_ROWS),
+            _ => ("gemm_8", WIDE_TILE_ROWS),
         };
         self.check(kernel)?;
-        want(kernel, "splits", n_splits, (1..=self.n_units).contains(&n_splits), format_args!("1 to {}", self.n_units))?;
-        sink.submit(&Launch::new(kernel, (n_stripes, n_splits, max_rows.div_ceil(tile_rows)), THREADS, 0, self))
+        want(
+            kernel,
+            "splits",
+            n_splits,
+            (1..=self.n_units).contains(&n_splits),
+            format_args!("1 to {}", self.n_units),
+        )?;
+        sink.submit(&Launch::new(
+            kernel,
+            (n_stripes, n_splits, max_rows.div_ceil(tile_rows)),
+            THREADS,
+            0,
+            self,
+        ))
     }
 
     /// The same for the dense parts, in one split.
     ///
     /// # Errors
     /// [`CudaError::Launch`] naming what does not fit, or the sink's.
-    pub fn launch_dense(&self, sink: &dyn LaunchSink, n_stripes: u32, max_rows: u32) -> Result<(), CudaError> {
+    pub fn launch_dense(
+        &self,
+        sink: &dyn LaunchSink,
+        n_stripes: u32,
+        max_rows: u32,
+    ) -> Result<(), CudaError> {
         let kernel = "gemm_dense";
         self.check(kernel)?;
-        sink.submit(&Launch::new(kernel, (n_stripes, 1, max_rows.div_ceil(MMA_ROWS)), THREADS, 0, self))
+        sink.submit(&Launch::new(
+            kernel,
+            (n_stripes, 1, max_rows.div_ceil(MMA_ROWS)),
+            THREADS,
+            0,
+            self,
+        ))
     }
 
     fn check(&self, kernel: &str) -> Result<(), CudaError> {
         want(kernel, "parts", self.n_parts, (1..=3).contains(&self.n_parts), "1 to 3")?;
         want(kernel, "units", self.n_units, self.n_units > 0, "at least 1")?;
-        want_stride(kernel, "distance of rows of x", self.x_stride, 64, self.n_units.saturating_mul(64))
+        want_stride(
+            kernel,
+            "distance of rows of x",
+            self.x_stride,
+            64,
+            self.n_units.saturating_mul(64),
+        )
     }
 }

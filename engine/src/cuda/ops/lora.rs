@@ -61,14 +61,32 @@ impl LoraShrinkParams {
     }
 
     /// [`Self::launch`] with or without tiles of several rows: the same bits.
-    pub(crate) fn launch_tiled(&self, sink: &dyn LaunchSink, max_rows: u32, tiled: bool) -> Result<(), CudaError> {
-        let (kernel, rows) = if tiled { ("lora_shrink_4", TILE_ROWS) } else { ("lora_shrink_1", 1) };
+    pub(crate) fn launch_tiled(
+        &self,
+        sink: &dyn LaunchSink,
+        max_rows: u32,
+        tiled: bool,
+    ) -> Result<(), CudaError> {
+        let (kernel, rows) =
+            if tiled { ("lora_shrink_4", TILE_ROWS) } else { ("lora_shrink_1", 1) };
         let n_parts = self.n_parts;
         want(kernel, "parts", n_parts, (1..=3).contains(&n_parts), "1 to 3")?;
         for site in &self.site[..n_parts as usize] {
-            want(kernel, "site", *site, *site < self.n_sites, format_args!("below {}", self.n_sites))?;
+            want(
+                kernel,
+                "site",
+                *site,
+                *site < self.n_sites,
+                format_args!("below {}", self.n_sites),
+            )?;
         }
-        want(kernel, "K", self.n_in, self.n_in > 0 && self.n_in.is_multiple_of(8), "a multiple of 8 from 8 on")?;
+        want(
+            kernel,
+            "K",
+            self.n_in,
+            self.n_in > 0 && self.n_in.is_multiple_of(8),
+            "a multiple of 8 from 8 on",
+        )?;
         want_stride(kernel, "distance of rows of x", self.x_stride, 8, self.n_in)?;
         want_stride(kernel, "distance of rows of A", self.a_stride, 8, self.n_in)?;
         want_stride(kernel, "columns of a split", self.split_columns, 8, 8)?;

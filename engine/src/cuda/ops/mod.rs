@@ -5,7 +5,7 @@
 //! | `step` | none: what varies from step to step and is read from device memory |
 //! | `embed` | `embed` |
 //! | `norm` | `rms_norm`, of all rows or of the rows whose logits are wanted |
-//! | `gemm` | `gemm_1`, `_2`, `_4`, `gemm_dense`: products with weights |
+//! | `gemm` | `gemm_1`, `_2`, `_4`, `_8`, `gemm_dense`: products with weights |
 //! | `lora` | `lora_shrink`, first half of the adapters |
 //! | `epilogue` | `epilogue`, `epilogue_swiglu`: planes, bias, second half of the adapters |
 //! | `rope_kv` | `rope_store` |
@@ -71,7 +71,13 @@ fn want(
 }
 
 /// A stride or column of 16-byte accesses: `multiple` values, and room for `width`.
-fn want_stride(kernel: &str, what: &'static str, stride: u32, multiple: u32, width: u32) -> Result<(), CudaError> {
+fn want_stride(
+    kernel: &str,
+    what: &'static str,
+    stride: u32,
+    multiple: u32,
+    width: u32,
+) -> Result<(), CudaError> {
     let fits = stride.is_multiple_of(multiple) && stride >= width;
     want(kernel, what, stride, fits, format_args!("a multiple of {multiple} from {width} on"))
 }

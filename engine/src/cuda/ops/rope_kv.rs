@@ -76,11 +76,19 @@ impl RopeStoreParams {
         want(kernel, "positions", self.max_positions, self.max_positions > 0, "at least 1")?;
         let (q, kv) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
         want_stride(kernel, "distance of rows of q", self.q_stride, 8, q)?;
-        for (what, column, width) in
-            [("end of q", self.q_column, q), ("end of k", self.k_column, kv), ("end of v", self.v_column, kv)]
-        {
+        for (what, column, width) in [
+            ("end of q", self.q_column, q),
+            ("end of k", self.k_column, kv),
+            ("end of v", self.v_column, kv),
+        ] {
             let end = column.saturating_add(width);
-            want(kernel, what, end, end <= self.in_stride, format_args!("at most {}", self.in_stride))?;
+            want(
+                kernel,
+                what,
+                end,
+                end <= self.in_stride,
+                format_args!("at most {}", self.in_stride),
+            )?;
         }
         let heads = self.n_heads + 2 * self.n_kv_heads;
         let grid = (heads.div_ceil(WARPS), max_rows.min(GRID_ROWS_MAX), 1);
@@ -89,9 +97,17 @@ impl RopeStoreParams {
 }
 
 /// Heads as attention takes them.
-pub(super) fn want_heads(kernel: &str, n_heads: u32, n_kv_heads: u32, head_dim: u32) -> Result<(), CudaError> {
+pub(super) fn want_heads(
+    kernel: &str,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+) -> Result<(), CudaError> {
     let fits = head_dim.is_multiple_of(16) && (16..=HEAD_DIM_MAX).contains(&head_dim);
     want(kernel, "head size", head_dim, fits, "a multiple of 16, 16 to 256")?;
-    let fits = n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads <= u32::from(u16::MAX);
+    let fits = n_kv_heads > 0
+        && n_heads > 0
+        && n_heads.is_multiple_of(n_kv_heads)
+        && n_heads <= u32::from(u16::MAX);
     want(kernel, "query heads", n_heads, fits, format_args!("a multiple of {n_kv_heads} kv heads"))
 }

@@ -66,7 +66,8 @@ impl From<&SampleResult> for SampledToken {
         if result.token == Self::NO_TOKEN {
             return Self::none();
         }
-        let top = result.top_tokens.iter().copied().zip(result.top_logprobs).take(result.n_top as usize);
+        let top =
+            result.top_tokens.iter().copied().zip(result.top_logprobs).take(result.n_top as usize);
         Self { token: result.token, logprob: result.logprob, top: top.collect() }
     }
 }
@@ -98,7 +99,13 @@ impl SampleGreedyParams {
     /// [`CudaError::Launch`] naming what does not fit, or the sink's.
     pub fn launch(&self, sink: &dyn LaunchSink, max_rows: u32) -> Result<(), CudaError> {
         let kernel = "sample_greedy";
-        want(kernel, "tokens", self.vocab, self.vocab > 0 && self.vocab < SampleSpec::SKIP, "1 to 4294967293")?;
+        want(
+            kernel,
+            "tokens",
+            self.vocab,
+            self.vocab > 0 && self.vocab < SampleSpec::SKIP,
+            "1 to 4294967293",
+        )?;
         want_stride(kernel, "distance of rows of logits", self.stride, 1, self.vocab)?;
         sink.submit(&Launch::new(kernel, (max_rows, 1, 1), THREADS, 0, self))
     }

@@ -50,7 +50,8 @@ kernel_params! {
 
 impl LoraSite {
     /// Where no adapter acts.
-    pub const NONE: Self = Self { a: DevicePtr::NULL, b: DevicePtr::NULL, rank: 0, lora_scale: 0.0 };
+    pub const NONE: Self =
+        Self { a: DevicePtr::NULL, b: DevicePtr::NULL, rank: 0, lora_scale: 0.0 };
 }
 
 kernel_params! {
@@ -67,4 +68,8 @@ kernel_params! {
     }
 }
 
-const _: () = assert!(size_of::<StepHeader>() == 32 && size_of::<LoraSite>() == 24 && size_of::<AttentionTile>() == 16);
+const _: () = assert!(
+    size_of::<StepHeader>() == 32
+        && size_of::<LoraSite>() == 24
+        && size_of::<AttentionTile>() == 16
+);

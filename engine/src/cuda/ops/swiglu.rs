@@ -43,10 +43,18 @@ impl SwiGluParams {
     /// [`CudaError::Launch`] naming what does not fit, or the sink's.
     pub fn launch(&self, sink: &dyn LaunchSink, max_rows: u32) -> Result<(), CudaError> {
         let kernel = "swiglu";
-        for (what, column) in [("column of gate", self.gate_column), ("column of up", self.up_column)] {
+        for (what, column) in
+            [("column of gate", self.gate_column), ("column of up", self.up_column)]
+        {
             want(kernel, what, column, column.is_multiple_of(4), "a multiple of 4")?;
             let end = column.saturating_add(self.width);
-            want(kernel, what, column, end <= self.in_stride, format_args!("its {} values within a row", self.width))?;
+            want(
+                kernel,
+                what,
+                column,
+                end <= self.in_stride,
+                format_args!("its {} values within a row", self.width),
+            )?;
         }
         want_stride(kernel, "distance of rows of gate_up", self.in_stride, 4, self.width)?;
         want_stride(kernel, "distance of rows of h", self.out_stride, 8, self.width)?;

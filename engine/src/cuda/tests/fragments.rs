@@ -128,7 +128,7 @@ impl<'a> Unit<'a> {
 
     /// The A fragment of one k16 step: decoded weights.
     fn weights(&self, block: usize, lane: usize, step: usize) -> [[f16; 2]; 4] {
-        let group = step * 16 / self.tiles.codes().group;
+        let group = lane % 4 * 16 / self.tiles.codes().group;
         let codes = self.codes(block, lane, step);
         std::array::from_fn(|reg| {
             let row = block * BLOCK_ROWS + lane / 4 + 8 * (reg % 2);
@@ -163,10 +163,11 @@ fn multiply(packed: &RepackedMatrix, tiles: TileLayout, x: &[Vec<f16>]) -> Vec<[
                 let unit = Unit::new(packed, tiles, stripe, unit_idx);
                 for step in 0..4 {
                     let a = std::array::from_fn(|lane| unit.weights(block, lane, step));
-                    let k = unit_idx * UNIT_K + step * 16;
+                    // A lane's k of the unit are 16 consecutive ones, four a step.
+                    let k = unit_idx * UNIT_K + step * 4;
                     let b = std::array::from_fn(|lane: usize| {
-                        let x = &x[lane / 4][k + lane % 4 * 2..];
-                        [[x[0], x[1]], [x[8], x[9]]]
+                        let x = &x[lane / 4][k + lane % 4 * 16..];
+                        [[x[0], x[1]], [x[2], x[3]]]
                     });
                     mma_m16n8k16(&mut d, &a, &b);
                 }
@@ -201,9 +202,9 @@ fn lanes_decode_every_code_exactly() {
             let block = n % STRIPE_ROWS / BLOCK_ROWS;
             for (k, &code) in expected.codes.iter().enumerate() {
                 let unit = Unit::new(&packed, tiles_of(&packed), n / STRIPE_ROWS, k / UNIT_K);
-                let lane = n % 8 * 4 + k % 8 / 2;
-                let reg = n % 16 / 8 + 2 * (k % 16 / 8);
-                let q = unit.codes(block, lane, k % UNIT_K / 16)[reg][k % 2];
+                let lane = n % 8 * 4 + k % UNIT_K / 16;
+                let reg = n % 16 / 8 + 2 * (k % 4 / 2);
+                let q = unit.codes(block, lane, k % 16 / 4)[reg][k % 2];
                 assert_eq!(q, f16::from_f32(f32::from(code)), "{format} [{n}, {k}]");
             }
         }
@@ -247,9 +248,9 @@ fn check_products(format: BlockFormat, n_out: usize, n_in: usize, random: &mut R
             let (mut expected, mut of_decoded, mut magnitude) = (0.0, 0.0, 0.0);
             for (k, exact) in exact.iter().enumerate() {
                 let unit = Unit::new(&packed, tiles, n / STRIPE_ROWS, k / UNIT_K);
-                let lane = n % 8 * 4 + k % 8 / 2;
-                let registers = unit.weights(n % STRIPE_ROWS / BLOCK_ROWS, lane, k % UNIT_K / 16);
-                let decoded = registers[n % 16 / 8 + 2 * (k % 16 / 8)][k % 2];
+                let lane = n % 8 * 4 + k % UNIT_K / 16;
+                let registers = unit.weights(n % STRIPE_ROWS / BLOCK_ROWS, lane, k % 16 / 4);
+                let decoded = registers[n % 16 / 8 + 2 * (k % 4 / 2)][k % 2];
                 expected += f64::from(*exact) * x[k].to_f64();
                 of_decoded += decoded.to_f64() * x[k].to_f64();
                 magnitude += (f64::from(*exact) * x[k].to_f64()).powi(2);

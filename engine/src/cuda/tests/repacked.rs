@@ -26,10 +26,10 @@ fn every_code_of_a_unit_has_bits_of_its_own() {
                 p.p4_shift() <= 28 && p.p1_shift() <= 31 && p.p2_shift() <= 30 && p.p2_word() < 2,
                 "{p:?}"
             );
-            // The A fragment of mma.m16n8k16, from the table of the PTX manual.
+            // Rows as in the A fragment of mma.m16n8k16 (table of the PTX manual); a lane's k are consecutive.
             let fragment_row = p.lane / 4 + if p.reg % 2 == 1 { 8 } else { 0 };
-            let fragment_k = p.lane % 4 * 2 + p.element + if p.reg >= 2 { 8 } else { 0 };
-            assert_eq!((p.block * 16 + fragment_row, p.step * 16 + fragment_k), (row, k));
+            let lane_k = p.step * 4 + p.element + if p.reg >= 2 { 2 } else { 0 };
+            assert_eq!((p.block * 16 + fragment_row, p.lane % 4 * 16 + lane_k), (row, k));
             p4.insert((p.block, p.lane, p.step, p.p4_shift()));
             p1.insert((p.block, p.lane, p.p1_shift()));
             p2.insert((p.block, p.lane, p.p2_word(), p.p2_shift()));
