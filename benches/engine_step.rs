@@ -7,7 +7,7 @@
 //! machine that is never quiet.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a command-line tool")]
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Instant};
 
 use pleach_engine::{
     adapter_weights::{AdapterWeights, SiteWeights},
@@ -25,6 +25,9 @@ use pleach_engine::{
 /// Prompt tokens before decode is timed.
 const CONTEXT: usize = 128;
 const PREFILL: usize = 512;
+
+/// Which adapter a sequence gets.
+type Pick = fn(usize, &[AdapterSlot]) -> Option<AdapterSlot>;
 
 fn argument(name: &str) -> Option<String> {
     let mut arguments = std::env::args().skip_while(|argument| argument != name);
@@ -143,7 +146,7 @@ fn main() {
         .collect();
     for n in [1, 2, 4, 8, 16, 32] {
         let mut line = format!("decode {n:>2} sequences:");
-        let mixes: [(&str, fn(usize, &[AdapterSlot]) -> Option<AdapterSlot>); 3] =
+        let mixes: [(&str, Pick); 3] =
             [("base", |_, _| None), ("same", |_, s| Some(s[0])), ("distinct", |i, s| Some(s[i]))];
         for (name, pick) in mixes {
             for i in 0..n {
@@ -162,7 +165,8 @@ fn main() {
             }
             times.sort_by(f64::total_cmp);
             let median = times[times.len() / 2];
-            line += &format!(
+            let _ = write!(
+                line,
                 "  {name} {:>7.1} tok/s (median {:.2} ms)",
                 n as f64 / median,
                 median * 1e3

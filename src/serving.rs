@@ -175,7 +175,6 @@ fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
     let (base, loaded) = std::thread::scope(|scope| {
         let base = scope.spawn(|| open_base(&file));
         let loaded = match settings.device {
-            DeviceChoice::Cpu => load_cpu(&file, settings),
             DeviceChoice::Cuda(ordinal) => load_cuda(&file, ordinal, settings),
             // Exact products are the CPU's.
             DeviceChoice::Auto
@@ -183,7 +182,7 @@ fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
             {
                 load_cuda(&file, 0, settings)
             }
-            DeviceChoice::Auto => load_cpu(&file, settings),
+            DeviceChoice::Auto | DeviceChoice::Cpu => load_cpu(&file, settings),
         };
         (base.join(), loaded)
     });

@@ -66,8 +66,8 @@ __device__ __forceinline__ void attend_tile(const AttentionParams& p) {
     const AttentionTile tile = p.tiles[item];
     const u32* table = p.block_tables + u64(tile.sequence) * p.max_blocks;
     const u32 n_tokens = tile.first_position + tile.n_rows;
-    // The previous tile's values have been used.
-    __syncthreads();
+    // No barrier: queries and keys of the previous tile were last read before its last one, and values are written
+    // behind the next one.
     for (u32 i = threadIdx.x; i < VECTORS * Tile<DIM>::CHUNKS; i += THREADS) {
       const u32 m = i / Tile<DIM>::CHUNKS, chunk = i % Tile<DIM>::CHUNKS;
       if (m < tile.n_rows * per_kv && chunk * 8 < p.head_dim) {

@@ -5,7 +5,7 @@ use crate::site::TargetModule;
 /// Which family of decoder the weights belong to. All are one decoder with parts switched on or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// Llama 1–3, SmolLM2, Mistral. GGUF files hold the rows of q and k permuted for interleaved `RoPE`.
+    /// Llama 1–3, `SmolLM2`, Mistral. GGUF files hold the rows of q and k permuted for interleaved `RoPE`.
     Llama,
     /// Qwen2 and Qwen2.5: biases on q, k and v.
     Qwen2,

@@ -116,15 +116,15 @@ impl CheckDevice for Emulator {
         self.check(from, bytes.len());
         // SAFETY: as above.
         unsafe {
-            std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len())
-        };
+            std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len());
+        }
         Ok(())
     }
 }
 
 /// The address of a symbol of a library.
 fn symbol(handle: *mut c_void, name: &str) -> Option<*const c_void> {
-    let name = CString::new(name).unwrap();
+    let name = CString::new(name).expect("names have no zero");
     // SAFETY: `handle` is open and stays so, the name ends with zero.
     let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
     (!symbol.is_null()).then_some(symbol.cast_const())
@@ -132,8 +132,8 @@ fn symbol(handle: *mut c_void, name: &str) -> Option<*const c_void> {
 
 /// Compiles one file to a shared library; `None` if there is no compiler.
 fn compile(source: &Path, out: &Path) -> Option<PathBuf> {
-    let cuda = source.parent().unwrap();
-    let library = out.join(source.file_stem().unwrap()).with_extension("so");
+    let cuda = source.parent().expect("a file of the folder");
+    let library = out.join(source.file_name().expect("a file")).with_extension("so");
     let output = Command::new("g++")
         .args([
             "-x",
@@ -160,42 +160,47 @@ fn compile(source: &Path, out: &Path) -> Option<PathBuf> {
     Some(library)
 }
 
-fn emulator() -> Option<Emulator> {
+/// Compiles and loads everything; else says what is missing.
+fn emulator() -> Result<Emulator, &'static str> {
     if !cfg!(target_arch = "x86_64") {
-        println!("skipped: the emulator of kernels needs x86-64");
-        return None;
+        return Err("the emulator of kernels needs x86-64");
     }
-    let out = tempfile::tempdir().unwrap();
-    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda")).unwrap();
-    let files: Vec<PathBuf> = files
-        .map(|file| file.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+    let out = tempfile::tempdir().expect("a temporary folder");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let files: Vec<PathBuf> = std::fs::read_dir(folder)
+        .expect("the folder of kernels")
+        .map(|file| file.expect("a file of the folder").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
         .collect();
     let compiled: Vec<Option<PathBuf>> = std::thread::scope(|scope| {
         let jobs: Vec<_> =
             files.iter().map(|file| scope.spawn(|| compile(file, out.path()))).collect();
-        jobs.into_iter().map(|job| job.join().unwrap()).collect()
+        jobs.into_iter().map(|job| job.join().expect("a file that compiles")).collect()
     });
     let mut libraries = Vec::new();
     for library in compiled {
-        let Some(library) = library else {
-            println!("skipped: no g++ to compile the emulator of kernels");
-            return None;
-        };
-        let path = CString::new(library.to_str().unwrap()).unwrap();
+        let library = library.ok_or("no g++ to compile the emulator of kernels")?;
+        let path =
+            CString::new(library.as_os_str().as_encoded_bytes()).expect("paths have no zero");
         // SAFETY: a library that was just compiled; it runs no code when loaded but C++'s initialization.
         let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
         assert!(!handle.is_null(), "{} can be loaded", library.display());
         libraries.push(handle);
     }
     let memory = UnsafeCell::new(vec![0; REGION_BYTES + ALIGN]);
-    Some(Emulator { libraries, memory, mode: Mode::Plain })
+    Ok(Emulator { libraries, memory, mode: Mode::Plain })
 }
 
 /// One test, since an emulator's fibers are static variables.
 #[test]
 fn kernels_compute_their_definitions() {
-    let Some(mut emulator) = emulator() else { return };
+    let mut emulator = match emulator() {
+        Ok(emulator) => emulator,
+        Err(missing) => {
+            println!("skipped: {missing}");
+            return;
+        }
+    };
     let mut run = |mode| {
         emulator.mode = mode;
         let mut bench = Bench::new(&emulator, emulator.region(), REGION_BYTES, 7);

@@ -1,6 +1,7 @@
 //! Tiny random models of every architecture, `RoPE` scaling and block format, against transformers' float32 logits on
 //! the dequantized weights (`tests/fixtures/models`, made by its `make.py`), with f32 and int8 activations, on every
 //! instruction set.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a missing fixture ends the test")]
 
 mod support;
 

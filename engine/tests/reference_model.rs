@@ -1,5 +1,6 @@
 //! The default model against transformers (`tests/fixtures/reference`): logits, greedy tokens and perplexity with f32
 //! activations within float32 tolerances, with int8 activations within those of int8.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a missing fixture ends the test")]
 
 mod support;
 

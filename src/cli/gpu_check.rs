@@ -77,9 +77,10 @@ fn check(args: &Args) -> anyhow::Result<()> {
     let began = Instant::now();
     device.reserve(REGION_BYTES as u64 + (1 << 20))?;
     let region = device.alloc("checks", REGION_BYTES)?;
-    let rows = match args.no_kernels {
-        true => Vec::new(),
-        false => check::all(&mut Bench::new(&device, region, REGION_BYTES, 1), Sizes::Full)?,
+    let rows = if args.no_kernels {
+        Vec::new()
+    } else {
+        check::all(&mut Bench::new(&device, region, REGION_BYTES, 1), Sizes::Full)?
     };
     drop(device);
     for row in &rows {

@@ -20,9 +20,9 @@ const N_RANDOM_ADAPTERS: usize = 8;
 const MAX_TOKENS: u32 = 20;
 /// So little that KV blocks are all in use, and taken back, from the first round on.
 const KV_MEMORY: &str = "96MiB";
-/// By how much memory may differ between equal rounds: what allocators keep. A leak of 64 KiB a request would be as much
+/// By how much memory may differ between equal rounds: what allocators keep. A leak of 32 KiB a request would be as much
 /// over the 128 requests of two rounds.
-const RSS_GROWTH_BYTES_MAX: u64 = 8 << 20;
+const RSS_GROWTH_BYTES_MAX: u64 = 4 << 20;
 /// Share of one core.
 const IDLE_CPU_MAX: f64 = 0.01;
 const IDLE_TIME: Duration = Duration::from_secs(4);
@@ -42,7 +42,7 @@ async fn sixty_four_clients_get_what_each_would_get_alone() {
     }
     let server = Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
 
-    // Without any prefix in the cache; later rounds find all but the last tokens of each prompt there.
+    // Nothing is in the prefix cache yet; later rounds find there what the small pool has kept.
     let cold = round(&server, &models).await;
     let mut alone = Vec::new();
     for client in 0..N_CLIENTS {

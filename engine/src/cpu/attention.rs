@@ -123,22 +123,17 @@ impl Attend<'_> {
                 vector.inverse = 1.0 / softmax::<S>(vector.scores, vector.limit, n_blocks);
             }
             let mut column = 0;
-            while column < dim {
-                macro_rules! columns {
-                    ($width:literal) => {
-                        if dim - column >= $width * LANES {
-                            self.weigh_values::<S, HALF, $width>(
-                                blocks, column, last_limit, vectors,
-                            );
-                            column += $width * LANES;
-                            continue;
-                        }
-                    };
-                }
-                columns!(4);
-                columns!(2);
-                columns!(1);
+            macro_rules! columns {
+                ($width:literal) => {
+                    while dim - column >= $width * LANES {
+                        self.weigh_values::<S, HALF, $width>(blocks, column, last_limit, vectors);
+                        column += $width * LANES;
+                    }
+                };
             }
+            columns!(4);
+            columns!(2);
+            columns!(1);
         }
     }
 

@@ -100,7 +100,7 @@ pub struct CpuBackend {
     pub(crate) plan: StepPlan,
     pub(crate) adapters: Vec<Option<ResidentAdapter>>,
     pub(crate) int8: Int8Rows,
-    /// Output of LoRA shrink, `[max_rows, V_STRIDE]`.
+    /// Output of the adapters' first half, `[max_rows, V_STRIDE]`.
     pub(crate) v: Vec<f32>,
     /// Tasks of the shrink now planned: group, part, rank tile.
     pub(crate) shrink: Vec<(usize, usize, usize)>,

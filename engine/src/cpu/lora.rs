@@ -159,11 +159,11 @@ impl ExpandRows<'_> {
         let v = self.v[row * V_STRIDE + self.part * LORA_RANK_MAX..][..b.n_in].as_ptr();
         // SAFETY: a tile of B has `n_in * 16` values; `v` was checked by the slice.
         unsafe {
-            let [delta] = match b.storage {
-                Storage::Dense(Dense::F16) => {
-                    dot_rows::<S, 1, 1>(b.tile(tile).as_ptr(), b.n_in, [v])
-                }
-                _ => dot_rows::<S, 0, 1>(b.tile(tile).as_ptr(), b.n_in, [v]),
+            let tile = b.tile(tile).as_ptr();
+            let [delta] = if b.storage == Storage::Dense(Dense::F16) {
+                dot_rows::<S, 1, 1>(tile, b.n_in, [v])
+            } else {
+                dot_rows::<S, 0, 1>(tile, b.n_in, [v])
             };
             S::fma(S::splat(site.lora_scale), delta, y)
         }

@@ -183,7 +183,7 @@ impl Kernel for DequantizeTile<'_> {
         let Storage::Codes(layout) = self.matrix.storage else { panic!("dense matrix") };
         // SAFETY: the instruction set is the caller's; sizes are checked inside.
         unsafe {
-            dequantize_tile::<S>(layout, self.matrix.n_in, self.matrix.tile(self.tile), self.out)
+            dequantize_tile::<S>(layout, self.matrix.n_in, self.matrix.tile(self.tile), self.out);
         };
     }
 }

@@ -8,6 +8,14 @@
 //! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head` | products |
 //! | `kv_cache`, `attention`, `elementwise` | the rest of a layer |
 //! | `plan`, `backend` | a step |
+#![allow(
+    clippy::inline_always,
+    clippy::multiple_unsafe_ops_per_block,
+    clippy::cast_ptr_alignment,
+    clippy::similar_names,
+    reason = "kernels must end up in the function that has the target features (see `simd`), are chains of vector operations \
+              under one proof, and read packed bytes with unaligned loads; names follow formulas"
+)]
 
 mod attention;
 mod backend;

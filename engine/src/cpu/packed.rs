@@ -180,10 +180,12 @@ impl PackedMatrix {
         n_in: usize,
         row: impl Fn(usize) -> &'a [u8],
     ) -> Self {
-        let dense = match format {
-            BlockFormat::F16 => Dense::F16,
-            BlockFormat::Bf16 => Dense::Bf16,
-            _ => Dense::F32,
+        let dense = if format == BlockFormat::F16 {
+            Dense::F16
+        } else if format == BlockFormat::Bf16 {
+            Dense::Bf16
+        } else {
+            Dense::F32
         };
         let width = dense.bytes();
         let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(BLOCK));
@@ -222,7 +224,7 @@ impl PackedMatrix {
                     Dense::F32 => packed.put_dense(n, k, &value.to_le_bytes()),
                     Dense::F16 => packed.put_dense(n, k, &half::f16::from_f32(value).to_le_bytes()),
                     Dense::Bf16 => {
-                        packed.put_dense(n, k, &half::bf16::from_f32(value).to_le_bytes())
+                        packed.put_dense(n, k, &half::bf16::from_f32(value).to_le_bytes());
                     }
                 }
             }

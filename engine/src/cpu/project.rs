@@ -11,7 +11,7 @@ use super::{
     backend::{CpuBackend, CpuBuffer, CpuMatrix, CpuVector},
     epilogue::Epilogue,
     int8_rows::QuantizeRow,
-    lora::{ExpandRows, Shrink},
+    lora::{ExpandRows, ResidentSite, Shrink},
     matmul_f32::F32Tiles,
     matmul_int8::Int8Tiles,
     packed::{PackedMatrix, Storage},
@@ -130,7 +130,7 @@ impl CpuBackend {
                 let site = Site { layer: projection.layer, module: linear.module };
                 let resident =
                     adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
-                for tile in 0..resident.map_or(0, |site| site.rank_tiles()) {
+                for tile in 0..resident.map_or(0, ResidentSite::rank_tiles) {
                     shrink.push((group, part, tile));
                     work += rows.rows.len() * n_in * 16;
                 }

@@ -238,7 +238,6 @@ impl<'a, T> Parts<'a, T> {
     ///
     /// # Panics
     /// When the part leaves the slice.
-    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub(crate) unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
         assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.

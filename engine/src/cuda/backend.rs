@@ -163,7 +163,7 @@ impl CudaBackend {
         let shrink_splits =
             spec.hidden.max(spec.ffn).max(spec.n_heads * dim).div_ceil(SHRINK_COLUMNS);
         let n_sites = spec.n_layers * TargetModule::ALL.len();
-        let no_sites = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites];
+        let empty_table = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites];
         let hidden = spec.hidden.next_multiple_of(ROW_ALIGN);
         Ok(Self {
             planes: device.alloc("split planes", planes_bytes)?,
@@ -176,7 +176,7 @@ impl CudaBackend {
             sample_x: device.alloc_upload("sampled rows", &vec![0u16; SAMPLE_ROWS_MAX * hidden])?,
             results: device.alloc("sampled tokens", SAMPLE_ROWS_MAX * size_of::<SampleResult>())?,
             saturations: device.alloc_upload("saturations", &[0u32])?,
-            sites: device.alloc_upload("adapter table", &no_sites)?,
+            sites: device.alloc_upload("adapter table", &empty_table)?,
             adapter_memory: device.alloc("adapters", options.adapter_bytes)?,
             adapter_pool: BytePool::new(options.adapter_bytes),
             adapters: Vec::new(),

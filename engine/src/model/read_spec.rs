@@ -34,7 +34,9 @@ pub(super) fn read_spec(file: &GgufFile) -> Result<ModelSpec, LoadError> {
         Some(dim) => dim,
         None if hidden.is_multiple_of(n_heads) => hidden / n_heads,
         None => {
-            return Err(keys.invalid("attention.head_count", "does not divide the embedding length"));
+            return Err(
+                keys.invalid("attention.head_count", "does not divide the embedding length")
+            );
         }
     };
     for key in ["attention.value_length", "rope.dimension_count"] {

@@ -125,12 +125,12 @@ pub(super) fn compare(
                 .map(|(i, &length)| Sequence::new(i, length.min(longest), vocab, slot(i)))
                 .collect()
         };
-        let (mut on_gpu, mut on_cpu) = (pick(0), pick(1));
+        let (mut gpu_runs, mut cpu_runs) = (pick(0), pick(1));
         let (mut worst, mut differing, mut compared) = (0f32, 0usize, 0usize);
         let mut generated = 0;
         while generated < GREEDY_TOKENS {
-            let a = step(gpu, &mut on_gpu, chunk, Some(20))?;
-            let b = step(cpu, &mut on_cpu, chunk, Some(20))?;
+            let a = step(gpu, &mut gpu_runs, chunk, Some(20))?;
+            let b = step(cpu, &mut cpu_runs, chunk, Some(20))?;
             generated += 1;
             for (i, (a, b)) in a.iter().zip(&b).enumerate() {
                 compared += 1;
@@ -144,9 +144,9 @@ pub(super) fn compare(
                         .map_or(f32::NEG_INFINITY, |(_, l)| *l);
                     worst = worst.max((found - logprob).abs());
                 }
-                if on_gpu[i].done == on_gpu[i].tokens.len() {
-                    on_gpu[i].tokens.push(a.token);
-                    on_cpu[i].tokens.push(a.token);
+                if gpu_runs[i].done == gpu_runs[i].tokens.len() {
+                    gpu_runs[i].tokens.push(a.token);
+                    cpu_runs[i].tokens.push(a.token);
                 }
             }
         }

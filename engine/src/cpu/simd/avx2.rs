@@ -1,8 +1,13 @@
 //! AVX2 with FMA and F16C: two registers are sixteen lanes.
 #![expect(unsafe_code, reason = "vector intrinsics")]
 #![allow(clippy::missing_safety_doc, reason = "see `Simd`")]
+#![allow(
+    clippy::wildcard_imports,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "intrinsics; masks and lane counts of sixteen lanes"
+)]
 #![expect(
-    clippy::multiple_unsafe_ops_per_block,
     clippy::undocumented_unsafe_blocks,
     reason = "one intrinsic or a few per method; `Simd` states what the caller owes"
 )]

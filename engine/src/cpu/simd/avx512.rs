@@ -1,8 +1,13 @@
 //! AVX-512 with VNNI: one register is sixteen lanes.
 #![expect(unsafe_code, reason = "vector intrinsics")]
 #![allow(clippy::missing_safety_doc, reason = "see `Simd`")]
+#![allow(
+    clippy::wildcard_imports,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "intrinsics; masks and lane counts of sixteen lanes"
+)]
 #![expect(
-    clippy::multiple_unsafe_ops_per_block,
     clippy::undocumented_unsafe_blocks,
     reason = "one intrinsic or a few per method; `Simd` states what the caller owes"
 )]
@@ -50,7 +55,7 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_f16(ptr: *mut u16, value: __m512) {
         unsafe {
-            _mm256_storeu_si256(ptr.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value))
+            _mm256_storeu_si256(ptr.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value));
         }
     }
     #[inline(always)]

@@ -22,7 +22,6 @@ pub(crate) const LANES: usize = 16;
 /// # Safety
 /// Every method needs the features of its instruction set, and every pointer must be valid for the 16 values or
 /// 64 bytes that the method reads or writes; no alignment is needed.
-#[expect(clippy::missing_safety_doc, reason = "stated once for the whole trait")]
 pub(crate) unsafe trait Simd: Copy {
     /// 16 f32.
     type F: Copy;

@@ -78,7 +78,7 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn store_f16(ptr: *mut u16, value: F) {
         unsafe {
-            ptr.cast::<[u16; LANES]>().write_unaligned(value.map(|v| f16::from_f32(v).to_bits()))
+            ptr.cast::<[u16; LANES]>().write_unaligned(value.map(|v| f16::from_f32(v).to_bits()));
         }
     }
     #[inline(always)]
@@ -197,7 +197,7 @@ unsafe impl Simd for Portable {
     #[expect(clippy::cast_possible_truncation, reason = "the caller keeps values within i8")]
     unsafe fn store_i8(ptr: *mut i8, value: F) {
         unsafe {
-            ptr.cast::<[i8; LANES]>().write_unaligned(value.map(|v| v.round_ties_even() as i8))
+            ptr.cast::<[i8; LANES]>().write_unaligned(value.map(|v| v.round_ties_even() as i8));
         }
     }
     #[inline(always)]

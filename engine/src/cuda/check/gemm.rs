@@ -18,15 +18,19 @@ use super::{
 /// Weights are rounded to f16 (scale, minimum and value: 3 · 2^-11 of the largest magnitude of a group), sums are f32.
 const F16_WEIGHTS: Tolerance = Tolerance { abs: 1e-5, rel: 1e-3 };
 
+/// Parts (format and features), input features, rows, splits.
+type Shape = (Vec<(BlockFormat, usize)>, usize, usize, usize);
+
 /// One to three parts of every block format, odd row counts, tails of rows and features, several splits.
 pub(super) fn gemm(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
-    let mut shapes: Vec<(Vec<(BlockFormat, usize)>, usize, usize, usize)> = Vec::new();
+    use BlockFormat as F;
+
+    let mut shapes: Vec<Shape> = Vec::new();
     for (index, format) in BlockFormat::ALL.into_iter().enumerate() {
         let n_in = if format.block_values() == 256 { 512 } else { 576 };
         let splits = if format.is_float() { 1 } else { 1 + index % 3 };
         shapes.push((vec![(format, 133)], n_in, [1, 7, 9, 17, 33, 8, 16][index % 7], splits));
     }
-    use BlockFormat as F;
     shapes.push((vec![(F::Q4_0, 100), (F::Q8_0, 64), (F::Q4_1, 1)], 96, 5, 2));
     shapes.push((vec![(F::Q4K, 70), (F::Q6K, 65)], 256, 3, 4));
     shapes.push((vec![(F::Q5_0, 70), (F::F16, 65)], 64, 11, 1));

@@ -44,6 +44,43 @@ pub(super) fn rope_store(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<Chec
     SHAPES.iter().chain(full).map(|&shape| one(bench, shape)).collect()
 }
 
+/// Rows of both sequences in turn, over shuffled blocks.
+struct Step {
+    row_sequence: Vec<u32>,
+    positions: Vec<u32>,
+    /// `[N_SEQUENCES][max_blocks]`.
+    block_tables: Vec<u32>,
+    n_blocks: usize,
+    max_blocks: usize,
+    /// `[max_blocks * 16][head_dim / 2]`.
+    angles: Vec<f64>,
+}
+
+const N_SEQUENCES: usize = 2;
+/// Position of each sequence's first row: the end of a block, and within one.
+const FIRST: [usize; N_SEQUENCES] = [KV_BLOCK_TOKENS - 1, 3];
+
+impl Step {
+    fn new(bench: &mut Bench<'_>, n_rows: usize, head_dim: usize) -> Self {
+        let max_blocks = n_rows.div_ceil(KV_BLOCK_TOKENS) + 2;
+        let n_blocks = N_SEQUENCES * max_blocks + 1;
+        let mut block_tables = bench.random.permutation(n_blocks);
+        block_tables.truncate(N_SEQUENCES * max_blocks);
+        let position = |t: usize| to_u32(FIRST[t % N_SEQUENCES] + t / N_SEQUENCES);
+        let frequency = |i: usize| 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64);
+        let angles =
+            |position: usize| (0..head_dim / 2).map(move |i| position as f64 * frequency(i));
+        Self {
+            row_sequence: (0..n_rows).map(|t| to_u32(t % N_SEQUENCES)).collect(),
+            positions: (0..n_rows).map(position).collect(),
+            block_tables,
+            n_blocks,
+            max_blocks,
+            angles: (0..max_blocks * KV_BLOCK_TOKENS).flat_map(angles).collect(),
+        }
+    }
+}
+
 fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     bench.next_shape();
     let Shape { n_rows, n_heads, n_kv_heads, head_dim, has_norms } = shape;
@@ -56,19 +93,9 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     let qkv = bench.random.values(n_rows * in_stride, 2.0);
     let (q_norm, k_norm) = (bench.random.values(head_dim, 1.0), bench.random.values(head_dim, 1.0));
 
-    // Two sequences: the first has the even rows.
-    let (n_sequences, max_blocks) = (2, n_rows.div_ceil(KV_BLOCK_TOKENS) + 2);
-    let max_positions = max_blocks * KV_BLOCK_TOKENS;
-    let first = [KV_BLOCK_TOKENS - 1, 3];
-    let row_sequence: Vec<u32> = (0..n_rows).map(|t| to_u32(t % n_sequences)).collect();
-    let positions: Vec<u32> =
-        (0..n_rows).map(|t| to_u32(first[t % n_sequences] + t / n_sequences)).collect();
-    let n_blocks = n_sequences * max_blocks + 1;
-    let block_tables = &bench.random.permutation(n_blocks)[..n_sequences * max_blocks];
-    let frequency = |i: usize| 10_000_f64.powf(-2.0 * i as f64 / head_dim as f64);
-    let angles: Vec<f64> = (0..max_positions)
-        .flat_map(|position| (0..head_dim / 2).map(move |i| position as f64 * frequency(i)))
-        .collect();
+    let step = Step::new(bench, n_rows, head_dim);
+    let Step { row_sequence, positions, block_tables, n_blocks, max_blocks, angles } = &step;
+    let (n_blocks, max_blocks) = (*n_blocks, *max_blocks);
     #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is meant")]
     let (cos, sin): (Vec<f32>, Vec<f32>) =
         angles.iter().map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
@@ -84,8 +111,8 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
         k_norm: if has_norms { bench.input(&k_norm)? } else { DevicePtr::NULL },
         cos: bench.input(&cos)?,
         sin: bench.input(&sin)?,
-        positions: bench.input(&positions)?,
-        row_sequence: bench.input(&row_sequence)?,
+        positions: bench.input(positions)?,
+        row_sequence: bench.input(row_sequence)?,
         block_tables: bench.input(block_tables)?,
         q: q.ptr,
         kv: kv.ptr,
@@ -99,7 +126,7 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
         n_kv_heads: to_u32(n_kv_heads),
         head_dim: to_u32(head_dim),
         max_blocks: to_u32(max_blocks),
-        max_positions: to_u32(max_positions),
+        max_positions: to_u32(max_blocks * KV_BLOCK_TOKENS),
         eps: EPS,
         q_scale,
     };
@@ -113,24 +140,13 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
         let position = positions[t] as usize;
         let angles = &angles[position * head_dim / 2..][..head_dim / 2];
         let block =
-            block_tables[t % n_sequences * max_blocks + position / KV_BLOCK_TOKENS] as usize;
+            block_tables[t % N_SEQUENCES * max_blocks + position / KV_BLOCK_TOKENS] as usize;
         let head_at = |column: usize, head: usize| {
             widen(&qkv[t * in_stride + column + head * head_dim..][..head_dim])
         };
-        let rotated = |x: &[f64], norm: &[f32], factor: f32| {
-            let normed = if has_norms {
-                reference::norm::rms_norm(x, &widen(norm), f64::from(EPS))
-            } else {
-                x.to_vec()
-            };
-            let half = head_dim / 2;
-            let pair =
-                |i: usize| f64::from(factor) * normed[i % half].hypot(normed[i % half + half]);
-            let magnitudes: Vec<f64> = (0..head_dim).map(pair).collect();
-            (reference::rope::rope(&normed, angles, f64::from(factor)), magnitudes)
-        };
+        let norm = |norm| has_norms.then_some(norm);
         for head in 0..n_heads {
-            let (expected, magnitude) = rotated(&head_at(0, head), &q_norm, q_scale);
+            let (expected, magnitude) = rotated(&head_at(0, head), norm(&q_norm), angles, q_scale);
             for d in 0..head_dim {
                 let found = found_q[t * q_stride + head * head_dim + d].to_f64();
                 compare.near(
@@ -143,11 +159,11 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
             }
         }
         for head in 0..n_kv_heads {
-            let (k, k_magnitude) = rotated(&head_at(k_column, head), &k_norm, 1.0);
+            let (k, k_magnitude) = rotated(&head_at(k_column, head), norm(&k_norm), angles, 1.0);
             let v = head_at(v_column, head);
             for (which, expected, magnitude) in [(0, &k, &k_magnitude), (1, &v, &v)] {
-                let plane = (block * n_kv_heads + head) * 2 + which;
-                let begin = (plane * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS) * head_dim;
+                let begin_plane = (block * n_kv_heads + head) * 2 + which;
+                let begin = (begin_plane * KV_BLOCK_TOKENS + position % KV_BLOCK_TOKENS) * head_dim;
                 for d in 0..head_dim {
                     let found =
                         std::mem::replace(&mut found_kv[begin + d], f16::from_bits(u16::MAX))
@@ -164,4 +180,21 @@ fn one(bench: &mut Bench<'_>, shape: Shape) -> Result<CheckRow, CheckError> {
     compare.untouched("q of a row beyond the step", &found_q[n_rows * q_stride..], is_fill_half);
     compare.untouched("other tokens of the pool", &found_kv, is_fill_half);
     Ok(compare.row())
+}
+
+/// A head after norm and rotation, and the magnitude of each of its pairs.
+fn rotated(
+    x: &[f64],
+    norm: Option<&Vec<f32>>,
+    angles: &[f64],
+    factor: f32,
+) -> (Vec<f64>, Vec<f64>) {
+    let normed = norm.map_or_else(
+        || x.to_vec(),
+        |norm| reference::norm::rms_norm(x, &widen(norm), f64::from(EPS)),
+    );
+    let half = x.len() / 2;
+    let pair = |i: usize| f64::from(factor) * normed[i % half].hypot(normed[i % half + half]);
+    let magnitudes = (0..x.len()).map(pair).collect();
+    (reference::rope::rope(&normed, angles, f64::from(factor)), magnitudes)
 }

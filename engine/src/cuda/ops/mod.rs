@@ -29,6 +29,8 @@ mod rope_kv;
 mod sample;
 mod step;
 mod swiglu;
+#[cfg(test)]
+mod tests;
 
 pub use attention::{AttentionParams, AttentionRows, rows_of_tile};
 pub use embed::EmbedParams;

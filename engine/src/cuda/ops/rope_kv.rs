@@ -7,6 +7,8 @@ use super::{GRID_ROWS_MAX, want, want_stride};
 /// Warps of a CTA, one head each.
 const WARPS: u32 = 8;
 const LANES: u32 = 32;
+/// Most query heads: far beyond any model, and products of sizes stay within 32 bits.
+const HEADS_MAX: u32 = 1 << 16;
 /// Widest head.
 pub(super) const HEAD_DIM_MAX: u32 = 256;
 
@@ -105,9 +107,7 @@ pub(super) fn want_heads(
 ) -> Result<(), CudaError> {
     let fits = head_dim.is_multiple_of(16) && (16..=HEAD_DIM_MAX).contains(&head_dim);
     want(kernel, "head size", head_dim, fits, "a multiple of 16, 16 to 256")?;
-    let fits = n_kv_heads > 0
-        && n_heads > 0
-        && n_heads.is_multiple_of(n_kv_heads)
-        && n_heads <= u32::from(u16::MAX);
+    let fits =
+        n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads) && n_heads <= HEADS_MAX;
     want(kernel, "query heads", n_heads, fits, format_args!("a multiple of {n_kv_heads} kv heads"))
 }
