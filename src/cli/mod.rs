@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand, each with its `Args` and `run`.
 #![expect(clippy::doc_markdown, reason = "comments on commands and flags are the help text")]
+#![allow(rustdoc::broken_intra_doc_links, reason = "brackets in help text are no links")]
 
 pub mod bench;
 pub mod chat;
