@@ -10,15 +10,12 @@
 use std::{fmt::Write as _, path::PathBuf, sync::Arc, time::Instant};
 
 use pleach_engine::{
-    adapter_weights::{AdapterWeights, SiteWeights},
     backend::StepRunner,
     cpu::Isa,
     gguf::GgufFile,
     kv::{KV_BLOCK_TOKENS, KvBlockId},
-    model::{Activations, CpuOptions, load_cpu},
+    model::{Activations, CpuOptions, load_cpu, random_adapter},
     sampler::SamplingParams,
-    site::{Site, TargetModule},
-    spec::ModelSpec,
     step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
 };
 
@@ -43,33 +40,6 @@ fn now(cpu_time: bool) -> f64 {
     }
     let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap();
     stat.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1e-9
-}
-
-fn adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
-    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
-    let mut random = |n: usize| -> Vec<f32> {
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
-            })
-            .collect()
-    };
-    let sites =
-        (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
-    let sites = sites
-        .map(|site| {
-            let (n_out, n_in) = spec.linear_shape(site.module);
-            SiteWeights {
-                site,
-                rank,
-                lora_scale: 1.0,
-                a: random(rank * n_in),
-                b: random(rank * n_out),
-            }
-        })
-        .collect();
-    AdapterWeights { sites }
 }
 
 fn batch(rows: &[(usize, usize, Option<AdapterSlot>)], position: usize, sample: bool) -> StepBatch {
@@ -140,7 +110,7 @@ fn main() {
     }
     let slots: Vec<AdapterSlot> = (0..32)
         .map(|i| {
-            let weights = adapter(runner.spec(), rank, i);
+            let weights = random_adapter(runner.spec(), rank, i);
             runner.install_adapter(&weights).unwrap()
         })
         .collect();

@@ -6,7 +6,7 @@
 mod support;
 
 use pleach_engine::{cpu::Isa, model::Activations};
-use support::{Run, Tensors, fixtures, greedy, isas, load, prefill_all};
+use support::{Run, Tensors, fixtures, greedy, isas, load, log_probs, prefill_all};
 
 /// Largest difference of a log-probability with f32 activations.
 const F32_TOLERANCE: f32 = 2e-4;
@@ -25,18 +25,6 @@ fn models() -> Vec<String> {
     names.sort();
     assert!(names.len() >= 26, "golden models are missing: {names:?}");
     names
-}
-
-/// Log-probabilities of all tokens at all positions, `[T, V]`.
-fn log_probs(logits: &[f32], vocab: usize) -> Vec<Vec<f64>> {
-    logits
-        .chunks_exact(vocab)
-        .map(|row| {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|v| f64::from(v - max).exp()).sum();
-            row.iter().map(|v| f64::from(v - max) - sum.ln()).collect()
-        })
-        .collect()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "a vocabulary fits u32")]

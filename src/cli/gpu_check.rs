@@ -13,7 +13,9 @@ use pleach_engine::{
         check::{self, Bench, CheckRow, REGION_BYTES, Sizes},
     },
     gguf::GgufFile,
-    model::{Activations, CpuOptions, Decoder, load_cpu, load_cuda, random_weights},
+    model::{
+        Activations, CpuOptions, Decoder, load_cpu, load_cuda, random_adapter, random_weights,
+    },
     spec::{Architecture, ModelSpec, RopeScaling},
 };
 use serde::Serialize;
@@ -206,7 +208,7 @@ fn time_random(args: &Args) -> anyhow::Result<Vec<step::Timing>> {
     let mut gpu = Decoder::new(spec, backend, weights)?;
     println!("{} on the GPU in {:.1} s", gpu.spec().name, began.elapsed().as_secs_f64());
     let adapters: Vec<AdapterWeights> =
-        (0..64).map(|seed| step::random_adapter(gpu.spec(), 16, seed)).collect();
+        (0..64).map(|seed| random_adapter(gpu.spec(), 16, seed)).collect();
     let timings = step::time(&mut gpu, &adapters)?;
     print_timings(&timings);
     Ok(timings)

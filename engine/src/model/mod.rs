@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub use decoder::{Decoder, DecoderWeights, Layer};
-pub use random::random_weights;
+pub use random::{random_adapter, random_weights};
 
 /// How products with quantized weights treat the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

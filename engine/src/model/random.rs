@@ -1,9 +1,10 @@
-//! Models of random weights, for measuring shapes that no file here has.
+//! Models and adapters of random weights, for measuring shapes that no file here has.
 
 use crate::{
+    adapter_weights::{AdapterWeights, SiteWeights},
     backend::{Backend, HeadNorms, Linear, MatrixSource, Projection, RunError},
     quant::BlockFormat,
-    site::TargetModule,
+    site::{Site, TargetModule},
     spec::{Architecture, ModelSpec},
 };
 
@@ -65,6 +66,26 @@ pub fn random_weights<B: Backend>(
         final_norm: backend.vector(&ones[..spec.hidden])?,
         head: Some(random_matrix(backend, table, 1_000_033)?),
     })
+}
+
+/// An adapter with small random weights at every site.
+pub fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
+    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
+    let mut random = |n: usize| -> Vec<f32> {
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
+            })
+            .collect()
+    };
+    let sites =
+        (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+    let sites = sites.map(|site| {
+        let (n_out, n_in) = spec.linear_shape(site.module);
+        SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
+    });
+    AdapterWeights { sites: sites.collect() }
 }
 
 fn random_matrix<B: Backend>(

@@ -3,12 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use pleach_engine::{
-    adapter_weights::{AdapterWeights, SiteWeights},
+    adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
     kv::{KV_BLOCK_TOKENS, KvBlockId},
     sampler::{SampledToken, SamplingParams},
-    site::{Site, TargetModule},
-    spec::ModelSpec,
     step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
 };
 use serde::Serialize;
@@ -214,24 +212,4 @@ fn timing(what: String, tokens: usize, mut times: Vec<f64>) -> Timing {
     times.sort_by(f64::total_cmp);
     let median = times[times.len() / 2];
     Timing { what, median_ms: median * 1e3, tokens_per_second: tokens as f64 / median }
-}
-
-/// Random weights at every site.
-pub(super) fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
-    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
-    let mut random = |n: usize| -> Vec<f32> {
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
-            })
-            .collect()
-    };
-    let sites =
-        (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
-    let sites = sites.map(|site| {
-        let (n_out, n_in) = spec.linear_shape(site.module);
-        SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
-    });
-    AdapterWeights { sites: sites.collect() }
 }
