@@ -84,7 +84,11 @@ impl Server {
                 lines.push('\n');
             }
         });
-        let http = reqwest::Client::builder().no_proxy().timeout(REQUEST_TIME_MAX);
+        // Tests share it, and a kept connection would die with the runtime of the test that made it.
+        let http = reqwest::Client::builder()
+            .pool_max_idle_per_host(0)
+            .no_proxy()
+            .timeout(REQUEST_TIME_MAX);
         let http = http.build().unwrap();
         let mut server = Self { child, url: String::new(), http, log };
         // The channel closes when the program ends.
