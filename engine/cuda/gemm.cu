@@ -18,104 +18,14 @@
 // gemm_1, _2, _4, _8: TILES = 1, 2, 4, 8. Grid: (stripes of all parts, splits, tiles of rows); tiles beyond the step's
 // rows return at once, so a graph captured for a bucket serves any step that fits it. Assumes 16-byte aligned weights
 // and x. Bound by memory up to about 32 rows.
+#include "gemm.cuh"
 #include "mma.cuh"
-#include "step.cuh"
-#include "tile.cuh"
-
-using pleach::CodeLayout;
-using pleach::Format;
 
 constexpr u32 THREADS = 256;
 /// Warps that share the K of a split.
 constexpr u32 K_WARPS = 4;
 /// Floats between two rows of the sums in shared memory: 8 columns of a quad of lanes fall into 32 banks.
 constexpr u32 SUM_STRIDE = 68;
-
-struct GemmPart {
-  const u8* weights;
-  /// ggml's number, `Format`.
-  u32 format;
-  /// First stripe of this part in the grid.
-  u32 first_stripe;
-  /// Where its features begin in a row of a plane.
-  u32 plane_column;
-  u32 _pad;
-};
-
-struct GemmParams {
-  const StepHeader* step;
-  const u16* x;
-  f32* planes;
-  u64 plane_stride;
-  GemmPart parts[PARTS_MAX];
-  u32 n_parts;
-  /// Units of 64 k in a stripe.
-  u32 n_units;
-  u32 x_stride;
-  u32 plane_row;
-  /// Count rows whose logits are wanted instead of all rows.
-  u32 sample_rows;
-  u32 _pad;
-};
-static_assert(sizeof(GemmParams) == 128, "as in ops/gemm.rs");
-
-/// One f16 in both halves of a word.
-__device__ __forceinline__ u32 twice(u32 half) { return (half & 0xffffu) * 0x10001u; }
-
-/// Scale and minimum of a lane's group in rows r and r + 8 of a block, each f16 twice.
-struct LaneScales {
-  u32 scale[2];
-  u32 minimum[2];
-};
-
-template <Format FORMAT>
-__device__ __forceinline__ LaneScales load_scales(const u8* matrix, u32 n_units, u32 stripe, u32 unit, const u8* at,
-                                                  u32 block, u32 lane) {
-  constexpr CodeLayout L = pleach::code_layout(FORMAT);
-  const u32 r = lane / 4, g = lane % 4 * 16 / L.group;
-  const u8* meta = at + pleach::meta_offset(L, block, r);
-  LaneScales out = {};
-#pragma unroll
-  for (u32 h = 0; h < 2; ++h) {
-    const u8* scale = meta + pleach::meta_in_entry(L, 0, h, 0) + g * (L.super_block ? 1 : 2);
-    const u8* minimum = meta + pleach::meta_in_entry(L, L.has_min, h, 0) + g * (L.super_block ? 1 : 2);
-    if constexpr (L.super_block) {
-      const u8* supers = matrix + pleach::super_offset(L, n_units, stripe, unit);
-      const u16 d = *reinterpret_cast<const u16*>(supers + pleach::super_scale_offset(L, block, r, 0, h));
-      // A group's scale is a signed byte.
-      out.scale[h] = twice(float_to_half(half_to_float(d) * static_cast<f32>(static_cast<signed char>(*scale))));
-      if constexpr (L.has_min) {
-        const u16 dmin = *reinterpret_cast<const u16*>(supers + pleach::super_scale_offset(L, block, r, 1, h));
-        out.minimum[h] = twice(float_to_half(-half_to_float(dmin) * static_cast<f32>(*minimum)));
-      }
-    } else {
-      out.scale[h] = twice(*reinterpret_cast<const u16*>(scale));
-      if constexpr (L.has_min) out.minimum[h] = twice(*reinterpret_cast<const u16*>(minimum));
-    }
-  }
-  return out;
-}
-
-/// Two codes (below 256) of one register as values: `code - offset` exactly, then times scale (plus minimum) in f16.
-template <Format FORMAT>
-__device__ __forceinline__ u32 to_values(u32 codes, u32 scale, u32 minimum) {
-  constexpr CodeLayout L = pleach::code_layout(FORMAT);
-  // 1024 + code: the bits of a code below 1024 are the lowest of a half's mantissa there.
-  const u32 q = half2_sub(codes | 0x64006400u, (0x6400u + L.offset) * 0x10001u);
-  if constexpr (L.has_min) return half2_fma(q, scale, minimum);
-  return half2_mul(q, scale);
-}
-
-/// Bits 4 and up of the codes of register i in k16 step j, in place.
-template <Format FORMAT>
-__device__ __forceinline__ u32 extra_bits(const u8* lane_extra, u32 j, u32 i) {
-  constexpr CodeLayout L = pleach::code_layout(FORMAT);
-  const u32* words = reinterpret_cast<const u32*>(lane_extra);
-  if constexpr (L.bits == 5) return (words[0] >> (4 * j + i) & 0x00010001u) << 4;
-  if constexpr (L.bits == 6) return (words[j / 2] >> 2 * (i + 4 * (j % 2)) & 0x00030003u) << 4;
-  if constexpr (L.bits == 8) return (words[j] >> 4 * i & 0x000f000fu) << 4;
-  return 0;
-}
 
 /// This warp's part of a stripe's product: two blocks times all rows of the tile.
 template <Format FORMAT, u32 TILES>
@@ -135,7 +45,7 @@ __device__ __forceinline__ void multiply(const GemmParams& p, const u8* weights,
 #pragma unroll
     for (u32 b = 0; b < 2; ++b) {
       const LaneScales scales = load_scales<FORMAT>(weights, p.n_units, stripe, unit, at, first_block + b, lane);
-      const u8* extra = at + pleach::extra_offset(L, first_block + b, lane);
+      const u32* extra = reinterpret_cast<const u32*>(at + pleach::extra_offset(L, first_block + b, lane));
 #pragma unroll
       for (u32 j = 0; j < 4; ++j) {
         const u32 word = j == 0 ? codes[b].x : j == 1 ? codes[b].y : j == 2 ? codes[b].z : codes[b].w;
@@ -170,12 +80,10 @@ __device__ __forceinline__ void gemm(const GemmParams& p) {
   // Sums of so many tiles of rows pass through shared memory at a time.
   constexpr u32 ROUND = TILES < 4 ? TILES : 4;
   __shared__ f32 sums[K_WARPS][8 * ROUND][SUM_STRIDE];
-  const u32 n_rows = p.sample_rows ? p.step->n_sample_rows : p.step->n_rows;
+  const u32 n_rows = rows_of(p);
   const u32 first_row = blockIdx.z * 8 * TILES;
   if (first_row >= n_rows) return;
-  u32 part = 0;
-  while (part + 1 < p.n_parts && blockIdx.x >= p.parts[part + 1].first_stripe) ++part;
-  const GemmPart& at = p.parts[part];
+  const GemmPart& at = part_of(p, blockIdx.x);
   const u32 stripe = blockIdx.x - at.first_stripe;
   f32 acc[2][TILES][4] = {};
   switch (static_cast<Format>(at.format)) {
@@ -228,12 +136,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gemm_8(const __grid_con
 /// The same for dense weights (F32, F16 or BF16 rows): one warp a feature, plain sums in f32. For small models and
 /// checks. Grid: (stripes of all parts, 1, tiles of 8 rows).
 extern "C" __global__ void __launch_bounds__(THREADS) gemm_dense(const __grid_constant__ GemmParams p) {
-  const u32 n_rows = p.sample_rows ? p.step->n_sample_rows : p.step->n_rows;
+  const u32 n_rows = rows_of(p);
   const u32 first_row = blockIdx.z * 8;
   if (first_row >= n_rows || blockIdx.y > 0) return;
-  u32 part = 0;
-  while (part + 1 < p.n_parts && blockIdx.x >= p.parts[part + 1].first_stripe) ++part;
-  const GemmPart& at = p.parts[part];
+  const GemmPart& at = part_of(p, blockIdx.x);
   const u32 stripe = blockIdx.x - at.first_stripe, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const Format format = static_cast<Format>(at.format);
   if (format != Format::F32 && format != Format::F16 && format != Format::BF16) return;  // gemm_1, _2, _4

@@ -122,6 +122,15 @@ pub struct HeadNorms<V> {
     pub k: V,
 }
 
+/// What a device needs of a step that was begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepStart {
+    /// Its operations, one by one.
+    Enqueue,
+    /// Nothing: it recorded those of an equal step.
+    Recorded,
+}
+
 /// The fused operations that a device offers. Buffers are `[max_rows, width]` f32 on the device; an operation works on
 /// the rows of the step begun last.
 ///
@@ -158,11 +167,12 @@ pub trait Backend: Send {
     /// Most rows in a step.
     fn max_rows(&self) -> usize;
 
-    /// Plans a step: positions, block tables, adapters of all rows.
+    /// Plans a step: positions, block tables, adapters of all rows. On [`StepStart::Recorded`] the device has the step's
+    /// operations already, and [`Self::sample`] follows at once.
     ///
     /// # Errors
     /// [`RunError::Device`].
-    fn begin_step(&mut self, batch: &StepBatch) -> Result<(), RunError>;
+    fn begin_step(&mut self, batch: &StepBatch) -> Result<StepStart, RunError>;
 
     /// `out[t] = table[token_ids[t]]`.
     fn embed(&mut self, batch: &StepBatch, table: &Self::Matrix, out: &mut Self::Buffer);

@@ -17,9 +17,12 @@ use pleach_engine::{
         Activations, CpuOptions, Decoder, load_cpu, load_cuda, random_adapter, random_weights,
     },
     spec::{Architecture, ModelSpec, RopeScaling},
+    step_batch::AdapterSlot,
 };
 use serde::Serialize;
 
+mod profile;
+mod soak;
 mod step;
 
 /// Checks a GPU.
@@ -54,6 +57,22 @@ struct Report {
     kernels: Vec<KernelRow>,
     model: Vec<step::Row>,
     timings: Vec<step::Timing>,
+    profile: Vec<profile::Share>,
+}
+
+#[derive(Default)]
+struct ModelReport {
+    rows: Vec<step::Row>,
+    timings: Vec<step::Timing>,
+    profile: Vec<profile::Share>,
+}
+
+impl ModelReport {
+    fn extend(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.timings.extend(other.timings);
+        self.profile.extend(other.profile);
+    }
 }
 
 #[derive(Serialize)]
@@ -94,16 +113,14 @@ fn check(args: &Args) -> anyhow::Result<()> {
         rows.len(),
         began.elapsed().as_secs_f64()
     );
-    let (mut model, mut timings) = (Vec::new(), Vec::new());
+    let mut model = ModelReport::default();
     for path in &args.model {
-        let (rows, times) = check_model(args, path).with_context(|| path.display().to_string())?;
-        model.extend(rows);
-        timings.extend(times);
+        model.extend(check_model(args, path).with_context(|| path.display().to_string())?);
     }
     if args.random_8b {
-        timings.extend(time_random(args)?);
+        model.extend(time_random(args)?);
     }
-    let failed = rows.len() - passed(&rows) + model.iter().filter(|row| !row.pass).count();
+    let failed = rows.len() - passed(&rows) + model.rows.iter().filter(|row| !row.pass).count();
     if let Some(path) = &args.json {
         let kernels = rows.into_iter().map(|row| KernelRow {
             name: row.name,
@@ -112,7 +129,9 @@ fn check(args: &Args) -> anyhow::Result<()> {
             worst_ratio: row.worst_ratio.min(f64::MAX),
             pass: row.pass,
         });
-        let report = Report { gpu: info.name, kernels: kernels.collect(), model, timings };
+        let ModelReport { rows: model, timings, profile } = model;
+        let report =
+            Report { gpu: info.name, kernels: kernels.collect(), model, timings, profile };
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| path.display().to_string())?;
     }
@@ -133,10 +152,7 @@ fn print_row(row: &CheckRow) {
 }
 
 /// The model on both devices: the same steps, base rows and adapters mixed.
-fn check_model(
-    args: &Args,
-    path: &std::path::Path,
-) -> anyhow::Result<(Vec<step::Row>, Vec<step::Timing>)> {
+fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelReport> {
     let file = GgufFile::open(path)?;
     let mut device = Device::open(args.device)?;
     let free = device.free_bytes()?;
@@ -159,17 +175,33 @@ fn check_model(
         .iter()
         .map(|folder| Ok(pleach_adapters::load_peft(folder, gpu.spec())?.weights))
         .collect::<anyhow::Result<_>>()?;
-    let rows = step::compare(&mut gpu, &mut cpu, &adapters)?;
+    let mut rows = step::compare(&mut gpu, &mut cpu, &adapters)?;
+    let is_long = gpu.spec().context >= step::TIMED_CONTEXT;
+    if is_long {
+        rows.push(soak::soak(&mut gpu, &adapters)?);
+    }
     for row in &rows {
         println!("{} {:<60} {}", if row.pass { "pass" } else { "FAIL" }, row.what, row.found);
     }
-    let timings = if gpu.spec().context < step::TIMED_CONTEXT {
-        Vec::new()
-    } else {
-        step::time(&mut gpu, &adapters)?
-    };
-    print_timings(&timings);
-    Ok((rows, timings))
+    let mut report = ModelReport { rows, ..ModelReport::default() };
+    if is_long {
+        measure(&mut gpu, &adapters, &mut report)?;
+    }
+    Ok(report)
+}
+
+/// Times and profiles.
+fn measure(
+    gpu: &mut Decoder<CudaBackend>,
+    adapters: &[AdapterWeights],
+    report: &mut ModelReport,
+) -> anyhow::Result<()> {
+    let slots: Vec<AdapterSlot> =
+        adapters.iter().map(|weights| gpu.install_adapter(weights)).collect::<Result<_, _>>()?;
+    report.timings = step::time(gpu, &slots)?;
+    print_timings(&report.timings);
+    report.profile = profile::profile(gpu, &slots)?;
+    Ok(())
 }
 
 fn print_timings(timings: &[step::Timing]) {
@@ -182,7 +214,7 @@ fn print_timings(timings: &[step::Timing]) {
 }
 
 /// Times of a large model whose values mean nothing.
-fn time_random(args: &Args) -> anyhow::Result<Vec<step::Timing>> {
+fn time_random(args: &Args) -> anyhow::Result<ModelReport> {
     let spec = ModelSpec {
         architecture: Architecture::Llama,
         name: "random 8B".to_owned(),
@@ -202,14 +234,14 @@ fn time_random(args: &Args) -> anyhow::Result<Vec<step::Timing>> {
     let free = device.free_bytes()?;
     device.reserve(free / 10 * 9)?;
     let began = Instant::now();
-    let options = CudaOptions { kv_bytes: 12 << 30, adapter_bytes: 16 << 30, max_rows: 512 };
+    let options = CudaOptions { kv_bytes: 12 << 30, adapter_bytes: 16 << 30, max_rows: 2048 };
     let mut backend = CudaBackend::new(device, &spec, options)?;
     let weights = random_weights(&spec, &mut backend)?;
     let mut gpu = Decoder::new(spec, backend, weights)?;
     println!("{} on the GPU in {:.1} s", gpu.spec().name, began.elapsed().as_secs_f64());
     let adapters: Vec<AdapterWeights> =
         (0..64).map(|seed| random_adapter(gpu.spec(), 16, seed)).collect();
-    let timings = step::time(&mut gpu, &adapters)?;
-    print_timings(&timings);
-    Ok(timings)
+    let mut report = ModelReport::default();
+    measure(&mut gpu, &adapters, &mut report)?;
+    Ok(report)
 }

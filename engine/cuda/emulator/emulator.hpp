@@ -6,6 +6,9 @@
 // and need all 32 lanes, as their full masks promise. What cannot go on (lanes at different operations, a barrier that
 // some never reach) is reported and not waited for.
 //
+// Copies and products that do not wait are done as late as their waits allow, products in the reverse order at once, so
+// that memory or registers that are reused too early show.
+//
 // A barrier that is missing between two warps shows as a wrong value when warps run in order or in reverse order (tests do
 // both). What does not show: speed, and the last bits (the host neither fuses nor sums as tensor cores do).
 // Compiled with -fsanitize=alignment,bounds, so that an access that a GPU refuses traps here too.
@@ -93,10 +96,20 @@ constexpr size_t SHARED_BYTES_MAX = 227 << 10;
 
 enum class State { Ready, AtWarp, AtBlock, Done };
 
-/// 16 bytes on their way into shared memory.
+/// 16 or 4 bytes on their way into shared memory.
 struct Copy {
   void* shared;
   const void* global;
+  u32 bytes;
+  u32 group;
+};
+
+/// A product of a warpgroup: this lane's sums and operand, which it must not touch, and where B is.
+struct Product {
+  f32* d;
+  const u32* a;
+  u64 b;
+  u32 n_columns;
   u32 group;
 };
 
@@ -110,6 +123,9 @@ struct Fiber {
   /// Copies that have not arrived, and groups committed so far.
   std::vector<Copy> copies;
   u32 n_groups;
+  /// The same of products.
+  std::vector<Product> products;
+  u32 n_product_groups;
 };
 
 static std::vector<Fiber> fibers;
@@ -120,7 +136,9 @@ static u32 block_threads;
 static const void* kernel_params;
 static void (*kernel_call)(const void*, const void*);
 static const void* kernel;
-alignas(16) static unsigned char dynamic_shared[SHARED_BYTES_MAX];
+alignas(1024) static unsigned char dynamic_shared[SHARED_BYTES_MAX];
+/// Products are done at once, and not as late as they may.
+static bool eager_products;
 
 extern "C" void emulator_switch(void** save, void* load);
 asm(R"(
@@ -202,7 +220,7 @@ inline bool run_cta(bool reversed) {
     void** stack = reinterpret_cast<void**>(top) - 8;
     memset(stack, 0, 64);
     stack[6] = reinterpret_cast<void*>(&enter);
-    fibers[i] = Fiber{stack, State::Ready, {i, 0, 0}, 0, {}, {}, 0};
+    fibers[i] = Fiber{stack, State::Ready, {i, 0, 0}, 0, {}, {}, 0, {}, 0};
   }
   const u32 n_warps = (block_threads + LANES - 1) / LANES;
   for (;;) {
@@ -263,7 +281,15 @@ inline T shuffle_xor(T x, int mask) {
 
 // Copies arrive as late as they may: when they are waited for.
 inline void copy_async_16(void* shared, const void* global) {
-  emulator::current->copies.push_back({shared, global, emulator::current->n_groups});
+  emulator::current->copies.push_back({shared, global, 16, emulator::current->n_groups});
+}
+/// Shared memory by its address: 0 is where dynamic shared memory begins.
+inline u32 shared_address(const void* p) {
+  return static_cast<u32>(static_cast<const unsigned char*>(p) - emulator::dynamic_shared);
+}
+inline void copy_async_4(u32 shared, const void* global) {
+  if (shared % 4 != 0 || shared > emulator::SHARED_BYTES_MAX - 4) __builtin_trap();
+  emulator::current->copies.push_back({emulator::dynamic_shared + shared, global, 4, emulator::current->n_groups});
 }
 inline void copy_async_commit() { ++emulator::current->n_groups; }
 template <int PENDING>
@@ -271,7 +297,7 @@ inline void copy_async_wait() {
   std::vector<emulator::Copy> later;
   for (const emulator::Copy& copy : emulator::current->copies) {
     if (copy.group + PENDING < emulator::current->n_groups) {
-      *static_cast<uint4*>(copy.shared) = *static_cast<const uint4*>(copy.global);
+      memcpy(copy.shared, copy.global, copy.bytes);
     } else {
       later.push_back(copy);
     }
@@ -312,6 +338,61 @@ inline void ldmatrix_x4_transposed(u32 (&r)[4], const void* row) {
   }
 }
 
+namespace emulator {
+
+/// A product for this lane: B is read through the fields of its descriptor.
+inline void multiply(const Product& product) {
+  struct Operand {
+    u32 a[4];
+  };
+  exchange(product.a, sizeof(Operand));
+  const u32 lane = current->thread.x % LANES;
+  f32 a[2][16];
+  for (u32 k = 0; k < 16; ++k) {
+    const auto from = mail_of<Operand>(lane / 4 * 4 + k % 8 / 2);
+    for (u32 h = 0; h < 2; ++h) a[h][k] = half_of(from.a[h + k / 8 * 2], k % 2);
+  }
+  const u32 begin = static_cast<u32>(product.b & 0x3fff) << 4, eight_rows = static_cast<u32>(product.b >> 32 & 0x3fff) << 4;
+  // Nothing but 128-byte swizzle is known here, whose pattern begins at multiples of 1024 bytes.
+  if (product.b >> 62 != 1 || (product.b >> 49 & 7) != 0) __builtin_trap();
+  for (u32 i = 0; i < product.n_columns / 4; ++i) {
+    const u32 column = i / 2 * 8 + lane % 4 * 2 + i % 2;
+    f32 sum[2] = {};
+    for (u32 k = 0; k < 16; ++k) {
+      u32 at = begin + column / 8 * eight_rows + column % 8 * 128 + k * 2;
+      at ^= (at >> 7 & 7) << 4;
+      if (at > SHARED_BYTES_MAX - 2) __builtin_trap();
+      const f32 b = half_to_float(*reinterpret_cast<const u16*>(dynamic_shared + at));
+      for (u32 h = 0; h < 2; ++h) sum[h] += a[h][k] * b;
+    }
+    for (u32 h = 0; h < 2; ++h) product.d[i / 2 * 4 + h * 2 + i % 2] += sum[h];
+  }
+}
+
+}  // namespace emulator
+
+inline u32 computed_here(u32 x) { return x; }
+inline void fence_proxy_async() {}
+inline void wgmma_fence() {}
+inline void wgmma_commit() { ++emulator::current->n_product_groups; }
+inline void wgmma_m64n128k16(f32 (&d)[64], const u32 (&a)[4], u64 b) {
+  const emulator::Product product = {d, a, b, 128, emulator::current->n_product_groups};
+  if (emulator::eager_products) return emulator::multiply(product);
+  emulator::current->products.push_back(product);
+}
+template <int PENDING>
+inline void wgmma_wait() {
+  std::vector<emulator::Product> later;
+  for (const emulator::Product& product : emulator::current->products) {
+    if (product.group + PENDING < emulator::current->n_product_groups) {
+      emulator::multiply(product);
+    } else {
+      later.push_back(product);
+    }
+  }
+  emulator::current->products.swap(later);
+}
+
 /// Runs a kernel of this library. 0: done; 1: parameters of a size that cannot be passed; 2: threads that cannot go on.
 extern "C" int emulator_run(const void* kernel, const u32* grid, u32 block, u32 shared,
                                                                         const void* params, size_t params_bytes, int reversed) {
@@ -323,6 +404,7 @@ extern "C" int emulator_run(const void* kernel, const u32* grid, u32 block, u32 
   block_threads = block;
   block_size = {block, 1, 1};
   grid_size = {grid[0], grid[1], grid[2]};
+  eager_products = reversed != 0;
   for (u32 z = 0; z < grid[2]; ++z) {
     for (u32 y = 0; y < grid[1]; ++y) {
       for (u32 x = 0; x < grid[0]; ++x) {

@@ -2,7 +2,7 @@
 
 use crate::{
     adapter_weights::AdapterWeights,
-    backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError},
+    backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
     model::{Activations, CpuOptions},
     rope::RopeTable,
@@ -214,7 +214,7 @@ impl Backend for CpuBackend {
         self.max_rows
     }
 
-    fn begin_step(&mut self, batch: &StepBatch) -> Result<(), RunError> {
+    fn begin_step(&mut self, batch: &StepBatch) -> Result<StepStart, RunError> {
         if batch.n_rows() > self.max_rows {
             return Err(RunError::Device(format!(
                 "{} rows in a step of {}",
@@ -223,7 +223,7 @@ impl Backend for CpuBackend {
             )));
         }
         self.plan.begin(batch, &self.spec, &self.rope, self.team.n_threads());
-        Ok(())
+        Ok(StepStart::Enqueue)
     }
 
     fn embed(&mut self, batch: &StepBatch, table: &CpuMatrix, out: &mut CpuBuffer) {

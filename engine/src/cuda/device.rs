@@ -7,7 +7,10 @@
     reason = "asynchronous copies: the pinned buffer keeps still until its event"
 )]
 
-use std::{cell::Cell, fmt};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+};
 
 use super::{
     Arena, CudaError, DevicePtr, Launch, LaunchSink, Plain, RecordedLaunch,
@@ -50,11 +53,27 @@ pub enum StreamId {
     Copy,
 }
 
+/// What the launches of one kernel took, see [`Device::begin_profile`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct KernelTime {
+    /// Name of the entry point.
+    pub kernel: String,
+    /// Launches.
+    pub n_launches: usize,
+    /// In all, milliseconds.
+    pub milliseconds: f64,
+}
+
+/// A launch between two timed events.
+type TimedLaunch = (String, Event, Event);
+
 /// A GPU, or a fake one.
 pub struct Device {
     gpu: Box<dyn Gpu>,
     arena: Option<Arena>,
     capturing: Cell<bool>,
+    /// Launches since [`Self::begin_profile`].
+    profile: RefCell<Option<Vec<TimedLaunch>>>,
 }
 
 impl fmt::Debug for Device {
@@ -81,7 +100,7 @@ impl Device {
     }
 
     fn over(gpu: Box<dyn Gpu>) -> Self {
-        Self { gpu, arena: None, capturing: Cell::new(false) }
+        Self { gpu, arena: None, capturing: Cell::new(false), profile: RefCell::new(None) }
     }
 
     /// What it is.
@@ -274,7 +293,39 @@ impl Device {
     /// As there.
     pub fn submit_on(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
         launch.check()?;
-        self.gpu.submit(stream, launch)
+        let mut profile = self.profile.borrow_mut();
+        let Some(launches) = profile.as_mut().filter(|_| !self.capturing.get()) else {
+            return self.gpu.submit(stream, launch);
+        };
+        let begin = self.gpu.record(stream, true)?;
+        self.gpu.submit(stream, launch)?;
+        launches.push((launch.kernel.to_owned(), begin, self.gpu.record(stream, true)?));
+        Ok(())
+    }
+
+    /// From now on every launch is timed, which slows them down a little. Launches of graphs are not.
+    pub fn begin_profile(&self) {
+        *self.profile.borrow_mut() = Some(Vec::new());
+    }
+
+    /// Ends it; what was launched since, by kernel, the longest first.
+    ///
+    /// # Errors
+    /// [`CudaError::Call`].
+    pub fn end_profile(&self) -> Result<Vec<KernelTime>, CudaError> {
+        let mut times: Vec<KernelTime> = Vec::new();
+        for (kernel, begin, end) in self.profile.borrow_mut().take().unwrap_or_default() {
+            let milliseconds = f64::from(begin.elapsed_ms(&end)?);
+            match times.iter_mut().find(|time| time.kernel == kernel) {
+                Some(time) => {
+                    time.n_launches += 1;
+                    time.milliseconds += milliseconds;
+                }
+                None => times.push(KernelTime { kernel, n_launches: 1, milliseconds }),
+            }
+        }
+        times.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
+        Ok(times)
     }
 
     /// How many CTAs of a kernel fit on one multiprocessor: for the grids of persistent kernels.

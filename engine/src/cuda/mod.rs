@@ -11,14 +11,13 @@
 //! | `launch`, `plain` | one launch, and the structs that kernels take |
 //! | `arena` | the one allocation and its account |
 //! | `ops` | a wrapper for each kernel |
-//! | `step_inputs` | what varies from step to step, at fixed addresses |
-//! | `backend`, `byte_pool` | `Backend` over all of this; memory of resident adapters |
+//! | `sample_plan` | what the sampling kernel is told, from the rows' parameters and histories |
+//! | `backend` | `Backend` over all of this |
 //! | `check` | every kernel against its definition |
 //! | `tile`, `repack`, `decode` | weights in tiles and planes, as the tensor cores read them |
 
 pub mod arena;
 mod backend;
-mod byte_pool;
 pub mod check;
 mod decode;
 mod device;
@@ -32,19 +31,20 @@ pub mod ops;
 pub mod plain;
 pub mod probe;
 pub mod repack;
-mod step_inputs;
+mod sample_plan;
 pub mod tile;
 
 pub use arena::{Arena, ArenaLine, DevicePtr};
 pub use backend::{
     ADAPTER_SLOTS_MAX, CudaBackend, CudaBuffer, CudaMatrix, CudaOptions, CudaVector,
 };
-pub use device::{Device, DeviceInfo, StreamId};
+pub use device::{Device, DeviceInfo, KernelTime, StreamId};
 pub use error::CudaError;
 pub use fake::RecordedLaunch;
 pub use handles::{Event, Graph, PinnedBuffer};
 pub use launch::{Launch, LaunchSink, Params};
 pub use plain::Plain;
+pub use sample_plan::{EDITS_MAX, SamplePlan};
 
 #[cfg(test)]
 mod tests;

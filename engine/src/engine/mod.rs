@@ -1,9 +1,11 @@
 //! The engine's owner thread and the handle that others use.
 //!
 //! One thread owns the [`StepRunner`]. Everything that can make it work is one closed `enum Command` on one bounded
-//! channel. When nothing is to be done the thread sleeps in that channel.
+//! channel. When nothing is to be done the thread sleeps in that channel. What it has to say leaves through an
+//! [`Outbox`], so that others wake the listeners.
 
 mod lease;
+mod outbox;
 mod owner;
 
 use std::{
@@ -18,6 +20,8 @@ use std::{
 
 pub use lease::AdapterLease;
 use lease::ReturnedSlots;
+use outbox::Delivery;
+pub(crate) use outbox::Outbox;
 use owner::{Command, EngineOwner, stopped};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -117,6 +121,7 @@ struct Shared {
     live: Arc<AtomicUsize>,
     is_stopping: AtomicBool,
     commands: mpsc::Sender<Command>,
+    outbox: Outbox,
     stats: Arc<Mutex<EngineStats>>,
     /// Its sender is dropped when the owner thread has ended.
     ended: watch::Receiver<()>,
@@ -147,12 +152,15 @@ impl EngineHandle {
         let scheduler = Scheduler::new(limits, Box::new(Fifo));
         let stats = Arc::new(Mutex::new(scheduler.stats()));
         let spec = runner.spec().clone();
+        let outbox = Outbox::default();
         let owner = EngineOwner {
             runner,
             scheduler,
             commands: receiver,
             sender: commands.downgrade(),
             returned: Arc::new(ReturnedSlots::default()),
+            outbox: outbox.clone(),
+            delivery: Delivery::start()?,
             stats: Arc::clone(&stats),
             ending: None,
         };
@@ -169,6 +177,7 @@ impl EngineHandle {
             live: Arc::default(),
             is_stopping: AtomicBool::new(false),
             commands,
+            outbox,
             stats,
             ended,
         };
@@ -190,6 +199,11 @@ impl EngineHandle {
         self.shared.limits.max_prompt_tokens()
     }
 
+    /// Most sequences at a time, running and waiting.
+    pub fn max_live(&self) -> usize {
+        self.shared.limits.max_batch.saturating_add(self.shared.config.max_queue)
+    }
+
     /// Whether new sequences are refused for good: shut-down has begun, or the owner thread has ended.
     pub fn is_stopping(&self) -> bool {
         self.shared.is_stopping.load(Ordering::Acquire) || self.shared.commands.is_closed()
@@ -206,13 +220,13 @@ impl EngineHandle {
         }
         self.check(&request)?;
         let max_batch = shared.limits.max_batch;
-        let live_max = max_batch.saturating_add(shared.config.max_queue);
-        let place = LivePlace::take(&shared.live, live_max)
+        let place = LivePlace::take(&shared.live, self.max_live())
             .map_err(|live| SubmitError::QueueFull { queued: live.saturating_sub(max_batch) })?;
         let id = SequenceId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::unbounded_channel();
         let sequence =
-            Sequence::new(id, request, shared.config.prefix_cache, sender).with_place(place);
+            Sequence::new(id, request, shared.config.prefix_cache, sender)
+                .within_engine(place, shared.outbox.clone());
         match shared.commands.try_send(Command::Submit(Box::new(sequence))) {
             Ok(()) => Ok(SequenceStream { id, events }),
             Err(mpsc::error::TrySendError::Full(_)) => {
@@ -233,7 +247,7 @@ impl EngineHandle {
         answer.await.map_err(|_| stopped())?
     }
 
-    /// The newest numbers: those after the last step, whose events may have arrived a moment earlier. Never blocks.
+    /// The newest numbers: those after the last step, whose events arrive a moment later. Never blocks.
     pub fn stats(&self) -> EngineStats {
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }

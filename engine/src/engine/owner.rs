@@ -12,7 +12,11 @@ use tokio::sync::{
     oneshot,
 };
 
-use super::{AdapterLease, EngineStats, lease::ReturnedSlots};
+use super::{
+    AdapterLease, EngineStats,
+    lease::ReturnedSlots,
+    outbox::{Delivery, Outbox},
+};
 use crate::{
     adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
@@ -50,6 +54,9 @@ pub(super) struct EngineOwner {
     /// For leases.
     pub(super) sender: WeakSender<Command>,
     pub(super) returned: Arc<ReturnedSlots>,
+    /// What sequences have to say; they share it.
+    pub(super) outbox: Outbox,
+    pub(super) delivery: Delivery,
     /// Written after every step, read by whoever asks; held for a copy only.
     pub(super) stats: Arc<Mutex<EngineStats>>,
     pub(super) ending: Option<Ending>,
@@ -67,10 +74,10 @@ impl EngineOwner {
         while self.receive() {
             self.free_returned_slots();
             self.step();
-            self.publish_stats();
+            self.publish();
         }
         self.end();
-        self.publish_stats();
+        self.publish();
     }
 
     /// Takes all commands that are there; waits for one when there is nothing to do. Whether to go on.
@@ -156,8 +163,10 @@ impl EngineOwner {
         }
     }
 
-    fn publish_stats(&self) {
+    /// The numbers first: who has seen an event may count on them.
+    fn publish(&self) {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+        self.delivery.flush(&self.outbox);
     }
 
     fn end(&mut self) {

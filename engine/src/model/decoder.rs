@@ -2,7 +2,7 @@
 
 use crate::{
     adapter_weights::AdapterWeights,
-    backend::{Backend, HeadNorms, Output, Projection, RunError, StepRunner},
+    backend::{Backend, HeadNorms, Output, Projection, RunError, StepRunner, StepStart},
     sampler::SampledToken,
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},
@@ -91,6 +91,28 @@ impl<B: Backend> Decoder<B> {
         };
         Ok(Self { spec, backend, weights, buffers })
     }
+
+    /// The device's side, for settings and measurements of its own.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+}
+
+fn run_layer<B: Backend>(
+    backend: &mut B,
+    batch: &StepBatch,
+    index: usize,
+    layer: &Layer<B::Matrix, B::Vector>,
+    b: &mut Buffers<B::Buffer>,
+) {
+    backend.rms_norm(&b.residual, &layer.attention_norm, &mut b.normed);
+    backend.project(&layer.qkv, &b.normed, &mut b.qkv, Output::Write);
+    backend.attention(batch, index, layer.head_norms.as_ref(), &mut b.qkv, &mut b.attended);
+    backend.project(&layer.attention_out, &b.attended, &mut b.residual, Output::Add);
+    backend.rms_norm(&b.residual, &layer.ffn_norm, &mut b.normed);
+    backend.project(&layer.gate_up, &b.normed, &mut b.gate_up, Output::Write);
+    backend.swiglu(&b.gate_up, &mut b.product);
+    backend.project(&layer.down, &b.product, &mut b.residual, Output::Add);
 }
 
 impl<B: Backend> StepRunner for Decoder<B> {
@@ -108,17 +130,11 @@ impl<B: Backend> StepRunner for Decoder<B> {
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
         let Self { backend, weights, buffers: b, .. } = self;
-        backend.begin_step(batch)?;
-        backend.embed(batch, &weights.embedding, &mut b.residual);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            backend.rms_norm(&b.residual, &layer.attention_norm, &mut b.normed);
-            backend.project(&layer.qkv, &b.normed, &mut b.qkv, Output::Write);
-            backend.attention(batch, index, layer.head_norms.as_ref(), &mut b.qkv, &mut b.attended);
-            backend.project(&layer.attention_out, &b.attended, &mut b.residual, Output::Add);
-            backend.rms_norm(&b.residual, &layer.ffn_norm, &mut b.normed);
-            backend.project(&layer.gate_up, &b.normed, &mut b.gate_up, Output::Write);
-            backend.swiglu(&b.gate_up, &mut b.product);
-            backend.project(&layer.down, &b.product, &mut b.residual, Output::Add);
+        if backend.begin_step(batch)? == StepStart::Enqueue {
+            backend.embed(batch, &weights.embedding, &mut b.residual);
+            for (index, layer) in weights.layers.iter().enumerate() {
+                run_layer(backend, batch, index, layer, b);
+            }
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         backend.sample(batch, &b.residual, &weights.final_norm, head)

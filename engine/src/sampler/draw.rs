@@ -1,43 +1,102 @@
 //! Choosing one token at random from what `min_p`, `top_k` and `top_p` leave.
 //!
-//! Weights are `e^((x - max) / temperature)`: not normalized, the likeliest has 1. Every sum runs in a fixed order, so a
-//! row of logits and a number in `[0, 1)` always give the same token.
+//! Weights are `e^((x - max) / temperature)`: not normalized, the likeliest has 1. They are counted in units of 2⁻⁴⁰, so
+//! every sum is exact and does not depend on its order. What is kept is walked in the order of the vocabulary, up to the
+//! token at which the running sum passes a random share of the whole. `cuda/sample.cu` does the same arithmetic and
+//! gives the same token for the same logits: keep the two alike.
 
 use std::cmp::Ordering;
 
-use super::{SamplingParams, softmax};
+use crate::step_batch::SampleRow;
+
+use super::{TEMPERATURE_MIN, philox, softmax};
 
 /// Up to this many candidates are kept in a sorted list while scanning; more are selected from all indices.
 const SHORT_LIST_MAX: usize = 128;
 
-/// Weights between two powers of 2 share a class; a positive weight is at most 1 and at least `e^-87 > 2^-126`.
-const WEIGHT_CLASSES: usize = 127;
+/// Classes of values by their distance to the largest, for `top_p`.
+const BINS: usize = 2048;
+
+/// For a distance of 1 in the exponent. All that weigh something are less than 28 away, and so not in the last class.
+const BINS_PER_UNIT: f32 = 64.0;
 
 /// Weights summed at once when everything may be drawn.
 const DRAW_CHUNK: usize = 256;
 
-/// The token at `uniform` in `[0, 1)`. `max` is the largest of `values` and finite; the temperature is not zero.
-pub(super) fn draw(values: &[f32], max: f32, params: &SamplingParams, uniform: f64) -> usize {
-    let inverse_temperature = 1.0 / params.temperature;
-    // The likeliest has weight 1, so `min_p` is a bound for the weight itself. (Capped: the likeliest always stays.)
-    let weight_min = params.min_p.min(1.0);
-    let weight = |value: f32| {
-        let weight = softmax::exp_nonpositive((value - max) * inverse_temperature);
-        if weight < weight_min { 0.0 } else { weight }
-    };
-    let top_p = f64::from(params.top_p);
-    let top_k = params.top_k as usize;
+/// Units of the weight 1, as a power of two: 2²⁴ tokens of this weight can be summed.
+const UNIT_BITS: u32 = 40;
+
+/// What a row's draw depends on, beside its logits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Draw {
+    pub(crate) inverse_temperature: f32,
+    /// `min_p`: the likeliest has weight 1, so it is a bound for the weight itself.
+    pub(crate) weight_min: f32,
+    /// 0: everything.
+    pub(crate) top_k: u32,
+    /// Times 2⁶⁴.
+    pub(crate) top_p: u64,
+    /// The random number, in `[0, 1)`, times 2⁶⁴.
+    pub(crate) uniform: u64,
+}
+
+impl Draw {
+    /// `top_p` of 1.
+    pub(crate) const EVERYTHING: u64 = u64::MAX;
+
+    /// `None` for a row that takes the likeliest token.
+    pub(crate) fn of(row: &SampleRow) -> Option<Self> {
+        let params = &*row.params;
+        if params.temperature < TEMPERATURE_MIN || params.temperature.is_nan() {
+            return None;
+        }
+        Some(Self {
+            inverse_temperature: 1.0 / params.temperature,
+            // Capped: the likeliest always stays.
+            weight_min: params.min_p.min(1.0),
+            top_k: params.top_k,
+            top_p: if params.top_p < 1.0 { fixed_point(params.top_p) } else { Self::EVERYTHING },
+            uniform: philox::uniform(params.seed, row.sample_index),
+        })
+    }
+
+    /// Of a value whose distance to the largest, not above 0, is given.
+    fn weight(&self, distance: f32) -> f32 {
+        let weight = softmax::exp_nonpositive(distance * self.inverse_temperature);
+        if weight < self.weight_min { 0.0 } else { weight }
+    }
+
+    /// Units that the kept tokens must have at least, out of `total`.
+    fn goal(&self, total: u64) -> u64 {
+        let product = u128::from(total) * u128::from(self.top_p);
+        high_half(product + u128::from(u64::MAX)).max(1)
+    }
+
+    /// The first at which the running sum passes `uniform` of `total`, the sum of all.
+    fn walk(&self, units: impl Iterator<Item = (usize, u64)>, total: u64) -> usize {
+        let target = high_half(u128::from(total) * u128::from(self.uniform));
+        walk(units, target)
+    }
+}
+
+/// The token that is drawn. `max` is the largest of `values` and finite.
+pub(super) fn draw(values: &[f32], max: f32, draw: &Draw) -> usize {
+    let top_k = draw.top_k as usize;
+    let mut kept: Vec<(usize, u64)>;
     if top_k > 0 && top_k < values.len() {
-        let listed = largest(values, top_k);
-        let weights: Vec<f32> = listed.iter().map(|&index| weight(values[index])).collect();
-        return listed[draw_from_head(&weights, top_p, uniform)];
-    }
-    let weights: Vec<f32> = values.iter().map(|&value| weight(value)).collect();
-    if top_p < 1.0 {
-        draw_from_nucleus(values, &weights, top_p, uniform)
+        let listed = largest(values, top_k).into_iter();
+        kept = listed.map(|index| (index, units(draw.weight(values[index] - max)))).collect();
+        let goal = draw.goal(sum(&kept));
+        keep_head(&mut kept, goal);
     } else {
-        draw_from_all(&weights, uniform)
+        let weights: Vec<f32> = values.iter().map(|&value| draw.weight(value - max)).collect();
+        if draw.top_p == Draw::EVERYTHING {
+            return draw_from_all(&weights, draw);
+        }
+        kept = nucleus(values, &weights, max, draw);
     }
+    kept.sort_unstable();
+    draw.walk(kept.iter().copied(), sum(&kept))
 }
 
 /// Indices of the `k` largest values, largest first, the lower index first among equals.
@@ -67,94 +126,116 @@ pub(super) fn largest(values: &[f32], k: usize) -> Vec<usize> {
     listed
 }
 
-/// Draws from the shortest head of `weights`, which fall, that has at least `top_p` of their sum.
-fn draw_from_head(weights: &[f32], top_p: f64, uniform: f64) -> usize {
-    let goal = top_p * weights.iter().map(|&weight| f64::from(weight)).sum::<f64>();
-    let mut kept = 0.0;
-    let mut n_kept = 0;
-    for &weight in weights {
-        if n_kept > 0 && (kept >= goal || weight == 0.0) {
-            break;
-        }
-        kept += f64::from(weight);
-        n_kept += 1;
+/// Shortens what is sorted to the shortest head that has at least `goal` units.
+fn keep_head(ranked: &mut Vec<(usize, u64)>, goal: u64) {
+    let mut sum = 0;
+    let passes = |&(_, units): &(usize, u64)| {
+        sum += units;
+        sum >= goal
+    };
+    if let Some(last) = ranked.iter().position(passes) {
+        ranked.truncate(last + 1);
     }
-    walk(weights[..n_kept].iter().copied().enumerate(), uniform * kept).unwrap_or(0)
 }
 
-/// Draws from the smallest set of likeliest tokens that has at least `top_p` of all weight.
+/// The smallest set of likeliest tokens that has at least `top_p` of all weight.
 ///
-/// Nothing but the class of weights in which the set ends needs to be sorted: heavier classes are in it as a whole.
-fn draw_from_nucleus(values: &[f32], weights: &[f32], top_p: f64, uniform: f64) -> usize {
-    let mut mass = [0.0f64; WEIGHT_CLASSES];
-    for &weight in weights.iter().filter(|&&weight| weight > 0.0) {
-        mass[weight_class(weight)] += f64::from(weight);
+/// Nothing but the class in which the set ends needs to be sorted: nearer ones are in it as a whole.
+fn nucleus(values: &[f32], weights: &[f32], max: f32, draw: &Draw) -> Vec<(usize, u64)> {
+    let scale = BINS_PER_UNIT * draw.inverse_temperature;
+    let mut mass = [0u64; BINS];
+    for (&value, &weight) in values.iter().zip(weights) {
+        mass[bin(max - value, scale)] += units(weight);
     }
-    let goal = top_p * mass.iter().sum::<f64>();
-    let mut above = 0.0;
-    let mut edge_class = 0;
-    while edge_class + 1 < WEIGHT_CLASSES && above + mass[edge_class] < goal {
-        above += mass[edge_class];
-        edge_class += 1;
+    let goal = draw.goal(mass.iter().sum());
+    let mut above = 0;
+    let mut edge_bin = 0;
+    while edge_bin + 1 < BINS && above + mass[edge_bin] < goal {
+        above += mass[edge_bin];
+        edge_bin += 1;
     }
-    let positive = || weights.iter().copied().enumerate().filter(|&(_, weight)| weight > 0.0);
-    let mut edge: Vec<(usize, f32)> =
-        positive().filter(|&(_, weight)| weight_class(weight) == edge_class).collect();
-    edge.sort_unstable_by(|a, b| compare(values[b.0], values[a.0]).then(a.0.cmp(&b.0)));
-    let mut kept = above;
-    let mut n_kept = 0;
-    for &(_, weight) in &edge {
-        if n_kept > 0 && kept >= goal {
-            break;
+    let (mut kept, mut edge) = (Vec::new(), Vec::new());
+    for (index, (&value, &weight)) in values.iter().zip(weights).enumerate() {
+        match bin(max - value, scale).cmp(&edge_bin) {
+            Ordering::Less => kept.push((index, units(weight))),
+            Ordering::Equal => edge.push((index, units(weight))),
+            Ordering::Greater => {}
         }
-        kept += f64::from(weight);
-        n_kept += 1;
     }
-    let whole = positive().filter(|&(_, weight)| weight_class(weight) < edge_class);
-    walk(whole.chain(edge[..n_kept].iter().copied()), uniform * kept).unwrap_or(0)
+    edge.sort_unstable_by(|a, b| compare(values[b.0], values[a.0]).then(a.0.cmp(&b.0)));
+    keep_head(&mut edge, goal - above);
+    kept.extend(edge);
+    kept
 }
 
-/// Draws from everything, in the order of the vocabulary.
-fn draw_from_all(weights: &[f32], uniform: f64) -> usize {
-    let sums: Vec<f64> = weights.chunks(DRAW_CHUNK).map(softmax::sum).collect();
-    let mut target = uniform * sums.iter().sum::<f64>();
-    let mut last = 0;
+/// It rises with the distance.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "not negative, and a cast ends at the largest integer"
+)]
+fn bin(distance: f32, scale: f32) -> usize {
+    ((distance * scale) as usize).min(BINS - 1)
+}
+
+/// Draws from everything.
+fn draw_from_all(weights: &[f32], draw: &Draw) -> usize {
+    let sum = |chunk: &[f32]| chunk.iter().map(|&weight| units(weight)).sum::<u64>();
+    let sums: Vec<u64> = weights.chunks(DRAW_CHUNK).map(sum).collect();
+    let total: u64 = sums.iter().sum();
+    let mut target = high_half(u128::from(total) * u128::from(draw.uniform));
     for (chunk_idx, (chunk, &sum)) in weights.chunks(DRAW_CHUNK).zip(&sums).enumerate() {
-        let start = chunk_idx * DRAW_CHUNK;
-        if sum > target {
-            let placed = chunk.iter().copied().enumerate().map(|(i, weight)| (start + i, weight));
-            return walk(placed, target).unwrap_or(last);
+        if target < sum {
+            let start = chunk_idx * DRAW_CHUNK;
+            let placed = chunk.iter().enumerate().map(|(i, &weight)| (start + i, units(weight)));
+            return walk(placed, target);
         }
         target -= sum;
-        if sum > 0.0 {
-            last = start + chunk.iter().rposition(|&weight| weight > 0.0).unwrap_or(0);
-        }
     }
-    last
+    unreachable!("the target is below the sum of all")
 }
 
-/// The first index at which the running sum passes `target`; the last positive one when rounding keeps it below.
-fn walk(weights: impl Iterator<Item = (usize, f32)>, target: f64) -> Option<usize> {
-    let mut sum = 0.0;
-    let mut last = None;
-    for (index, weight) in weights.filter(|&(_, weight)| weight > 0.0) {
-        sum += f64::from(weight);
-        last = Some(index);
+/// The first index at which the running sum passes `target`, which is below the sum of all.
+fn walk(units: impl Iterator<Item = (usize, u64)>, target: u64) -> usize {
+    let mut sum = 0;
+    for (index, units) in units {
+        sum += units;
         if sum > target {
-            break;
+            return index;
         }
     }
-    last
+    unreachable!("the target is below the sum of all")
+}
+
+fn sum(kept: &[(usize, u64)]) -> u64 {
+    kept.iter().map(|&(_, units)| units).sum()
+}
+
+/// A weight of at most 1 in units, rounded down.
+fn units(weight: f32) -> u64 {
+    // The weight is mantissa · 2^(exponent − 150), and 0 has neither.
+    let mantissa = u64::from((weight.to_bits() & 0x7f_ffff) | 0x80_0000);
+    (mantissa << (UNIT_BITS - 23)) >> (127 - (weight.to_bits() >> 23)).min(63)
+}
+
+/// A number in `[0, 1)`, times 2⁶⁴.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "what is below 0 becomes 0"
+)]
+fn fixed_point(share: f32) -> u64 {
+    (f64::from(share) * 2f64.powi(64)) as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the high half")]
+fn high_half(product: u128) -> u64 {
+    (product >> 64) as u64
 }
 
 /// A total order in which the two zeros are equal, as they are for the greedy choice.
 fn compare(a: f32, b: f32) -> Ordering {
     (a + 0.0).total_cmp(&(b + 0.0))
-}
-
-/// 0 for a weight of 1, `c` for one in `[2^-c, 2^(1-c))`.
-fn weight_class(weight: f32) -> usize {
-    127usize.saturating_sub((weight.to_bits() >> 23) as usize).min(WEIGHT_CLASSES - 1)
 }
 
 #[cfg(test)]
@@ -173,32 +254,91 @@ mod tests {
     }
 
     #[test]
-    fn weight_classes_are_powers_of_two() {
-        for (weight, class) in [(1.0, 0), (0.999, 1), (0.5, 1), (0.4999, 2), (1e-37, 123)] {
-            assert_eq!(weight_class(weight), class, "{weight}");
+    fn units_are_the_weight_rounded_down() {
+        for weight in [1.0f32, 0.999_999_94, 0.75, 0.1, 1e-3, 3e-9, 1e-12, 9e-13, 1e-20, 1e-38, 0.0] {
+            assert_eq!(units(weight) as f64, (f64::from(weight) * 2f64.powi(40)).floor(), "{weight}");
+        }
+    }
+
+    /// The definition: everything sorted, cut, and put back into the order of the vocabulary.
+    fn by_sorting(values: &[f32], max: f32, draw: &Draw) -> usize {
+        let units = |index: usize| units(draw.weight(values[index] - max));
+        let mut kept = largest(values, values.len());
+        if draw.top_k > 0 {
+            kept.truncate(draw.top_k as usize);
+        }
+        let total: u64 = kept.iter().map(|&index| units(index)).sum();
+        // `sum / total < top_p`, exactly.
+        let fails = |sum: u64| {
+            draw.top_p != Draw::EVERYTHING
+                && (u128::from(sum) << 64) < u128::from(total) * u128::from(draw.top_p)
+        };
+        let mut n_kept = 0;
+        let mut sum = 0;
+        while n_kept < kept.len() && (n_kept == 0 || draw.top_p == Draw::EVERYTHING || fails(sum)) {
+            sum += units(kept[n_kept]);
+            n_kept += 1;
+        }
+        kept.truncate(n_kept);
+        kept.sort_unstable();
+        let target = high_half(u128::from(sum) * u128::from(draw.uniform));
+        let mut running = 0;
+        for index in kept {
+            running += units(index);
+            if running > target {
+                return index;
+            }
+        }
+        unreachable!("the target is below the sum")
+    }
+
+    #[test]
+    fn every_setting_agrees_with_sorting() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state
+        };
+        for n in [1usize, 2, 40, 700] {
+            for _ in 0..300 {
+                let steps = [4.0, 1e6][(random() >> 40) as usize % 2];
+                let spread = [0.5, 8.0, 60.0][(random() >> 40) as usize % 3];
+                let values: Vec<f32> = (0..n)
+                    .map(|_| {
+                        let value = (random() >> 40) as f32 / (1 << 24) as f32 * spread;
+                        (value * steps).round() / steps
+                    })
+                    .collect();
+                let max = values.iter().copied().fold(f32::MIN, f32::max);
+                let pick = |choices: &[f32], at: u64| choices[(at >> 40) as usize % choices.len()];
+                let draw_of = Draw {
+                    inverse_temperature: pick(&[1.0, 0.5, 3.0, 0.01, 100.0, 0.0], random()),
+                    weight_min: pick(&[0.0, 0.0, 0.05, 0.5, 1.0], random()),
+                    top_k: [0, 0, 1, 2, 17, 300][(random() >> 40) as usize % 6],
+                    top_p: match pick(&[1.0, 1.0, 0.999_999, 0.9, 0.5, 1e-3, 1e-30], random()) {
+                        1.0 => Draw::EVERYTHING,
+                        top_p => fixed_point(top_p),
+                    },
+                    uniform: random(),
+                };
+                let expected = by_sorting(&values, max, &draw_of);
+                assert_eq!(draw(&values, max, &draw_of), expected, "{n} values, {draw_of:?}");
+            }
         }
     }
 
     #[test]
-    fn nucleus_and_head_keep_the_same_set() {
-        let values: Vec<f32> =
-            (0u32..40).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16_000.0).collect();
-        let max = values.iter().copied().fold(f32::MIN, f32::max);
-        let ranked = largest(&values, values.len());
-        let weights: Vec<f32> = values.iter().map(|&v| softmax::exp_nonpositive(v - max)).collect();
-        let falling: Vec<f32> = ranked.iter().map(|&i| weights[i]).collect();
-        for top_p in [1e-9, 0.1, 0.5, 0.9, 0.99, 0.999_999] {
-            let mut by_nucleus: Vec<usize> = (0..20_000)
-                .map(|i| draw_from_nucleus(&values, &weights, top_p, f64::from(i) / 20_000.0))
-                .collect();
-            let mut by_head: Vec<usize> = (0..20_000)
-                .map(|i| ranked[draw_from_head(&falling, top_p, f64::from(i) / 20_000.0)])
-                .collect();
-            for drawn in [&mut by_nucleus, &mut by_head] {
-                drawn.sort_unstable();
-                drawn.dedup();
-            }
-            assert_eq!(by_nucleus, by_head, "top_p {top_p}");
+    fn a_share_that_is_met_exactly_keeps_no_more() {
+        let values = [2.0f32; 4];
+        for (top_p, last) in [(0.5, 1), (0.500_001, 2), (0.25, 0), (0.999_999, 3)] {
+            let draw_of = Draw {
+                inverse_temperature: 1.0,
+                weight_min: 0.0,
+                top_k: 0,
+                top_p: fixed_point(top_p),
+                uniform: u64::MAX,
+            };
+            assert_eq!(draw(&values, 2.0, &draw_of), last, "{top_p}");
         }
     }
 }

@@ -13,6 +13,10 @@ mod penalties;
 mod philox;
 mod softmax;
 
+pub(crate) use draw::Draw;
+#[cfg(test)]
+pub(crate) use penalties::adjust;
+
 use crate::step_batch::SampleRow;
 
 /// Temperatures below this are greedy; dividing by them overflows. (The bound is vLLM's.)
@@ -93,7 +97,7 @@ impl SampledToken {
 
 /// Chooses (or, with `row.forced`, scores) a token for one row. Equal arguments give equal bits; `row.row` is not read.
 ///
-/// `logits` is `[V]`. Ties go to the lower token id: the greedy choice is the first of the largest, and `top_k` keeps
+/// `logits` is `[V]`, at most 2²⁴. Ties go to the lower token id: the greedy choice is the first of the largest, and `top_k` keeps
 /// exactly `k`. Tokens outside the vocabulary in bias, history or bans are ignored. Gives
 /// [`SampledToken::none`] when there is nothing to choose.
 pub fn sample(logits: &[f32], row: &SampleRow) -> SampledToken {
@@ -127,14 +131,10 @@ pub fn sample(logits: &[f32], row: &SampleRow) -> SampledToken {
 }
 
 fn choose(logits: &[f32], row: &SampleRow) -> Option<usize> {
-    let params = &*row.params;
     let adjusted = penalties::adjust(logits, row);
     let values = adjusted.as_deref().unwrap_or(logits);
     let (best, max) = softmax::finite_max(values)?;
-    if params.temperature < TEMPERATURE_MIN || params.temperature.is_nan() {
-        return Some(best);
-    }
-    Some(draw::draw(values, max, params, philox::uniform(params.seed, row.sample_index)))
+    Some(Draw::of(row).map_or(best, |draw| draw::draw(values, max, &draw)))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "rounding to f32 is the result's precision")]

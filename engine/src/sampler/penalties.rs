@@ -3,7 +3,7 @@
 use crate::step_batch::SampleRow;
 
 /// The changed logits, or `None` when nothing changes them.
-pub(super) fn adjust(logits: &[f32], row: &SampleRow) -> Option<Vec<f32>> {
+pub(crate) fn adjust(logits: &[f32], row: &SampleRow) -> Option<Vec<f32>> {
     let params = &*row.params;
     if params.logit_bias.is_empty() && row.banned.is_empty() && !params.needs_history() {
         return None;

@@ -57,6 +57,8 @@ impl SchedulerLimits {
 #[derive(Clone, Copy, Debug)]
 struct StepPart {
     id: SequenceId,
+    /// Its place among the running when the step was planned. They only move down while it is in flight.
+    index: usize,
     n_rows: usize,
     n_samples: usize,
     /// Whether the last sample is the sequence's next token.
@@ -178,13 +180,17 @@ impl Scheduler {
         }
         self.counters.steps += 1;
         let mut sampled = sampled.into_iter();
-        for part in std::mem::take(&mut self.parts) {
-            let results: Vec<SampledToken> = sampled.by_ref().take(part.n_samples).collect();
-            // Cancelled during the step: its results are not wanted any more.
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id() == part.id) {
-                self.apply_part(index, part, results, at);
+        let mut parts = std::mem::take(&mut self.parts);
+        for part in parts.drain(..) {
+            let n_left = sampled.len() - part.n_samples;
+            // None when it was cancelled during the step: its results are not wanted any more.
+            if let Some(index) = self.find(part) {
+                self.apply_part(index, part, &mut sampled, at);
             }
+            sampled.by_ref().take(sampled.len() - n_left).for_each(drop);
         }
+        // Its room serves the next step.
+        self.parts = parts;
     }
 
     /// Ends the sequences of the step in flight, which failed. Their blocks leave the prefix index: what is in them is
@@ -194,7 +200,7 @@ impl Scheduler {
         self.counters.steps += 1;
         let message: Arc<str> = message.into();
         for part in std::mem::take(&mut self.parts) {
-            if let Some(index) = self.running.iter().position(|sequence| sequence.id() == part.id) {
+            if let Some(index) = self.find(part) {
                 for &block in self.running[index].table.blocks() {
                     self.pool.forget(block);
                 }
@@ -222,14 +228,22 @@ impl Scheduler {
         &self.pool
     }
 
+    /// Where a sequence of the step in flight is now, if it still runs.
+    fn find(&self, part: StepPart) -> Option<usize> {
+        let end = self.running.len().min(part.index + 1);
+        self.running[..end].iter().rposition(|sequence| sequence.id() == part.id)
+    }
+
+    /// Applies the results of one sequence, the first of `results`; those that it leaves are not wanted.
     fn apply_part(
         &mut self,
         index: usize,
         part: StepPart,
-        results: Vec<SampledToken>,
+        results: &mut std::vec::IntoIter<SampledToken>,
         at: Instant,
     ) {
-        if let Some(bad) = results.iter().find(|result| result.token as usize >= self.limits.vocab)
+        let of_part = &results.as_slice()[..part.n_samples];
+        if let Some(bad) = of_part.iter().find(|result| result.token as usize >= self.limits.vocab)
         {
             let message = if bad.token == SampledToken::NO_TOKEN {
                 "no token can be chosen: a logit is not finite, or every token is banned".to_owned()
@@ -249,11 +263,10 @@ impl Scheduler {
         sequence.n_prompt_counted = sequence.n_prompt_counted.max(n_prompt_known);
 
         let n_scores = part.n_samples - usize::from(part.chooses);
-        let mut results = results.into_iter();
         for scored in results.by_ref().take(n_scores) {
             sequence.add_score(scored, at);
         }
-        if let Some(chosen) = results.next() {
+        if let Some(chosen) = results.next().filter(|_| part.chooses) {
             self.counters.completion_tokens += 1;
             if let Some(reason) = sequence.add_token(chosen, self.limits.tokens_max(), at) {
                 self.finish(index, reason);
@@ -306,7 +319,13 @@ impl Scheduler {
                 order.push(index);
             }
         }
-        let mut batch = StepBatch::default();
+        let n_rows = self.limits.max_step_rows - n_free;
+        let mut batch = StepBatch {
+            token_ids: Vec::with_capacity(n_rows),
+            positions: Vec::with_capacity(n_rows),
+            sequences: Vec::with_capacity(order.len()),
+            sample_rows: Vec::with_capacity(order.len()),
+        };
         for index in order.into_iter().filter(|&index| rows_of[index] > 0) {
             self.add_rows(index, rows_of[index], &mut batch);
         }
@@ -324,14 +343,16 @@ impl Scheduler {
             block_table: sequence.blocks_for(positions.end),
             adapter: sequence.adapter(),
         });
-        let samples = sequence.sample_rows(first_row, n_rows, &self.no_history);
+        let n_before = batch.sample_rows.len();
+        let rows = &mut batch.sample_rows;
+        let chooses = sequence.add_sample_rows(first_row, n_rows, &self.no_history, rows);
         self.parts.push(StepPart {
             id: sequence.id(),
+            index,
             n_rows,
-            n_samples: samples.len(),
-            chooses: samples.last().is_some_and(|sample| sample.forced.is_none()),
+            n_samples: batch.sample_rows.len() - n_before,
+            chooses,
         });
-        batch.sample_rows.extend(samples);
     }
 
     fn drop_abandoned(&mut self) {

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::{
+    engine::Outbox,
     kv::{BlockTable, KV_BLOCK_TOKENS, KvBlockId, KvPool, PrefixHash},
     sampler::{SampledToken, SamplingParams},
     sequence::{FinishReason, SequenceEvent, SequenceId, SequenceRequest, TokenEvent},
@@ -79,6 +80,8 @@ pub struct Sequence {
     /// Unbounded, because a bounded one would let a slow client stop the engine; it holds at most `max_tokens + 3` events.
     events: UnboundedSender<SequenceEvent>,
     place: Option<LivePlace>,
+    /// Where events wait for the end of the step; without one they are sent at once.
+    outbox: Option<Outbox>,
 }
 
 impl Sequence {
@@ -110,15 +113,17 @@ impl Sequence {
             n_prompt_counted: 0,
             events,
             place: None,
+            outbox: None,
             request,
         };
         sequence.hash_blocks();
         sequence
     }
 
-    /// Holds one of the engine's places until the sequence ends.
-    pub(crate) fn with_place(mut self, place: LivePlace) -> Self {
+    /// Holds one of the engine's places until the sequence ends, and speaks through its outbox.
+    pub(crate) fn within_engine(mut self, place: LivePlace, outbox: Outbox) -> Self {
         self.place = Some(place);
+        self.outbox = Some(outbox);
         self
     }
 
@@ -193,16 +198,17 @@ impl Sequence {
         self.table.for_tokens(n_tokens).to_vec()
     }
 
-    /// What to sample when the next `n_rows` pending tokens are computed, where row 0 of them is row `first_row` of the
-    /// step: first prompt tokens to score, then a token to choose if these rows reach the end of what is known.
-    pub(super) fn sample_rows(
+    /// Adds what to sample when the next `n_rows` pending tokens are computed, where row 0 of them is row `first_row` of
+    /// the step: first prompt tokens to score, then a token to choose if these rows reach the end of what is known.
+    /// Whether they do.
+    pub(super) fn add_sample_rows(
         &self,
         first_row: usize,
         n_rows: usize,
         no_history: &Arc<Vec<u32>>,
-    ) -> Vec<SampleRow> {
+        rows: &mut Vec<SampleRow>,
+    ) -> bool {
         let end = self.n_computed + n_rows;
-        let mut rows = Vec::new();
         if let Some(scores) = &self.scores {
             for position in self.n_computed.max(scores.known.len())..end.min(self.n_prompt - 1) {
                 rows.push(SampleRow {
@@ -216,7 +222,8 @@ impl Sequence {
                 });
             }
         }
-        if end == self.tokens.len() {
+        let chooses = end == self.tokens.len();
+        if chooses {
             let params = &self.request.sampling;
             let n_completed = self.n_completed();
             let is_early = n_completed < self.request.min_tokens;
@@ -230,7 +237,7 @@ impl Sequence {
                 forced: None,
             });
         }
-        rows
+        chooses
     }
 
     /// Takes a scored prompt token; reports all of them when the last one is there.
@@ -266,7 +273,11 @@ impl Sequence {
 
     /// Reports an event. That nobody listens is noticed before the next step.
     pub(super) fn send(&self, event: SequenceEvent) {
-        let _ = self.events.send(event);
+        if let Some(outbox) = &self.outbox {
+            outbox.push(&self.events, event);
+        } else {
+            let _ = self.events.send(event);
+        }
     }
 
     /// Ends a sequence that holds no blocks.

@@ -16,7 +16,7 @@ const GREEDY_TOKENS: usize = 32;
 /// Most that a log-probability of a likely token may differ: f16 activations and weights against f32.
 const LOGPROB_TOLERANCE: f32 = 0.06;
 /// A greedy token may differ where the two likeliest are closer than this.
-const MARGIN: f32 = 0.05;
+pub(super) const MARGIN: f32 = 0.05;
 /// Blocks of one sequence.
 const BLOCKS: usize = 40;
 /// Models of a shorter context are not timed.
@@ -39,24 +39,49 @@ pub(super) struct Timing {
 }
 
 #[derive(Clone)]
-struct Sequence {
-    index: usize,
-    tokens: Vec<u32>,
-    done: usize,
+pub(super) struct Sequence {
+    /// Which blocks it owns.
+    pub(super) index: usize,
+    pub(super) tokens: Vec<u32>,
+    /// Tokens whose keys and values are there.
+    pub(super) done: usize,
+    n_prompt: usize,
     adapter: Option<AdapterSlot>,
 }
 
 impl Sequence {
-    fn new(index: usize, length: usize, vocab: usize, adapter: Option<AdapterSlot>) -> Self {
+    /// A prompt that its place determines.
+    pub(super) fn new(
+        index: usize,
+        length: usize,
+        vocab: usize,
+        adapter: Option<AdapterSlot>,
+    ) -> Self {
+        Self::of_prompt(index, index, length, vocab, adapter)
+    }
+
+    /// Prompt number `seed` at a place.
+    pub(super) fn of_prompt(
+        index: usize,
+        seed: usize,
+        length: usize,
+        vocab: usize,
+        adapter: Option<AdapterSlot>,
+    ) -> Self {
         let tokens = (0..length)
-            .map(|i| u32::try_from((index * 7919 + i * 104_729) % vocab).unwrap_or(0))
+            .map(|i| u32::try_from((seed * 7919 + i * 104_729) % vocab).unwrap_or(0))
             .collect();
-        Self { index, tokens, done: 0, adapter }
+        Self { index, tokens, done: 0, n_prompt: length, adapter }
+    }
+
+    /// Tokens beyond the prompt.
+    pub(super) fn n_generated(&self) -> usize {
+        self.tokens.len() - self.n_prompt
     }
 }
 
 /// One step of up to `chunk` rows of each sequence, the last row of each sampled.
-fn step(
+pub(super) fn step(
     runner: &mut dyn StepRunner,
     sequences: &mut [Sequence],
     chunk: usize,
@@ -166,11 +191,9 @@ pub(super) fn compare(
 /// Decode and prefill times, base and all rows with adapters.
 pub(super) fn time(
     gpu: &mut dyn StepRunner,
-    adapters: &[AdapterWeights],
+    slots: &[AdapterSlot],
 ) -> Result<Vec<Timing>, RunError> {
-    let vocab = gpu.spec().vocab;
-    let slots: Vec<AdapterSlot> =
-        adapters.iter().map(|weights| gpu.install_adapter(weights)).collect::<Result<_, _>>()?;
+    let (vocab, max_rows) = (gpu.spec().vocab, gpu.max_rows());
     let mut timings = Vec::new();
     for with_adapters in [false, true] {
         if with_adapters && slots.is_empty() {
@@ -181,9 +204,9 @@ pub(super) fn time(
             let mut sequences: Vec<Sequence> =
                 (0..n).map(|i| Sequence::new(i, 400, vocab, adapter(i))).collect();
             let mut times = Vec::new();
-            while sequences[0].done < 300 {
+            while sequences[0].done < 320 {
                 // The context is filled first, in chunks that fit a step.
-                let chunk = if sequences[0].done < 256 { (512 / n).min(128) } else { 1 };
+                let chunk = if sequences[0].done < 256 { (max_rows / n).min(128) } else { 1 };
                 let began = Instant::now();
                 step(gpu, &mut sequences, chunk, None)?;
                 if chunk == 1 {
@@ -196,14 +219,22 @@ pub(super) fn time(
                 times,
             ));
         }
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            let mut sequences = [Sequence::new(0, 512, vocab, adapter(0))];
-            let began = Instant::now();
-            step(gpu, &mut sequences, 512, None)?;
-            times.push(began.elapsed().as_secs_f64());
+        // One prompt; many short ones, of as many adapters; a full step of long ones.
+        for (n, length) in [(1, 512), (max_rows / 64, 64), (max_rows / 512, 512)] {
+            let mut times = Vec::new();
+            for _ in 0..5 {
+                let mut sequences: Vec<Sequence> =
+                    (0..n).map(|i| Sequence::new(i, length, vocab, adapter(i))).collect();
+                let began = Instant::now();
+                step(gpu, &mut sequences, length, None)?;
+                times.push(began.elapsed().as_secs_f64());
+            }
+            timings.push(timing(
+                format!("prefill, {n} x {length} tokens, adapters: {with_adapters}"),
+                n * length,
+                times,
+            ));
         }
-        timings.push(timing(format!("prefill, 512 tokens, adapters: {with_adapters}"), 512, times));
     }
     Ok(timings)
 }

@@ -167,14 +167,16 @@ impl Case {
         widen_halves(&values)
     }
 
-    /// One query head of one row, `[D]`.
-    fn expected(&self, t: usize, head: usize) -> Vec<f64> {
+    /// One query head of one row: `[D]` values, and what each is the sum of, by magnitude.
+    fn expected(&self, t: usize, head: usize) -> [Vec<f64>; 2] {
         let Heads { query, kv, dim } = self.heads;
         let seen = (self.positions[t] as usize + 1) * dim;
         let [k, v] = &self.wide[self.row_sequence[t] as usize * kv + head / (query / kv)];
         let q = widen_halves(&self.q[t * self.stride + head * dim..][..dim]);
+        let magnitudes: Vec<f64> = v[..seen].iter().map(|value| value.abs()).collect();
         // Base 2: 2^s = e^(s ln 2).
-        reference::attention::attention(&q, &k[..seen], &v[..seen], std::f64::consts::LN_2)
+        [&v[..seen], &magnitudes]
+            .map(|v| reference::attention::attention(&q, &k[..seen], v, std::f64::consts::LN_2))
     }
 
     /// Everything but outputs.
@@ -259,11 +261,10 @@ fn one(
             continue;
         }
         for head in 0..n_heads {
-            for (d, (expected, found)) in
-                case.expected(t, head).into_iter().zip(&found[head * dim..]).enumerate()
-            {
+            let [expected, magnitudes] = case.expected(t, head);
+            for (d, found) in found[head * dim..][..dim].iter().enumerate() {
                 let place = || format!("row {t}, head {head}, {d}");
-                compare.near(place, found.to_f64(), expected, expected, F16_ATTENTION);
+                compare.near(place, found.to_f64(), expected[d], magnitudes[d], F16_ATTENTION);
             }
         }
         compare.untouched("the padding", &found[n_heads * dim..], is_fill_half);

@@ -14,8 +14,8 @@ pub(super) struct Tolerance {
 pub(super) const F32_SUM: Tolerance = Tolerance { abs: 1e-7, rel: 2e-6 };
 /// One rounding to f16 (2^-11) of a value that f32 gives; the smallest normal f16 is 6.1e-5.
 pub(super) const F16_ROUNDED: Tolerance = Tolerance { abs: 1e-7, rel: 5.2e-4 };
-/// Probabilities and the result in f16, values of order 1.
-pub(super) const F16_ATTENTION: Tolerance = Tolerance { abs: 5e-4, rel: 1.5e-3 };
+/// Probabilities and the result rounded to f16 (2^-11 each), of what the result is the sum of.
+pub(super) const F16_ATTENTION: Tolerance = Tolerance { abs: 1e-6, rel: 1.1e-3 };
 /// Logarithms of sums of exponentials in f32.
 pub(super) const LOGPROB: Tolerance = Tolerance { abs: 4e-6, rel: 1e-6 };
 

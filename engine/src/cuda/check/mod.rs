@@ -65,7 +65,7 @@ pub fn all(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckEr
         rope_kv::rope_store,
         attention::single_rows,
         attention::tiles,
-        sample::sample_greedy,
+        sample::sample,
     ] {
         rows.extend(check(bench, sizes)?);
     }

@@ -11,7 +11,7 @@
 //! | `rope_kv` | `rope_store` |
 //! | `attention` | `attention`, `attention_merge`, `attention_tiles` |
 //! | `swiglu` | `swiglu` without adapters |
-//! | `sample` | `sample_greedy` |
+//! | `sample` | `sample` |
 //!
 //! Every `launch` takes the most rows that the launch is for (a bucket): the grid is made for them, and the kernel does
 //! as many as the [`StepHeader`] on the device says. So a captured launch serves every step of its bucket. Launches of
@@ -39,7 +39,9 @@ pub use gemm::{GemmParams, GemmPart};
 pub use lora::LoraShrinkParams;
 pub use norm::RmsNormParams;
 pub use rope_kv::RopeStoreParams;
-pub use sample::{SampleGreedyParams, SampleResult, SampleSpec, TOP_MAX};
+pub use sample::{
+    LogitEdit, SAMPLE_VOCAB_MAX, SampleGreedyParams, SampleParams, SampleResult, SampleSpec, TOP_MAX,
+};
 pub use step::{AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
 pub use swiglu::SwiGluParams;
 

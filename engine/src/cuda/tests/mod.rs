@@ -11,6 +11,7 @@ mod fragments;
 mod gpu;
 mod header;
 mod repacked;
+mod step_graphs;
 
 /// Formats with codes.
 fn quantized() -> impl Iterator<Item = BlockFormat> {

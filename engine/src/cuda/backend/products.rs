@@ -1,0 +1,193 @@
+//! Products with weights, and what adapters add to them.
+
+use crate::{
+    backend::{OUTPUT_ALIGN, Output, Projection},
+    cuda::{
+        CudaError, DevicePtr,
+        ops::{EpilogueParams, EpiloguePart, GemmParams, GemmPart, LoraShrinkParams, PARTS_MAX, V_STRIDE},
+    },
+    site::{Site, TargetModule},
+    spec::ModelSpec,
+};
+
+use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, word};
+
+/// CTAs that a product should have: two for each multiprocessor of a large GPU.
+const CTAS_WANTED: usize = 264;
+/// Most splits of K.
+const SPLITS_MAX: usize = 8;
+/// Columns of a split of the adapters' first half.
+const SHRINK_COLUMNS: usize = 1024;
+
+impl CudaBackend {
+    /// The product of parts that share an input into the planes; returns `(n_planes, plane_row)`.
+    pub(super) fn multiply(
+        &self,
+        parts: &[&CudaMatrix],
+        x: DevicePtr,
+        x_stride: usize,
+        rows: u32,
+        sampled: bool,
+    ) -> Result<(usize, usize), CudaError> {
+        let n_stripes: usize = parts.iter().map(|part| part.n_stripes()).sum();
+        let any_dense = parts.iter().any(|part| part.is_dense());
+        let n_units = parts[0].n_in_padded / ROW_ALIGN;
+        // Fixed for a matrix, so that a row's bits do not depend on how many rows there are.
+        let n_splits = if any_dense || sampled { 1 } else { splits(n_stripes, n_units) };
+        let plane_row = n_stripes * ROW_ALIGN;
+        let mut listed = [GemmPart::NONE; PARTS_MAX];
+        let mut first = 0;
+        for (slot, part) in listed.iter_mut().zip(parts) {
+            *slot = GemmPart {
+                weights: part.ptr,
+                format: part.format.ggml_type(),
+                first_stripe: word(first),
+                plane_column: word(first * ROW_ALIGN),
+                reserved: 0,
+            };
+            first += part.n_stripes();
+        }
+        let params = GemmParams {
+            step: self.inputs().header,
+            x,
+            planes: self.planes,
+            plane_stride: (rows as usize * plane_row) as u64,
+            parts: listed,
+            n_parts: word(parts.len()),
+            n_units: word(n_units),
+            x_stride: word(x_stride),
+            plane_row: word(plane_row),
+            sample_rows: u32::from(sampled),
+            reserved: 0,
+        };
+        debug_assert!(n_splits * rows as usize * plane_row * 4 <= self.planes_bytes);
+        if !parts.iter().all(|part| part.is_dense()) {
+            params.launch(&self.device, word(n_stripes), word(n_splits), rows)?;
+        }
+        if any_dense {
+            params.launch_dense(&self.device, word(n_stripes), rows)?;
+        }
+        Ok((n_splits, plane_row))
+    }
+
+    /// First half of the adapters of a projection; returns how many planes of `v` there are.
+    fn shrink(
+        &self,
+        layer: usize,
+        modules: &[TargetModule],
+        x: &CudaBuffer,
+        n_in: usize,
+    ) -> Result<usize, CudaError> {
+        let mut site = [0; PARTS_MAX];
+        for (slot, &module) in site.iter_mut().zip(modules) {
+            *slot = word(site_index(Site { layer, module }));
+        }
+        let params = LoraShrinkParams {
+            step: self.inputs().header,
+            x: x.half,
+            slots: self.inputs().slots,
+            sites: self.residents.sites,
+            v: self.v,
+            v_plane_stride: (self.max_rows * V_STRIDE) as u64,
+            x_stride: word(x.stride),
+            a_stride: word(n_in.next_multiple_of(8)),
+            n_in: word(n_in.next_multiple_of(8)),
+            split_columns: word(SHRINK_COLUMNS),
+            n_sites: word(self.n_sites()),
+            n_parts: word(modules.len()),
+            site,
+            reserved: 0,
+        };
+        params.launch(&self.device, self.launch_rows())?;
+        Ok(params.n_splits() as usize)
+    }
+
+    pub(super) fn try_project(
+        &self,
+        projection: &Projection<CudaMatrix, CudaVector>,
+        x: &CudaBuffer,
+        out: &CudaBuffer,
+        output: Output,
+    ) -> Result<(), CudaError> {
+        let rows = self.launch_rows();
+        let matrices: Vec<&CudaMatrix> = projection.parts.iter().map(|part| &part.matrix).collect();
+        let modules: Vec<TargetModule> = projection.parts.iter().map(|part| part.module).collect();
+        let (_, n_in) = self.spec.linear_shape(modules[0]);
+        let n_v_planes = if self.inputs().any_adapter {
+            self.shrink(projection.layer, &modules, x, n_in)?
+        } else {
+            0
+        };
+        let (n_planes, plane_row) = self.multiply(&matrices, x.half, x.stride, rows, false)?;
+        let mut parts = [EpiloguePart::NONE; PARTS_MAX];
+        let mut bias = [DevicePtr::NULL; PARTS_MAX];
+        let (mut plane_column, mut out_column) = (0, 0);
+        for (index, part) in projection.parts.iter().enumerate() {
+            parts[index] = EpiloguePart {
+                plane_column: word(plane_column),
+                out_column: word(out_column),
+                n_out: word(part.matrix.n_out),
+                site: word(site_index(Site { layer: projection.layer, module: part.module })),
+            };
+            bias[index] = part.bias.map_or(DevicePtr::NULL, |bias| bias.0);
+            plane_column += part.matrix.n_out_padded;
+            out_column += part.matrix.n_out.next_multiple_of(OUTPUT_ALIGN);
+        }
+        let params = EpilogueParams {
+            step: self.inputs().header,
+            planes: self.planes,
+            v_planes: if n_v_planes > 0 { self.v } else { DevicePtr::NULL },
+            slots: self.inputs().slots,
+            sites: self.residents.sites,
+            out: out.wide,
+            saturations: self.saturations,
+            bias,
+            plane_stride: (rows as usize * plane_row) as u64,
+            v_plane_stride: (self.max_rows * V_STRIDE) as u64,
+            parts,
+            n_parts: word(projection.parts.len()),
+            n_planes: word(n_planes),
+            plane_row: word(plane_row),
+            n_v_planes: word(n_v_planes),
+            n_sites: word(self.n_sites()),
+            out_stride: word(out.stride),
+            accumulate: u32::from(output == Output::Add),
+            reserved: 0,
+        };
+        params.launch(&self.device, rows)
+    }
+}
+
+/// `layer * 7 + module`.
+pub(super) fn site_index(site: Site) -> usize {
+    site.layer * TargetModule::ALL.len() + site.module.index()
+}
+
+/// Splits of K so that a product has CTAs enough.
+fn splits(n_stripes: usize, n_units: usize) -> usize {
+    (CTAS_WANTED / n_stripes).clamp(1, SPLITS_MAX).min(n_units)
+}
+
+/// Splits of the widest input of an adapter.
+pub(super) fn shrink_splits(spec: &ModelSpec) -> usize {
+    spec.hidden.max(spec.ffn).max(spec.n_heads * spec.head_dim).div_ceil(SHRINK_COLUMNS)
+}
+
+/// Bytes of planes of the widest product of `max_rows` rows, and of the logits of `sample_rows`.
+pub(super) fn planes_bytes(spec: &ModelSpec, max_rows: usize, sample_rows: usize) -> usize {
+    use TargetModule as M;
+    let row = |modules: &[M]| {
+        let features =
+            modules.iter().map(|&module| spec.linear_shape(module).0.next_multiple_of(ROW_ALIGN));
+        let (n_row, n_in) = (features.sum::<usize>(), spec.linear_shape(modules[0]).1);
+        n_row * splits(n_row / ROW_ALIGN, n_in.div_ceil(ROW_ALIGN))
+    };
+    let layers = [
+        row(&[M::QProj, M::KProj, M::VProj]),
+        row(&[M::OProj]),
+        row(&[M::GateProj, M::UpProj]),
+        row(&[M::DownProj]),
+    ];
+    let widest = layers.into_iter().max().unwrap_or(0);
+    (widest * max_rows).max(spec.vocab.next_multiple_of(ROW_ALIGN) * sample_rows) * 4
+}
