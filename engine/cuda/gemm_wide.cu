@@ -8,6 +8,8 @@ constexpr u32 TILE_ROWS = 128;
 /// may still be multiplied, hence two more than the distance.
 constexpr u32 STAGES = 4;
 constexpr u32 AHEAD = STAGES - 2;
+/// Warpgroups of a CTA: each has a stripe.
+constexpr u32 WARPGROUPS = 2;
 constexpr u32 STAGE_BYTES = TILE_ROWS * SWIZZLED_ROW_BYTES;
 
 #if HAS_WGMMA
@@ -184,7 +186,7 @@ __device__ __forceinline__ void only_copy(const XTile<WARPS>& x) {
 }
 
 template <u32 WARPGROUPS>
-__device__ __forceinline__ void gemm_wide(const GemmParams& p) {
+__device__ __forceinline__ void wide(const GemmParams& p) {
   constexpr u32 WARPS = WARPGROUPS * 4;
   DYNAMIC_SHARED(u8, shared);
   const u32 n_rows = rows_of(p);
@@ -228,17 +230,9 @@ __device__ __forceinline__ void gemm_wide(const GemmParams& p) {
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(2 * WARPGROUP, 2) gemm_wide_2(const __grid_constant__ GemmParams p) {
+extern "C" __global__ void __launch_bounds__(WARPGROUPS * WARPGROUP, 2) gemm_wide(const __grid_constant__ GemmParams p) {
 #if HAS_WGMMA
-  gemm_wide<2>(p);
-#else
-  asm volatile("trap;");
-#endif
-}
-
-extern "C" __global__ void __launch_bounds__(4 * WARPGROUP, 1) gemm_wide_4(const __grid_constant__ GemmParams p) {
-#if HAS_WGMMA
-  gemm_wide<4>(p);
+  wide<WARPGROUPS>(p);
 #else
   asm volatile("trap;");
 #endif

@@ -100,10 +100,13 @@ static_assert(sizeof(SampleParams) == 48, "as in ops/sample.rs");
 #if defined(__CUDACC__)
 __device__ __forceinline__ f32 add_rn(f32 a, f32 b) { return __fadd_rn(a, b); }
 __device__ __forceinline__ f32 mul_rn(f32 a, f32 b) { return __fmul_rn(a, b); }
+/// Only where the product is exact, and fusing so changes nothing.
+__device__ __forceinline__ f32 fma_rn(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 __device__ __forceinline__ u64 high_product(u64 a, u64 b) { return __umul64hi(a, b); }
 #else
 inline f32 add_rn(f32 a, f32 b) { return a + b; }
 inline f32 mul_rn(f32 a, f32 b) { return a * b; }
+inline f32 fma_rn(f32 a, f32 b, f32 c) { return a * b + c; }
 inline u64 high_product(u64 a, u64 b) { return static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64); }
 #endif
 
@@ -112,9 +115,9 @@ struct Best {
   u32 index;
 };
 
-/// What is kept: the values whose key is larger, and the first `n_ties` of those with this key.
+/// What is kept: all larger values, and the first `n_ties` of those that are equal.
 struct Cut {
-  u32 key;
+  f32 value;
   u32 n_ties;
 };
 
@@ -127,6 +130,8 @@ struct Shared {
   u64 segment_units[SEGMENTS_MAX];
   u32 segment_ties[SEGMENTS_MAX];
   Best best[WARPS];
+  /// By thread.
+  Best mine[THREADS];
   u64 sums[WARPS];
   f32 float_sums[WARPS];
   /// What one thread has found.
@@ -207,61 +212,79 @@ __device__ __forceinline__ u32 place(u32 segment, u32 e) {
   return segment * SEGMENT + e / 4 * (4 * WARP) + threadIdx.x % WARP * 4 + e % 4;
 }
 
-/// Values beyond the vocabulary are not to be used; rows are long enough to be read in whole words.
+/// Values beyond the vocabulary are minus infinity; rows are long enough to be read in whole words.
 __device__ __forceinline__ void load_segment(const Row& row, u32 segment, f32 (&x)[LANE_VALUES]) {
 #pragma unroll
   for (u32 e = 0; e < LANE_VALUES; e += 4) {
-    float4 w = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    float4 w = make_float4(-INFINITE, -INFINITE, -INFINITE, -INFINITE);
     const u32 at = place(segment, e);
     if (at < row.vocab) w = *reinterpret_cast<const float4*>(row.logits + at);
     x[e] = w.x, x[e + 1] = w.y, x[e + 2] = w.z, x[e + 3] = w.w;
   }
+  if ((segment + 1) * SEGMENT > row.vocab) {
+#pragma unroll
+    for (u32 e = 0; e < LANE_VALUES; ++e) {
+      if (place(segment, e) >= row.vocab) x[e] = -INFINITE;
+    }
+  }
 }
 
-/// Calls `f(index, value)` for all values of this thread, by rising index.
+/// Calls `f` for all values of this thread, in their order.
 template <typename F>
 __device__ __forceinline__ void each(const Row& row, F f) {
   for (u32 s = threadIdx.x / WARP; s * SEGMENT < row.vocab; s += WARPS) {
     f32 x[LANE_VALUES];
     load_segment(row, s, x);
 #pragma unroll
-    for (u32 e = 0; e < LANE_VALUES; ++e) {
-      const u32 index = place(s, e);
-      if (index < row.vocab) f(index, x[e]);
-    }
+    for (u32 e = 0; e < LANE_VALUES; ++e) f(x[e]);
   }
 }
 
 /// The largest value of the CTA's row; infinite if there is a NaN. `mine` is this thread's.
 __device__ __forceinline__ Best largest(const Row& row, Best& mine, Shared& shared) {
-  Best best = {-INFINITE, NONE};
+  f32 value = -INFINITE;
+  u32 segment = threadIdx.x / WARP;
   bool nan = false;
-  each(row, [&](u32 index, f32 x) {
-    nan |= x != x;
-    if (x > best.value || best.index == NONE) best = {x, index};
-  });
-  mine = best;
-  return block_best(nan ? Best{INFINITE, 0} : best, shared);
+  for (u32 s = threadIdx.x / WARP; s * SEGMENT < row.vocab; s += WARPS) {
+    f32 x[LANE_VALUES];
+    load_segment(row, s, x);
+    f32 of_segment = x[0];
+#pragma unroll
+    for (u32 e = 0; e < LANE_VALUES; ++e) {
+      nan |= x[e] != x[e];
+      of_segment = x[e] > of_segment ? x[e] : of_segment;
+    }
+    if (of_segment > value) value = of_segment, segment = s;
+  }
+  // Read again: keeping the place of every candidate costs more.
+  mine = {value, NONE};
+  f32 x[LANE_VALUES];
+  load_segment(row, segment, x);
+#pragma unroll
+  for (u32 e = LANE_VALUES; e-- > 0;) {
+    if (x[e] == value && place(segment, e) < row.vocab) mine.index = place(segment, e);
+  }
+  return block_best(nan ? Best{INFINITE, 0} : mine, shared);
 }
 
 __device__ __forceinline__ bool is_finite(f32 x) { return x <= FLOAT_MAX && x >= -FLOAT_MAX; }
 
-/// The likeliest tokens into the result. `mine` is this thread's largest; whose turn it was finds its next one.
-__device__ __forceinline__ void likeliest(const Row& row, Best mine, u32 n_top, f32 log_sum, SampleResult* result, Shared& shared) {
+/// The likeliest tokens into the result, by warp 0: each time, the thread whose token was taken gets its next one.
+__device__ __forceinline__ void likeliest(const Row& row, u32 n_top, f32 log_sum, SampleResult* result, Shared& shared) {
+  const u32 lane = threadIdx.x;
   for (u32 n = 0; n < n_top; ++n) {
-    const Best best = block_best(mine, shared);
-    if (threadIdx.x == 0) {
+    const Best best = warp_best(shared.best[lane]);
+    if (lane == 0) {
       result->top_tokens[n] = best.index;
       // The largest is taken off first: the difference of two near values is exact.
       result->top_logprobs[n] = (best.value - row.max) - log_sum;
     }
-    const u32 owner = best.index % (4 * WARP) / 4;
-    if (best.index / SEGMENT % WARPS != threadIdx.x / WARP) continue;
-    // All lanes of the owner's warp look at the owner's words.
+    const u32 warp = best.index / SEGMENT % WARPS, owner = best.index % (4 * WARP) / 4;
     Best next = {0.0f, NONE};
-    for (u32 w = threadIdx.x % WARP;; w += WARP) {
-      const u32 segment = threadIdx.x / WARP + w / LANE_LOADS * WARPS;
+    for (u32 w = lane;; w += WARP) {
+      const u32 segment = warp + w / LANE_LOADS * WARPS;
       if (segment * SEGMENT >= row.vocab) break;
+#pragma unroll
       for (u32 c = 0; c < 4; ++c) {
         const u32 index = segment * SEGMENT + w % LANE_LOADS * (4 * WARP) + owner * 4 + c;
         if (index >= row.vocab) break;
@@ -270,11 +293,15 @@ __device__ __forceinline__ void likeliest(const Row& row, Best mine, u32 n_top, 
       }
     }
     next = warp_best(next);
-    if (threadIdx.x % WARP == owner) mine = next;
+    const Best of_warp = warp_best(lane == owner ? next : shared.mine[warp * WARP + lane]);
+    if (lane == owner) shared.mine[warp * WARP + lane] = next;
+    if (lane == warp) shared.best[lane] = of_warp;
+    // Lanes read what others have written; the shuffles wait for all lanes, but do not order memory.
+    __syncwarp();
   }
 }
 
-/// `e^x` for `x <= 0`; NaN gives 0. See sampler/softmax.rs: the same operations one by one, so the same bits.
+/// `e^x` for `x <= 0`, the bits of sampler/softmax.rs down to x = -87 and `e^-87` below it and for NaN.
 __device__ __forceinline__ f32 exp_nonpositive(f32 x) {
   constexpr f32 ROUND = 12582912.0f;
   constexpr f32 LN_2_HI = 0.6933594f;
@@ -283,7 +310,7 @@ __device__ __forceinline__ f32 exp_nonpositive(f32 x) {
   const f32 clamped = x > -87.0f ? x : -87.0f;
   const f32 shifted = add_rn(mul_rn(clamped, LOG2_E), ROUND);
   const f32 n = add_rn(shifted, -ROUND);
-  const f32 r = add_rn(add_rn(clamped, -mul_rn(n, LN_2_HI)), -mul_rn(n, LN_2_LO));
+  const f32 r = add_rn(fma_rn(n, -LN_2_HI, clamped), -mul_rn(n, LN_2_LO));
   f32 p = 1.0f / 5040.0f;
   p = add_rn(mul_rn(p, r), 1.0f / 720.0f);
   p = add_rn(mul_rn(p, r), 1.0f / 120.0f);
@@ -292,18 +319,33 @@ __device__ __forceinline__ f32 exp_nonpositive(f32 x) {
   p = add_rn(mul_rn(p, r), 0.5f);
   p = add_rn(mul_rn(p, r), 1.0f);
   p = add_rn(mul_rn(p, r), 1.0f);
-  const u32 exponent = __float_as_uint(shifted) - __float_as_uint(ROUND) + 127;
-  const f32 value = mul_rn(p, __uint_as_float(exponent << 23));
-  return x >= -87.0f ? value : 0.0f;
+  // times 2^n, which is in the low bits of `shifted`.
+  return __uint_as_float(__float_as_uint(p) + (__float_as_uint(shifted) << 23));
 }
 
-/// A weight in units of 2^-40, rounded down.
+/// Sums of weights in units of 2^-40, each rounded to the nearest: `high` counts 2^-20, `low` (signed) 2^-40. Those of
+/// 1,024 weights fit.
+struct Units {
+  u32 high = 0, low = 0;
+
+  __device__ __forceinline__ void add(const Row& row, f32 x) {
+    constexpr f32 EIGHT = 8.0f, ROUND = 12582912.0f;
+    const f32 weight = exp_nonpositive(mul_rn(add_rn(x, -row.max), row.inverse_temperature));
+    if (weight < row.weight_min) return;
+    // The last bit of a number from 8 on is 2^-20; what this rounds away is exact.
+    const f32 rounded = add_rn(weight, EIGHT);
+    const f32 rest = add_rn(weight, -add_rn(rounded, -EIGHT));
+    high += __float_as_uint(rounded) - __float_as_uint(EIGHT);
+    low += __float_as_uint(fma_rn(rest, 1099511627776.0f, ROUND)) - __float_as_uint(ROUND);
+  }
+
+  __device__ __forceinline__ u64 sum() const { return (u64(high) << 20) + static_cast<u64>(static_cast<long long>(static_cast<int>(low))); }
+};
+
 __device__ __forceinline__ u64 units(const Row& row, f32 x) {
-  const f32 weight = exp_nonpositive(mul_rn(add_rn(x, -row.max), row.inverse_temperature));
-  if (weight < row.weight_min) return 0;
-  const u32 bits = __float_as_uint(weight);
-  // Mantissa * 2^(exponent - 150) is the weight, at most 1.
-  return (u64(bits & 0x7fffffu | 0x800000u) << 17) >> min(127u - (bits >> 23), 63u);
+  Units one;
+  one.add(row, x);
+  return one.sum();
 }
 
 /// Larger for larger values, equal for equal ones (the two zeros are equal).
@@ -312,8 +354,8 @@ __device__ __forceinline__ u32 key_of(f32 x) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 __device__ __forceinline__ f32 value_of(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
-/// Key of minus infinity.
-constexpr u32 KEY_MIN = 0x007fffffu;
+/// Key of the lowest finite value. Minus infinity weighs nothing, so it does not matter whether it is kept.
+constexpr u32 KEY_MIN = 0x00800000u;
 
 /// By distance to the largest; it rises as the value falls.
 __device__ __forceinline__ u32 linear_bin(const Row& row, f32 scale, f32 x) {
@@ -350,19 +392,19 @@ __device__ __forceinline__ u64 histogram(const Row& row, const Cut& outer, f32 s
   for (u32 b = threadIdx.x; b < BINS; b += THREADS) shared.bins_low[b] = shared.bins_high[b] = 0;
   __syncthreads();
   u64 seen = 0;
-  auto add = [&](u32 key, f32 x, u32 n) {
-    if (!FIRST && (key < low || key > high)) return;
-    const u32 bin = FIRST ? linear_bin(row, scale, x) : (high - key) >> shift;
+  const f32 lowest = value_of(low), highest = value_of(high);
+  auto add = [&](f32 x, u32 n) {
+    if (!FIRST && (x < lowest || x > highest)) return;
+    const u32 bin = FIRST ? linear_bin(row, scale, x) : (high - key_of(x)) >> shift;
     if (!BY_MASS && bin == BINS - 1) return;
     const u64 amount = BY_MASS ? n * units(row, x) : n;
-    seen += amount;
+    if (BY_MASS) seen += amount;
     if (bin < BINS - 1) add_to_bin(shared, bin, amount);
   };
-  each(row, [&](u32, f32 x) {
-    const u32 key = key_of(x);
-    if (!BY_MASS || key > outer.key) add(key, x, 1);
+  each(row, [&](f32 x) {
+    if (!BY_MASS || x > outer.value) add(x, 1);
   });
-  if (BY_MASS && threadIdx.x == 0 && outer.n_ties > 0) add(outer.key, value_of(outer.key), outer.n_ties);
+  if (BY_MASS && threadIdx.x == 0 && outer.n_ties > 0) add(outer.value, outer.n_ties);
   return seen;
 }
 
@@ -409,10 +451,10 @@ __device__ __forceinline__ Cut select(const Row& row, const Cut& outer, u32 top_
     __syncthreads();
     goal = shared.needed, total = shared.amount, low = shared.key_low, high = shared.key_high;
     shift = 0;
-    if (goal == total) return BY_MASS && low <= outer.key ? outer : Cut{low - 1, 0};
+    if (goal == total) return BY_MASS && value_of(low) <= outer.value ? outer : Cut{low == KEY_MIN ? -INFINITE : value_of(low - 1), 0};
     if (low == high) {
       const u64 each_amount = BY_MASS ? units(row, value_of(low)) : 1;
-      return Cut{low, static_cast<u32>((goal + each_amount - 1) / each_amount)};
+      return Cut{value_of(low), static_cast<u32>((goal + each_amount - 1) / each_amount)};
     }
   }
 }
@@ -426,14 +468,13 @@ __device__ __forceinline__ void walk(const Row& row, const Cut& cut, u32 segment
   for (u32 e = 0; e < LANE_VALUES; e += 4) {
     u32 n_ties = 0, all_ties;
 #pragma unroll
-    for (u32 c = 0; c < 4; ++c) n_ties += place(segment, e + c) < row.vocab && key_of(x[e + c]) == cut.key;
+    for (u32 c = 0; c < 4; ++c) n_ties += x[e + c] == cut.value;
     u32 tie = warp_sum_before(n_ties, all_ties);
     u64 of_value[4], of_lane = 0, of_all;
 #pragma unroll
     for (u32 c = 0; c < 4; ++c) {
-      const u32 key = key_of(x[e + c]);
-      const bool kept = key > cut.key || (key == cut.key && tie++ < ties_left);
-      of_value[c] = kept && place(segment, e + c) < row.vocab ? units(row, x[e + c]) : 0;
+      const bool kept = x[e + c] > cut.value || (x[e + c] == cut.value && tie++ < ties_left);
+      of_value[c] = kept ? units(row, x[e + c]) : 0;
       of_lane += of_value[c];
     }
     u64 sum = warp_sum_before(of_lane, of_all);
@@ -453,25 +494,20 @@ __device__ __forceinline__ void walk(const Row& row, const Cut& cut, u32 segment
 
 /// A token at random; the same in all threads.
 __device__ __forceinline__ u32 draw(const Row& row, const SampleSpec& spec, Shared& shared) {
-  Cut cut = {0, 0};
+  Cut cut = {-INFINITE, 0};
   if (spec.top_k > 0 && spec.top_k < row.vocab) cut = select<false>(row, cut, spec.top_k, 0, shared);
   if (spec.top_p != ~0ull) cut = select<true>(row, cut, 0, spec.top_p, shared);
   for (u32 s = threadIdx.x / WARP; s * SEGMENT < row.vocab; s += WARPS) {
     f32 x[LANE_VALUES];
     load_segment(row, s, x);
-    u64 above = 0;
+    Units kept;
     u32 ties = 0;
 #pragma unroll
     for (u32 e = 0; e < LANE_VALUES; ++e) {
-      const u32 key = key_of(x[e]);
-      if (place(s, e) >= row.vocab || key < cut.key) continue;
-      if (key == cut.key) {
-        ++ties;
-      } else {
-        above += units(row, x[e]);
-      }
+      ties += x[e] == cut.value;
+      if (x[e] > cut.value) kept.add(row, x[e]);
     }
-    above = warp_total(above);
+    const u64 above = warp_total(kept.sum());
     ties = warp_total(ties);
     if (threadIdx.x % WARP == 0) {
       shared.segment_units[s] = above;
@@ -482,7 +518,7 @@ __device__ __forceinline__ u32 draw(const Row& row, const SampleSpec& spec, Shar
   const bool has_segment = threadIdx.x * SEGMENT < row.vocab;
   const u64 above = has_segment ? shared.segment_units[threadIdx.x] : 0;
   const u32 ties = has_segment ? shared.segment_ties[threadIdx.x] : 0;
-  const u64 tie_units = cut.n_ties > 0 ? units(row, value_of(cut.key)) : 0;
+  const u64 tie_units = cut.n_ties > 0 ? units(row, cut.value) : 0;
   u64 all_above, all_ties;
   const u64 above_before = block_sum_before(above, all_above, shared);
   const u32 ties_before = static_cast<u32>(block_sum_before(ties, all_ties, shared));
@@ -530,10 +566,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     }
     if (wanted && chosen) {
       f32 sum = 0.0f;
-      each(row, [&](u32, f32 x) { sum += expf(x - raw_max); });
+      each(row, [&](f32 x) { sum += expf(x - raw_max); });
       log_sum = logf(block_sum<THREADS>(sum, shared.float_sums));
       n_top = spec.n_top == NONE ? 0 : min(min(spec.n_top, TOP_MAX), p.vocab);
-      likeliest(row, mine, n_top, log_sum, result, shared);
+      if (n_top > 0) {
+        shared.mine[threadIdx.x] = mine;
+        // shared.best has the warps' since `largest`.
+        __syncthreads();
+        if (threadIdx.x < WARP) likeliest(row, n_top, log_sum, result, shared);
+      }
     }
     if (chosen && n_edits > 0) {
       __syncthreads();

@@ -201,8 +201,13 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     );
 
-    /// `out = silu(gate) * up`; `gate_up` is the output of the gate, up projection.
-    fn swiglu(&mut self, gate_up: &Self::Buffer, out: &mut Self::Buffer);
+    /// `out = silu(gate) * up`, the two outputs of [`Self::project`] for the gate, up projection of `x`.
+    fn project_swiglu(
+        &mut self,
+        projection: &Projection<Self::Matrix, Self::Vector>,
+        x: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
 
     /// Final norm, head and choice of a token for each of `batch.sample_rows`.
     ///

@@ -62,9 +62,7 @@ impl Emulator {
         match self.mode {
             Mode::FewCtas if is_one_of(&["rms_norm", "attention", "sample"]) => [x.min(2), y, 1],
             Mode::FewCtas if is_one_of(&["lora_shrink"]) => [1, y, z],
-            Mode::FewCtas if is_one_of(&["embed", "epilogue", "rope_store", "swiglu"]) => {
-                [x, y.min(2), z]
-            }
+            Mode::FewCtas if is_one_of(&["embed", "epilogue", "rope_store"]) => [x, y.min(2), z],
             Mode::Plain | Mode::Reversed | Mode::FewCtas => [x, y, z],
         }
     }
@@ -119,6 +117,10 @@ impl CheckDevice for Emulator {
             std::ptr::copy_nonoverlapping(from.0 as *const u8, bytes.as_mut_ptr(), bytes.len());
         }
         Ok(())
+    }
+
+    fn has_wide(&self) -> bool {
+        true
     }
 }
 

@@ -12,8 +12,8 @@ struct StepHeader {
   u32 n_sequences;
   /// Rows whose logits are wanted.
   u32 n_sample_rows;
-  /// Runs of rows with the same adapter.
-  u32 n_segments;
+  /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one.
+  u32 n_adapter_tiles;
   /// Rows that attend one by one (decode), see attention.cu.
   u32 n_single_rows;
   /// Tiles of rows that attend together (prefill), see attention_tiles.cu.
@@ -34,6 +34,19 @@ struct LoraSite {
   f32 lora_scale;
 };
 static_assert(sizeof(LoraSite) == 24, "as in ops/step.rs");
+
+/// Consecutive rows of one adapter, or of none (NO_SLOT); Rust: `ops::AdapterTile`.
+struct AdapterTile {
+  u32 slot;
+  u32 first_row;
+  /// At most ADAPTER_TILE_ROWS.
+  u32 n_rows;
+  u32 _pad;
+};
+static_assert(sizeof(AdapterTile) == 16, "as in ops/step.rs");
+
+/// Most rows of an AdapterTile.
+constexpr u32 ADAPTER_TILE_ROWS = 64;
 
 /// Largest rank, and so the distance of two parts in a row of `v`.
 constexpr u32 LORA_RANK_MAX = 256;

@@ -75,13 +75,18 @@ pub struct CpuVector {
 pub struct CpuMatrix(pub(crate) PackedMatrix);
 
 /// Activations, `[max_rows, stride]`; columns beyond the width are zero.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CpuBuffer {
     pub(crate) values: Vec<f32>,
     pub(crate) stride: usize,
 }
 
 impl CpuBuffer {
+    fn new(max_rows: usize, width: usize) -> Self {
+        let stride = width.next_multiple_of(BLOCK);
+        Self { values: vec![0.0; max_rows * stride], stride }
+    }
+
     pub(crate) fn row(&self, row: usize) -> &[f32] {
         &self.values[row * self.stride..][..self.stride]
     }
@@ -107,6 +112,8 @@ pub struct CpuBackend {
     /// Per thread: a dequantized tile, or the scores of an attention task.
     pub(crate) scratch: Vec<Vec<f32>>,
     pub(crate) head: HeadBuffers,
+    /// Outputs of the gate, up projection.
+    gate_up: CpuBuffer,
 }
 
 impl CpuBackend {
@@ -163,6 +170,10 @@ impl CpuBackend {
             shrink: Vec::new(),
             scratch: (0..team.n_threads()).map(|_| vec![0.0; scratch]).collect(),
             head: HeadBuffers::new(spec, options.max_rows),
+            gate_up: CpuBuffer::new(
+                options.max_rows,
+                2 * spec.ffn.next_multiple_of(OUTPUT_ALIGN),
+            ),
             team,
         })
     }
@@ -202,8 +213,7 @@ impl Backend for CpuBackend {
     }
 
     fn buffer(&mut self, width: usize) -> Result<CpuBuffer, RunError> {
-        let stride = width.next_multiple_of(BLOCK);
-        Ok(CpuBuffer { values: vec![0.0; self.max_rows * stride], stride })
+        Ok(CpuBuffer::new(self.max_rows, width))
     }
 
     fn n_kv_blocks(&self) -> usize {
@@ -323,7 +333,16 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn swiglu(&mut self, gate_up: &CpuBuffer, out: &mut CpuBuffer) {
+    fn project_swiglu(
+        &mut self,
+        projection: &Projection<CpuMatrix, CpuVector>,
+        x: &CpuBuffer,
+        out: &mut CpuBuffer,
+    ) {
+        let mut gate_up = std::mem::take(&mut self.gate_up);
+        self.project_rows(projection, x, &mut gate_up, Output::Write);
+        self.gate_up = gate_up;
+        let gate_up = &self.gate_up;
         let isa = self.isa;
         let width = self.spec.ffn.next_multiple_of(OUTPUT_ALIGN);
         let stride = out.stride;

@@ -159,8 +159,7 @@ impl EngineHandle {
             commands: receiver,
             sender: commands.downgrade(),
             returned: Arc::new(ReturnedSlots::default()),
-            outbox: outbox.clone(),
-            delivery: Delivery::start()?,
+            delivery: Delivery::start(outbox.clone())?,
             stats: Arc::clone(&stats),
             ending: None,
         };
@@ -224,9 +223,8 @@ impl EngineHandle {
             .map_err(|live| SubmitError::QueueFull { queued: live.saturating_sub(max_batch) })?;
         let id = SequenceId(shared.next_id.fetch_add(1, Ordering::Relaxed));
         let (sender, events) = mpsc::unbounded_channel();
-        let sequence =
-            Sequence::new(id, request, shared.config.prefix_cache, sender)
-                .within_engine(place, shared.outbox.clone());
+        let sequence = Sequence::new(id, request, shared.config.prefix_cache, sender)
+            .within_engine(place, shared.outbox.clone());
         match shared.commands.try_send(Command::Submit(Box::new(sequence))) {
             Ok(()) => Ok(SequenceStream { id, events }),
             Err(mpsc::error::TrySendError::Full(_)) => {

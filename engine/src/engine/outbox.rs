@@ -31,17 +31,19 @@ impl Outbox {
         batch.push((receiver.clone(), event));
     }
 
-    fn take(&self) -> Batch {
+    fn take(&self) -> Option<Batch> {
         let mut batch = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // The next step has about as many.
-        let n_events = batch.len();
-        std::mem::replace(&mut *batch, Vec::with_capacity(n_events))
+        let n_events = Some(batch.len()).filter(|&n_events| n_events > 0)?;
+        Some(std::mem::replace(&mut *batch, Vec::with_capacity(n_events)))
     }
 }
 
-/// The events thread, seen from the owner thread. Dropping it waits until every event has been handed over.
+/// The events thread, seen from the owner thread. Dropping it waits until every event has been handed over, also when
+/// the owner thread panics: an event left in the outbox would keep its listener waiting for ever.
 #[derive(Debug)]
 pub(super) struct Delivery {
+    outbox: Outbox,
     /// Unbounded, but it holds no more than the sequences' own queues would, which `max_tokens` bounds. `None` only while
     /// it is dropped.
     batches: Option<mpsc::Sender<Batch>>,
@@ -50,7 +52,7 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// Starts the thread.
-    pub(super) fn start() -> std::io::Result<Self> {
+    pub(super) fn start(outbox: Outbox) -> std::io::Result<Self> {
         let (batches, receiver) = mpsc::channel::<Batch>();
         let thread = thread::Builder::new().name("pleach-events".to_owned()).spawn(move || {
             for (sequence, event) in receiver.into_iter().flatten() {
@@ -58,13 +60,12 @@ impl Delivery {
                 let _ = sequence.send(event);
             }
         })?;
-        Ok(Self { batches: Some(batches), thread: Some(thread) })
+        Ok(Self { outbox, batches: Some(batches), thread: Some(thread) })
     }
 
     /// Sends what is in the outbox on its way.
-    pub(super) fn flush(&self, outbox: &Outbox) {
-        let batch = outbox.take();
-        if let Some(batches) = self.batches.as_ref().filter(|_| !batch.is_empty()) {
+    pub(super) fn flush(&self) {
+        if let (Some(batches), Some(batch)) = (&self.batches, self.outbox.take()) {
             // The thread ends only after this sender.
             let _ = batches.send(batch);
         }
@@ -73,6 +74,7 @@ impl Delivery {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
+        self.flush();
         self.batches = None;
         if let Some(thread) = self.thread.take() {
             // It cannot panic: sending to a channel does not.

@@ -12,11 +12,7 @@ use tokio::sync::{
     oneshot,
 };
 
-use super::{
-    AdapterLease, EngineStats,
-    lease::ReturnedSlots,
-    outbox::{Delivery, Outbox},
-};
+use super::{AdapterLease, EngineStats, lease::ReturnedSlots, outbox::Delivery};
 use crate::{
     adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
@@ -54,8 +50,6 @@ pub(super) struct EngineOwner {
     /// For leases.
     pub(super) sender: WeakSender<Command>,
     pub(super) returned: Arc<ReturnedSlots>,
-    /// What sequences have to say; they share it.
-    pub(super) outbox: Outbox,
     pub(super) delivery: Delivery,
     /// Written after every step, read by whoever asks; held for a copy only.
     pub(super) stats: Arc<Mutex<EngineStats>>,
@@ -149,6 +143,8 @@ impl EngineOwner {
 
     fn step(&mut self) {
         let Some(batch) = self.scheduler.schedule(Instant::now()) else { return };
+        // Who was admitted is known before the step, which may take long.
+        self.delivery.flush();
         // The sequences of this batch fail, the others go on, even after a panic: the runner's state between steps is
         // weights, which a step does not write, and KV blocks, which `fail` takes out of the index.
         let result = catch_unwind(AssertUnwindSafe(|| self.runner.step(&batch)))
@@ -166,7 +162,7 @@ impl EngineOwner {
     /// The numbers first: who has seen an event may count on them.
     fn publish(&self) {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
-        self.delivery.flush(&self.outbox);
+        self.delivery.flush();
     }
 
     fn end(&mut self) {

@@ -49,7 +49,6 @@ struct Buffers<B> {
     qkv: B,
     /// `[T, heads * head_dim]`.
     attended: B,
-    gate_up: B,
     /// `[T, ffn]`.
     product: B,
 }
@@ -86,7 +85,6 @@ impl<B: Backend> Decoder<B> {
             normed: backend.buffer(spec.hidden)?,
             qkv: backend.buffer(q_width + 2 * kv_width)?,
             attended: backend.buffer(q_width)?,
-            gate_up: backend.buffer(2 * ffn)?,
             product: backend.buffer(ffn)?,
         };
         Ok(Self { spec, backend, weights, buffers })
@@ -110,8 +108,7 @@ fn run_layer<B: Backend>(
     backend.attention(batch, index, layer.head_norms.as_ref(), &mut b.qkv, &mut b.attended);
     backend.project(&layer.attention_out, &b.attended, &mut b.residual, Output::Add);
     backend.rms_norm(&b.residual, &layer.ffn_norm, &mut b.normed);
-    backend.project(&layer.gate_up, &b.normed, &mut b.gate_up, Output::Write);
-    backend.swiglu(&b.gate_up, &mut b.product);
+    backend.project_swiglu(&layer.gate_up, &b.normed, &mut b.product);
     backend.project(&layer.down, &b.product, &mut b.residual, Output::Add);
 }
 

@@ -211,11 +211,11 @@ fn sum(kept: &[(usize, u64)]) -> u64 {
     kept.iter().map(|&(_, units)| units).sum()
 }
 
-/// A weight of at most 1 in units, rounded down.
+/// A weight of at most 1 in units, rounded to the nearest.
 fn units(weight: f32) -> u64 {
-    // The weight is mantissa · 2^(exponent − 150), and 0 has neither.
-    let mantissa = u64::from((weight.to_bits() & 0x7f_ffff) | 0x80_0000);
-    (mantissa << (UNIT_BITS - 23)) >> (127 - (weight.to_bits() >> 23)).min(63)
+    /// The last bit of a number from this one on is a unit.
+    const SHIFT: f64 = (1u64 << (52 - UNIT_BITS)) as f64;
+    (f64::from(weight) + SHIFT).to_bits() - SHIFT.to_bits()
 }
 
 /// A number in `[0, 1)`, times 2⁶⁴.
@@ -254,9 +254,9 @@ mod tests {
     }
 
     #[test]
-    fn units_are_the_weight_rounded_down() {
+    fn units_are_the_weight_rounded() {
         for weight in [1.0f32, 0.999_999_94, 0.75, 0.1, 1e-3, 3e-9, 1e-12, 9e-13, 1e-20, 1e-38, 0.0] {
-            assert_eq!(units(weight) as f64, (f64::from(weight) * 2f64.powi(40)).floor(), "{weight}");
+            assert_eq!(units(weight) as f64, (f64::from(weight) * 2f64.powi(40)).round_ties_even(), "{weight}");
         }
     }
 

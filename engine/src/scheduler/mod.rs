@@ -187,7 +187,8 @@ impl Scheduler {
             if let Some(index) = self.find(part) {
                 self.apply_part(index, part, &mut sampled, at);
             }
-            sampled.by_ref().take(sampled.len() - n_left).for_each(drop);
+            let n_unwanted = sampled.len() - n_left;
+            sampled.by_ref().take(n_unwanted).for_each(drop);
         }
         // Its room serves the next step.
         self.parts = parts;
@@ -266,7 +267,8 @@ impl Scheduler {
         for scored in results.by_ref().take(n_scores) {
             sequence.add_score(scored, at);
         }
-        if let Some(chosen) = results.next().filter(|_| part.chooses) {
+        let chosen = if part.chooses { results.next() } else { None };
+        if let Some(chosen) = chosen {
             self.counters.completion_tokens += 1;
             if let Some(reason) = sequence.add_token(chosen, self.limits.tokens_max(), at) {
                 self.finish(index, reason);

@@ -6,6 +6,9 @@ use std::{net::IpAddr, path::PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+/// The environment's `--adapter`.
+const ADAPTER_VARIABLE: &str = "PLEACH_ADAPTER";
+
 /// Flags of `pleach serve`. Each is also an environment variable and, under its long name, a key of the configuration
 /// file. A flag goes before the environment, the environment before the file, the file before the default.
 #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
@@ -14,8 +17,8 @@ pub struct Args {
     /// Model: a known name, hf:OWNER/REPO[:FILE], or a GGUF file [default: smollm2-135m-instruct].
     #[arg(long, env = "PLEACH_MODEL", value_name = "NAME|PATH")]
     pub model: Option<String>,
-    /// Adapter to serve under NAME: a PEFT LoRA folder. Repeatable; in the environment separated by commas.
-    #[arg(long, env = "PLEACH_ADAPTER", value_name = "NAME=DIR", value_delimiter = ',')]
+    /// Adapter to serve under NAME: a PEFT LoRA folder. Repeatable. [env: PLEACH_ADAPTER, several as NAME=DIR,NAME=DIR]
+    #[arg(long, value_name = "NAME=DIR")]
     pub adapter: Vec<String>,
     /// Name that requests use for the base. Repeatable; the first is shown [default: from the model].
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
@@ -76,7 +79,11 @@ impl Args {
     ///
     /// # Errors
     /// When the file cannot be read, or a key of it is unknown or of the wrong type.
-    pub fn with_config_file(self) -> anyhow::Result<Self> {
+    pub fn with_config_file(mut self) -> anyhow::Result<Self> {
+        // Not clap's to read: it would cut flags at commas too, and a folder's name may hold them.
+        if let (true, Ok(list)) = (self.adapter.is_empty(), std::env::var(ADAPTER_VARIABLE)) {
+            self.adapter = split_adapters(&list);
+        }
         let Some(path) = &self.config else { return Ok(self) };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -109,6 +116,25 @@ impl Args {
             config: self.config,
         }
     }
+}
+
+/// Cuts a list of `NAME=DIR` at the commas that another `NAME=` follows; others are part of a folder's name.
+fn split_adapters(list: &str) -> Vec<String> {
+    let mut adapters: Vec<String> = Vec::new();
+    for piece in list.split(',') {
+        let begins = piece
+            .split_once('=')
+            .is_some_and(|(name, _)| !name.is_empty() && !name.contains(std::path::is_separator));
+        match adapters.last_mut().filter(|_| !begins) {
+            Some(last) => {
+                last.push(',');
+                last.push_str(piece);
+            }
+            None => adapters.push(piece.to_owned()),
+        }
+    }
+    adapters.retain(|adapter| !adapter.is_empty());
+    adapters
 }
 
 #[cfg(test)]
@@ -154,6 +180,14 @@ mod tests {
         std::fs::write(&path, "prot = 9000\n").unwrap();
         let error = parse(&["--config", path.to_str().unwrap()]).with_config_file().unwrap_err();
         assert!(format!("{error:#}").contains("prot"), "{error:#}");
+    }
+
+    #[test]
+    fn a_folder_may_hold_commas() {
+        assert_eq!(parse(&["--adapter", "a=x,y", "--adapter", "b=z"]).adapter, ["a=x,y", "b=z"]);
+        assert_eq!(split_adapters("a=x,y/z=1,b=w,"), ["a=x,y/z=1", "b=w,"]);
+        assert_eq!(split_adapters("a=x"), ["a=x"]);
+        assert!(split_adapters("").is_empty());
     }
 
     #[test]

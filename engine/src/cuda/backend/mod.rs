@@ -19,7 +19,7 @@ mod step_inputs;
 
 use crate::{
     adapter_weights::AdapterWeights,
-    backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart},
+    backend::{Backend, HeadNorms, MatrixSource, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
     quant::BlockFormat,
     rope::RopeTable,
@@ -31,7 +31,7 @@ use crate::{
 
 use super::{
     CudaError, Device, DevicePtr,
-    ops::{AttentionRows, EmbedParams, RmsNormParams, SwiGluParams, V_STRIDE, rows_of_tile},
+    ops::{AttentionRows, EmbedParams, RmsNormParams, V_STRIDE, rows_of_tile},
     repack::repack,
 };
 use products::{planes_bytes, shrink_splits};
@@ -391,20 +391,13 @@ impl Backend for CudaBackend {
         self.note(outcome);
     }
 
-    fn swiglu(&mut self, gate_up: &CudaBuffer, out: &mut CudaBuffer) {
-        let outcome = SwiGluParams {
-            step: self.inputs().header,
-            gate_up: gate_up.wide,
-            h: out.half,
-            saturations: self.saturations,
-            in_stride: word(gate_up.stride),
-            gate_column: 0,
-            up_column: word(self.spec.ffn.next_multiple_of(OUTPUT_ALIGN)),
-            width: word(self.spec.ffn),
-            out_stride: word(out.stride),
-            reserved: 0,
-        }
-        .launch(&self.device, self.launch_rows());
+    fn project_swiglu(
+        &mut self,
+        projection: &Projection<CudaMatrix, CudaVector>,
+        x: &CudaBuffer,
+        out: &mut CudaBuffer,
+    ) {
+        let outcome = self.try_project_swiglu(projection, x, out);
         self.note(outcome);
     }
 

@@ -109,6 +109,35 @@ impl CudaBackend {
         out: &CudaBuffer,
         output: Output,
     ) -> Result<(), CudaError> {
+        let params = EpilogueParams {
+            out: out.wide,
+            out_stride: word(out.stride),
+            accumulate: u32::from(output == Output::Add),
+            ..self.products(projection, x)?
+        };
+        params.launch(&self.device, self.launch_rows())
+    }
+
+    pub(super) fn try_project_swiglu(
+        &self,
+        projection: &Projection<CudaMatrix, CudaVector>,
+        x: &CudaBuffer,
+        out: &CudaBuffer,
+    ) -> Result<(), CudaError> {
+        let params = EpilogueParams {
+            out: out.half,
+            out_stride: word(out.stride),
+            ..self.products(projection, x)?
+        };
+        params.launch_swiglu(&self.device, self.launch_rows())
+    }
+
+    /// Enqueues a projection's products; returns what finishes them, all but where to.
+    fn products(
+        &self,
+        projection: &Projection<CudaMatrix, CudaVector>,
+        x: &CudaBuffer,
+    ) -> Result<EpilogueParams, CudaError> {
         let rows = self.launch_rows();
         let matrices: Vec<&CudaMatrix> = projection.parts.iter().map(|part| &part.matrix).collect();
         let modules: Vec<TargetModule> = projection.parts.iter().map(|part| part.module).collect();
@@ -133,13 +162,13 @@ impl CudaBackend {
             plane_column += part.matrix.n_out_padded;
             out_column += part.matrix.n_out.next_multiple_of(OUTPUT_ALIGN);
         }
-        let params = EpilogueParams {
+        Ok(EpilogueParams {
             step: self.inputs().header,
             planes: self.planes,
             v_planes: if n_v_planes > 0 { self.v } else { DevicePtr::NULL },
             slots: self.inputs().slots,
             sites: self.residents.sites,
-            out: out.wide,
+            out: DevicePtr::NULL,
             saturations: self.saturations,
             bias,
             plane_stride: (rows as usize * plane_row) as u64,
@@ -150,11 +179,10 @@ impl CudaBackend {
             plane_row: word(plane_row),
             n_v_planes: word(n_v_planes),
             n_sites: word(self.n_sites()),
-            out_stride: word(out.stride),
-            accumulate: u32::from(output == Output::Add),
+            out_stride: 0,
+            accumulate: 0,
             reserved: 0,
-        };
-        params.launch(&self.device, rows)
+        })
     }
 }
 

@@ -7,7 +7,10 @@ use crate::{
     backend::RunError,
     cuda::{
         Device, DevicePtr, PinnedBuffer, Plain, StreamId,
-        ops::{AttentionRows, AttentionTile, NO_SLOT, SampleSpec, StepHeader},
+        ops::{
+            ADAPTER_TILE_ROWS, AdapterTile, AttentionRows, AttentionTile, NO_SLOT, SampleSpec,
+            StepHeader, TILED_ROWS_MIN,
+        },
         plain::bytes_of_slice,
     },
     kv::KV_BLOCK_TOKENS,
@@ -41,6 +44,7 @@ pub(super) struct StepInputs {
     pub(super) slots: DevicePtr,
     pub(super) single_rows: DevicePtr,
     pub(super) tiles: DevicePtr,
+    pub(super) adapter_tiles: DevicePtr,
     pub(super) sample_rows: DevicePtr,
     pub(super) specs: DevicePtr,
     pub(super) block_tables: DevicePtr,
@@ -54,13 +58,14 @@ pub(super) struct StepInputs {
     /// Bytes in front of the block tables.
     head_bytes: usize,
     tile_list: Vec<AttentionTile>,
+    adapter_tile_list: Vec<AdapterTile>,
 }
 
 const NO_ROWS: StepHeader = StepHeader {
     n_rows: 0,
     n_sequences: 0,
     n_sample_rows: 0,
-    n_segments: 0,
+    n_adapter_tiles: 0,
     n_single_rows: 0,
     n_tiles: 0,
     reserved: [0; 2],
@@ -79,6 +84,7 @@ impl StepInputs {
         let [token_ids, positions, row_sequence, slots, single_rows] =
             std::array::from_fn(|_| place(rows * 4));
         let tiles = place(rows * size_of::<AttentionTile>());
+        let adapter_tiles = place(rows * size_of::<AdapterTile>());
         let sample_list = place(sample_rows * 4);
         let specs = place(sample_rows * size_of::<SampleSpec>());
         let block_tables = place(rows * blocks * 4);
@@ -91,6 +97,7 @@ impl StepInputs {
             slots: base.at(slots),
             single_rows: base.at(single_rows),
             tiles: base.at(tiles),
+            adapter_tiles: base.at(adapter_tiles),
             sample_rows: base.at(sample_list),
             specs: base.at(specs),
             block_tables: base.at(block_tables),
@@ -101,6 +108,7 @@ impl StepInputs {
             host: device.pinned(n_bytes)?,
             head_bytes: block_tables,
             tile_list: Vec::new(),
+            adapter_tile_list: Vec::new(),
         })
     }
 
@@ -144,7 +152,8 @@ impl StepInputs {
             let needed = blocks_needed(batch, index);
             self.put(at, sequence.block_table[..needed].iter().map(|block| block.0))?;
         }
-        self.write_attention(batch)
+        self.write_attention(batch)?;
+        self.write_adapter_tiles(batch)
     }
 
     fn check(&self, batch: &StepBatch) -> Result<(), RunError> {
@@ -190,6 +199,19 @@ impl StepInputs {
         self.counts.n_single_rows = word(self.put(self.single_rows, single.map(word))?);
         self.put_plain(self.tiles, &tiles)?;
         self.tile_list = tiles;
+        Ok(())
+    }
+
+    /// Rows in runs of one adapter, cut into tiles.
+    fn write_adapter_tiles(&mut self, batch: &StepBatch) -> Result<(), RunError> {
+        let mut tiles = std::mem::take(&mut self.adapter_tile_list);
+        tiles.clear();
+        if self.any_adapter && batch.n_rows() >= TILED_ROWS_MIN as usize {
+            list_adapter_tiles(batch, &mut tiles);
+        }
+        self.counts.n_adapter_tiles = word(tiles.len());
+        self.put_plain(self.adapter_tiles, &tiles)?;
+        self.adapter_tile_list = tiles;
         Ok(())
     }
 
@@ -243,7 +265,55 @@ impl StepInputs {
     }
 }
 
+/// Neighbouring sequences of one adapter share tiles.
+fn list_adapter_tiles(batch: &StepBatch, tiles: &mut Vec<AdapterTile>) {
+    for run in batch.sequences.chunk_by(|a, b| a.adapter == b.adapter) {
+        let (first, last) = (&run[0], &run[run.len() - 1]);
+        let rows = first.rows.start..last.rows.end;
+        tiles.extend(rows.clone().step_by(ADAPTER_TILE_ROWS).map(|row| AdapterTile {
+            slot: first.adapter.map_or(NO_SLOT, |slot| slot.0),
+            first_row: word(row),
+            n_rows: word(ADAPTER_TILE_ROWS.min(rows.end - row)),
+            reserved: 0,
+        }));
+    }
+}
+
 /// Blocks that a sequence of the step reads and writes.
 fn blocks_needed(batch: &StepBatch, sequence: usize) -> usize {
     (batch.positions[batch.sequences[sequence].rows.end - 1] + 1).div_ceil(KV_BLOCK_TOKENS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step_batch::{AdapterSlot, StepSequence};
+
+    #[test]
+    fn adapter_tiles_cover_all_rows_in_runs_of_one_adapter() {
+        let lengths = [(1, None), (70, Some(3)), (60, Some(3)), (1, Some(4)), (64, None), (2, None)];
+        let mut batch = StepBatch::default();
+        let mut n_rows = 0;
+        for (length, adapter) in lengths {
+            batch.sequences.push(StepSequence {
+                rows: n_rows..n_rows + length,
+                block_table: Vec::new(),
+                adapter: adapter.map(AdapterSlot),
+            });
+            n_rows += length;
+        }
+        let mut tiles = Vec::new();
+        list_adapter_tiles(&batch, &mut tiles);
+        let found: Vec<_> = tiles.iter().map(|t| (t.slot, t.first_row, t.n_rows)).collect();
+        let expected = [
+            (NO_SLOT, 0, 1),
+            (3, 1, 64),
+            (3, 65, 64),
+            (3, 129, 2),
+            (4, 131, 1),
+            (NO_SLOT, 132, 64),
+            (NO_SLOT, 196, 2),
+        ];
+        assert_eq!(found, expected);
+    }
 }

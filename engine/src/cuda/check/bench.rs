@@ -25,6 +25,9 @@ pub trait CheckDevice: LaunchSink {
     /// # Errors
     /// The device's.
     fn download_bytes(&self, from: DevicePtr, bytes: &mut [u8]) -> Result<(), CudaError>;
+
+    /// Whether `gemm_wide` runs here.
+    fn has_wide(&self) -> bool;
 }
 
 impl CheckDevice for Device {
@@ -34,6 +37,10 @@ impl CheckDevice for Device {
 
     fn download_bytes(&self, from: DevicePtr, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.download(from, bytes)
+    }
+
+    fn has_wide(&self) -> bool {
+        self.info().compute_capability == (9, 0)
     }
 }
 
@@ -87,6 +94,10 @@ impl<'a> Bench<'a> {
     /// Where launches go.
     pub(super) fn sink(&self) -> &'a dyn LaunchSink {
         self.device
+    }
+
+    pub(super) fn has_wide(&self) -> bool {
+        self.device.has_wide()
     }
 
     /// Forgets all memory of the last shape.

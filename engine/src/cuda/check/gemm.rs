@@ -18,32 +18,69 @@ use super::{
 /// Weights are rounded to f16 (scale, minimum and value: 3 · 2^-11 of the largest magnitude of a group), sums are f32.
 const F16_WEIGHTS: Tolerance = Tolerance { abs: 1e-5, rel: 1e-3 };
 
-/// Parts (format and features), input features, rows, splits.
-type Shape = (Vec<(BlockFormat, usize)>, usize, usize, usize);
+/// Which kernels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kernels {
+    /// `gemm_1` to `gemm_8`, in so many splits.
+    Split(usize),
+    /// `gemm_wide`.
+    Wide,
+}
+
+/// Parts (format and features), input features, rows.
+type Shape = (Vec<(BlockFormat, usize)>, usize, usize);
 
 /// One to three parts of every block format, odd row counts, tails of rows and features, several splits.
 pub(super) fn gemm(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
     use BlockFormat as F;
 
-    let mut shapes: Vec<Shape> = Vec::new();
+    let mut shapes: Vec<(Shape, usize)> = Vec::new();
     for (index, format) in BlockFormat::ALL.into_iter().enumerate() {
         let n_in = if format.block_values() == 256 { 512 } else { 576 };
         let splits = if format.is_float() { 1 } else { 1 + index % 3 };
-        shapes.push((vec![(format, 133)], n_in, [1, 7, 9, 17, 33, 8, 16][index % 7], splits));
+        shapes.push(((vec![(format, 133)], n_in, [1, 7, 9, 17, 33, 8, 16][index % 7]), splits));
     }
-    shapes.push((vec![(F::Q4_0, 100), (F::Q8_0, 64), (F::Q4_1, 1)], 96, 5, 2));
-    shapes.push((vec![(F::Q4K, 70), (F::Q6K, 65)], 256, 3, 4));
-    shapes.push((vec![(F::Q5_0, 70), (F::F16, 65)], 64, 11, 1));
+    shapes.push(((vec![(F::Q4_0, 100), (F::Q8_0, 64), (F::Q4_1, 1)], 96, 5), 2));
+    shapes.push(((vec![(F::Q4K, 70), (F::Q6K, 65)], 256, 3), 4));
+    shapes.push(((vec![(F::Q5_0, 70), (F::F16, 65)], 64, 11), 1));
     if sizes == Sizes::Full {
-        shapes.push((vec![(F::Q4_1, 576), (F::Q4_1, 192), (F::Q4_1, 192)], 576, 1, 8));
-        shapes.push((vec![(F::Q4_0, 4096)], 4096, 64, 4));
-        shapes.push((vec![(F::Q4K, 1024), (F::Q6K, 1024)], 4096, 300, 2));
-        shapes.push((vec![(F::Q8_0, 5000)], 576, 64, 1));
+        shapes.push(((vec![(F::Q4_1, 576), (F::Q4_1, 192), (F::Q4_1, 192)], 576, 1), 8));
+        shapes.push(((vec![(F::Q4_0, 4096)], 4096, 64), 4));
+        shapes.push(((vec![(F::Q4K, 1024), (F::Q6K, 1024)], 4096, 300), 2));
+        shapes.push(((vec![(F::Q8_0, 5000)], 576, 64), 1));
     }
     shapes
         .into_iter()
-        .map(|(parts, n_in, n_rows, splits)| one(bench, &parts, n_in, n_rows, splits))
+        .map(|(shape, splits)| one(bench, &shape, Kernels::Split(splits)))
         .collect()
+}
+
+/// The same for the kernel of many rows, where the device has it: tails of its tiles of rows and of stripes, one to nine
+/// units, parts of different formats in one CTA.
+pub(super) fn gemm_wide(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
+    use BlockFormat as F;
+
+    if !bench.has_wide() {
+        return Ok(Vec::new());
+    }
+    let mut shapes: Vec<Shape> = Vec::new();
+    let quantized = BlockFormat::ALL.into_iter().filter(|format| !format.is_float());
+    for (index, format) in quantized.enumerate() {
+        let n_in = match format.block_values() {
+            256 => [256, 512][index % 2],
+            _ => [64, 128, 192, 320, 576][index % 5],
+        };
+        shapes.push((vec![(format, 133)], n_in, [65, 127, 128, 129, 200][index % 5]));
+    }
+    shapes.push((vec![(F::Q4_0, 128), (F::Q8_0, 60), (F::Q4_1, 1)], 96, 300));
+    shapes.push((vec![(F::Q4K, 70), (F::Q6K, 65)], 256, 3));
+    shapes.push((vec![(F::Q5_0, 70), (F::F16, 65)], 64, 70));
+    if sizes == Sizes::Full {
+        shapes.push((vec![(F::Q4_0, 4096)], 4096, 512));
+        shapes.push((vec![(F::Q4K, 1024), (F::Q4K, 256), (F::Q6K, 256)], 4096, 2100));
+        shapes.push((vec![(F::Q4_1, 576), (F::Q4_1, 192), (F::Q4_1, 192)], 576, 300));
+    }
+    shapes.into_iter().map(|shape| one(bench, &shape, Kernels::Wide)).collect()
 }
 
 /// Random blocks with scales of a sane size.
@@ -94,16 +131,19 @@ pub(super) fn random_rows(
 
 fn one(
     bench: &mut Bench<'_>,
-    formats: &[(BlockFormat, usize)],
-    n_in: usize,
-    n_rows: usize,
-    n_splits: usize,
+    (formats, n_in, n_rows): &Shape,
+    kernels: Kernels,
 ) -> Result<CheckRow, CheckError> {
     bench.next_shape();
+    let (n_in, n_rows) = (*n_in, *n_rows);
+    let (name, n_splits) = match kernels {
+        Kernels::Split(n) => ("gemm", n),
+        Kernels::Wide => ("gemm_wide", 1),
+    };
     let names: Vec<String> =
         formats.iter().map(|(format, n)| format!("{n} {}", format.name())).collect();
     let shape = format!("{n_rows} rows of {n_in} by {}, {n_splits} splits", names.join(" + "));
-    let mut compare = Comparison::new("gemm", shape);
+    let mut compare = Comparison::new(name, shape);
     let x_stride = n_in.next_multiple_of(64);
     let max_rows = n_rows + ROWS_BEYOND;
     let mut x = bench.random.halves(max_rows * x_stride, 1.0);
@@ -149,7 +189,11 @@ fn one(
         reserved: 0,
     };
     if formats.iter().any(|(format, _)| !format.is_float()) {
-        params.launch(bench.sink(), to_u32(n_stripes), to_u32(n_splits), to_u32(max_rows))?;
+        let (n_stripes, max_rows) = (to_u32(n_stripes), to_u32(max_rows));
+        match kernels {
+            Kernels::Split(n) => params.launch(bench.sink(), n_stripes, to_u32(n), max_rows)?,
+            Kernels::Wide => params.launch_wide(bench.sink(), n_stripes, max_rows)?,
+        }
     }
     if formats.iter().any(|(format, _)| format.is_float()) {
         params.launch_dense(bench.sink(), to_u32(n_stripes), to_u32(max_rows))?;

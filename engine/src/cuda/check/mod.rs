@@ -14,7 +14,6 @@ mod norm;
 mod random;
 mod rope_kv;
 mod sample;
-mod swiglu;
 
 pub use bench::{Bench, CheckDevice, CheckError};
 
@@ -57,8 +56,8 @@ pub fn all(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckEr
     for check in [
         embed::embed,
         gemm::gemm,
+        gemm::gemm_wide,
         norm::rms_norm,
-        swiglu::swiglu,
         lora::lora_shrink,
         epilogue::epilogue,
         epilogue::epilogue_swiglu,
@@ -78,7 +77,7 @@ fn header(n_rows: usize, n_sample_rows: usize) -> StepHeader {
         n_rows: to_u32(n_rows),
         n_sequences: 1,
         n_sample_rows: to_u32(n_sample_rows),
-        n_segments: 0,
+        n_adapter_tiles: 0,
         n_single_rows: 0,
         n_tiles: 0,
         reserved: [0; 2],

@@ -10,7 +10,6 @@
 //! | `epilogue` | `epilogue`, `epilogue_swiglu`: planes, bias, second half of the adapters |
 //! | `rope_kv` | `rope_store` |
 //! | `attention` | `attention`, `attention_merge`, `attention_tiles` |
-//! | `swiglu` | `swiglu` without adapters |
 //! | `sample` | `sample` |
 //!
 //! Every `launch` takes the most rows that the launch is for (a bucket): the grid is made for them, and the kernel does
@@ -28,7 +27,6 @@ mod norm;
 mod rope_kv;
 mod sample;
 mod step;
-mod swiglu;
 #[cfg(test)]
 mod tests;
 
@@ -42,8 +40,7 @@ pub use rope_kv::RopeStoreParams;
 pub use sample::{
     LogitEdit, SAMPLE_VOCAB_MAX, SampleGreedyParams, SampleParams, SampleResult, SampleSpec, TOP_MAX,
 };
-pub use step::{AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
-pub use swiglu::SwiGluParams;
+pub use step::{ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
 
 use std::fmt;
 
@@ -53,7 +50,7 @@ use super::CudaError;
 const GRID_ROWS_MAX: u32 = 65_535;
 
 /// Rows from which on tiles of several rows of one adapter pay more than more CTAs do.
-const TILED_ROWS_MIN: u32 = 128;
+pub(super) const TILED_ROWS_MIN: u32 = 128;
 
 /// `Ok` if `fits`, else an error that names the kernel and the quantity.
 fn want(

@@ -8,7 +8,7 @@ const THREADS: u32 = 256;
 
 kernel_params! {
     /// `out[t, i] = f16(weight[i] x[r, i] / sqrt(Σ_j x[r, j]² / width + eps))`, `r = rows[t]`, or `t` without `rows`; see
-    /// `cuda/elementwise.cu`.
+    /// `cuda/norm.cu`.
     pub struct RmsNormParams {
         /// [`super::StepHeader`].
         pub step: DevicePtr,

@@ -23,8 +23,8 @@ kernel_params! {
         pub n_sequences: u32,
         /// Rows whose logits are wanted.
         pub n_sample_rows: u32,
-        /// Runs of rows with the same adapter.
-        pub n_segments: u32,
+        /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one.
+        pub n_adapter_tiles: u32,
         /// Rows that attend one by one.
         pub n_single_rows: u32,
         /// Tiles of rows that attend together.
@@ -68,8 +68,26 @@ kernel_params! {
     }
 }
 
+/// Most rows of an [`AdapterTile`].
+pub const ADAPTER_TILE_ROWS: usize = 64;
+
+kernel_params! {
+    /// Consecutive rows of one adapter, or of none.
+    pub struct AdapterTile {
+        /// Slot, or [`NO_SLOT`].
+        pub slot: u32,
+        /// First row of the step.
+        pub first_row: u32,
+        /// At most [`ADAPTER_TILE_ROWS`].
+        pub n_rows: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
 const _: () = assert!(
-    size_of::<StepHeader>() == 32
+    size_of::<AdapterTile>() == 16
+        && size_of::<StepHeader>() == 32
         && size_of::<LoraSite>() == 24
         && size_of::<AttentionTile>() == 16
 );

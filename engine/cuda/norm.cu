@@ -1,19 +1,17 @@
-// Norm and gate: one row after another, no row depends on its neighbours.
+// From the residual stream to the input of a product.
 //
 //   rms_norm        out[t, i] = f16(weight[i] x[r, i] / sqrt(sum_j x[r, j]^2 / W + eps)),   r = rows ? rows[t] : t
-//   swiglu          h[t, i] = f16(gate / (1 + e^-gate) up)
 //
 // | buffer      | shape           | dtype | note                                                                     |
 // |-------------|-----------------|-------|--------------------------------------------------------------------------|
 // | x           | [T][x_stride]   | f32   | residual; strides and columns of f32 buffers are multiples of 4          |
 // | weight      | [W]             | f32   |                                                                          |
-// | out, h      | [T][out_stride] | f16   | stride a multiple of 8; columns from W on become zero                    |
-// | gate_up     | [T][in_stride]  | f32   | gate and up begin at the columns given                                   |
+// | out         | [T][out_stride] | f16   | stride a multiple of 8; columns from W on become zero                    |
 // | saturations | [1]             | u32   | += values beyond the range of f16, which become the largest finite ones  |
 //
-// A CTA of 256 threads takes whole rows (rms_norm) or 1,024 columns of a row (swiglu); each thread moves 16
-// bytes at a time. rms_norm reads a row twice, the second time from L1. Rows beyond the step's are not touched.
-// Limit: bytes. At 8,192 rows of 4,096 rms_norm moves 201 MB, 67 us at 3.0 TB/s; not tuned.
+// A CTA of 256 threads takes whole rows; each thread moves 16 bytes at a time. A row is read twice, the second time from
+// L1. Rows beyond the step's are not touched. Limit: bytes. At 8,192 rows of 4,096 it moves 201 MB, 67 us at 3.0 TB/s;
+// not tuned.
 #include "step.cuh"
 
 constexpr u32 THREADS = 256;
@@ -76,38 +74,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(const __grid_cons
     // The scratch is used again by the next row.
     __syncthreads();
   }
-}
-
-struct SwiGluParams {
-  const StepHeader* step;
-  const f32* gate_up;
-  u16* h;
-  u32* saturations;
-  u32 in_stride;
-  u32 gate_column;
-  u32 up_column;
-  u32 width;
-  u32 out_stride;
-  u32 _pad;
-};
-static_assert(sizeof(SwiGluParams) == 56, "as in ops/swiglu.rs");
-
-__device__ __forceinline__ f32 silu_times(f32 gate, f32 up) { return gate / (1.0f + expf(-gate)) * up; }
-
-extern "C" __global__ void __launch_bounds__(THREADS) swiglu(const __grid_constant__ SwiGluParams p) {
-  const u32 n_rows = p.step->n_rows;
-  const u32 i = (blockIdx.x * THREADS + threadIdx.x) * 4;
-  if (i >= p.out_stride) return;
-  u32 saturations = 0;
-  for (u32 t = blockIdx.y; t < n_rows; t += gridDim.y) {
-    const f32* row = p.gate_up + u64(t) * p.in_stride;
-    const float4 gate = load4(row + p.gate_column, i, p.width);
-    const float4 up = load4(row + p.up_column, i, p.width);
-    // Beyond the width both are zero, and so is their product.
-    store4(p.h + u64(t) * p.out_stride + i, float_to_half_saturated(silu_times(gate.x, up.x), saturations),
-           float_to_half_saturated(silu_times(gate.y, up.y), saturations),
-           float_to_half_saturated(silu_times(gate.z, up.z), saturations),
-           float_to_half_saturated(silu_times(gate.w, up.w), saturations));
-  }
-  if (saturations != 0) atomicAdd(p.saturations, saturations);
 }
