@@ -94,8 +94,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Looks for the few words that matter. Only a chunk with counts or an error is parsed: in strings quotation marks
-    /// are escaped, so that a word in quotation marks before a colon is a key.
+    /// Looks for the few keys that matter, wherever they are. Only a chunk with counts or an error is parsed.
     pub(crate) fn read(data: &[u8]) -> Self {
         if data == DONE {
             return Self::Done;
@@ -103,14 +102,20 @@ impl Event {
         if !data.starts_with(b"{") || !data.ends_with(b"}") {
             return Self::Malformed;
         }
-        if values(data, b"\"error\"").any(|value| !value.starts_with(b"null")) {
-            return Self::Failure(error_message(data));
+        let (mut has_text, mut has_usage) = (false, false);
+        for (key, value) in entries(data) {
+            match key {
+                b"error" if !value.starts_with(b"null") => {
+                    return Self::Failure(error_message(data));
+                }
+                b"content" | b"text" | b"reasoning_content" => {
+                    has_text |= value.len() > 1 && value[0] == b'"' && value[1] != b'"';
+                }
+                b"usage" => has_usage |= value.starts_with(b"{"),
+                _ => {}
+            }
         }
-        let is_text = |value: &[u8]| value.len() > 1 && value[0] == b'"' && value[1] != b'"';
-        let has_text = [&b"\"content\""[..], b"\"text\"", b"\"reasoning_content\""]
-            .into_iter()
-            .any(|key| values(data, key).any(is_text));
-        if !values(data, b"\"usage\"").any(|value| value.starts_with(b"{")) {
+        if !has_usage {
             return Self::Chunk { has_text, usage: None };
         }
         match serde_json::from_slice::<WithUsage>(data) {
@@ -132,15 +137,26 @@ pub(crate) fn error_message(body: &[u8]) -> String {
     message.chars().take(CHARS_MAX).collect()
 }
 
-/// The bytes after each `key:`.
-fn values<'a>(data: &'a [u8], key: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+/// Each key of JSON, at any depth, with the bytes that begin with its value.
+///
+/// A string ends at the first quotation mark without a backslash before it; it is a key if a colon follows.
+fn entries(data: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut rest = data;
     std::iter::from_fn(move || {
         loop {
-            let at = rest.windows(key.len()).position(|window| window == key)?;
-            rest = &rest[at + key.len()..];
+            let begin = rest.iter().position(|&byte| byte == b'"')? + 1;
+            let mut end = begin;
+            loop {
+                match rest.get(end)? {
+                    b'"' => break,
+                    b'\\' => end += 2,
+                    _ => end += 1,
+                }
+            }
+            let string = &rest[begin..end];
+            rest = &rest[end + 1..];
             if let Some(value) = rest.trim_ascii_start().strip_prefix(b":") {
-                return Some(value.trim_ascii_start());
+                return Some((string, value.trim_ascii_start()));
             }
         }
     })
@@ -186,6 +202,7 @@ mod tests {
             (r#"{"choices":[{"text":"x"}],"usage":null}"#, text(true)),
             (r#"{"choices":[{"delta":{"content":null},"finish_reason":"stop"}]}"#, text(false)),
             (r#"{"choices":[{"delta":{"content":"\"usage\":{ \"error\":1"}}]}"#, text(true)),
+            (r#"{"model":"content\\","choices":[{"text":""}],"id":"\\\""}"#, text(false)),
             (
                 r#"{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}"#,
                 Event::Chunk { has_text: false, usage: Some(usage) },

@@ -183,6 +183,7 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelRepor
     for row in &rows {
         println!("{} {:<60} {}", if row.pass { "pass" } else { "FAIL" }, row.what, row.found);
     }
+    println!("{} values beyond the range of f16 were clamped", gpu.backend_mut().saturations()?);
     let mut report = ModelReport { rows, ..ModelReport::default() };
     if is_long {
         measure(&mut gpu, &adapters, &mut report)?;

@@ -1,6 +1,12 @@
 //! One choice: the engine's events of one sequence become text, scores and an end.
 
-use std::sync::Arc;
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
 
 use pleach_engine::{
     engine::SequenceStream,
@@ -129,30 +135,23 @@ impl Choice {
         }
     }
 
-    /// The next addition: one for each token and one for the end. `None` after the last, or after an error.
-    pub async fn next(&mut self) -> Option<Result<ChoiceDelta, ApiError>> {
-        while !self.ended {
-            let event = self.sequence.recv().await;
-            let delta = match event {
-                Some(SequenceEvent::Admitted { at, cached_tokens }) => {
-                    self.clock.admitted(at);
-                    self.cached_tokens = cached_tokens;
-                    None
-                }
-                Some(SequenceEvent::PromptScores(scores)) => {
-                    self.prompt_scores = Some(scores);
-                    None
-                }
-                Some(SequenceEvent::Token(event)) => self.token(event).map(Ok),
-                Some(SequenceEvent::Finished { reason, .. }) => Some(self.finished(reason)),
-                Some(SequenceEvent::Failed(detail)) => Some(Err(self.failed(&detail))),
-                None => Some(Err(self.failed("the engine has stopped"))),
-            };
-            if delta.is_some() {
-                return delta;
+    /// What an event adds, if that shows.
+    fn take(&mut self, event: Option<SequenceEvent>) -> Option<Result<ChoiceDelta, ApiError>> {
+        match event {
+            Some(SequenceEvent::Admitted { at, cached_tokens }) => {
+                self.clock.admitted(at);
+                self.cached_tokens = cached_tokens;
+                None
             }
+            Some(SequenceEvent::PromptScores(scores)) => {
+                self.prompt_scores = Some(scores);
+                None
+            }
+            Some(SequenceEvent::Token(event)) => self.token(event).map(Ok),
+            Some(SequenceEvent::Finished { reason, .. }) => Some(self.finished(reason)),
+            Some(SequenceEvent::Failed(detail)) => Some(Err(self.failed(&detail))),
+            None => Some(Err(self.failed("the engine has stopped"))),
         }
-        None
     }
 
     fn token(&mut self, event: TokenEvent) -> Option<ChoiceDelta> {
@@ -168,9 +167,9 @@ impl Choice {
         let piece = self.detokenizer.push(event.token);
         let mut delta = self.delta(String::new());
         delta.tokens.push(event);
-        // Text that may not end the choice yet is not searched, as in vLLM.
+        // No stop string ends the choice here, but one that ends it later may begin here, as in vLLM.
         if self.completion_tokens <= self.rules.min_tokens {
-            delta.text = piece;
+            delta.text = self.stop_strings.push_exempt(&piece);
             return Some(delta);
         }
         let step = self.stop_strings.push(&piece);
@@ -237,5 +236,24 @@ impl Choice {
             completion_tokens: self.completion_tokens,
             cached_tokens: self.cached_tokens,
         }
+    }
+}
+
+/// Additions: one for each token and one for the end. `None` after the last, or after an error.
+impl Stream for Choice {
+    type Item = Result<ChoiceDelta, ApiError>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ChoiceDelta, ApiError>>> {
+        while !self.ended {
+            let event = ready!(self.sequence.poll_recv(context));
+            let delta = self.take(event);
+            if delta.is_some() {
+                return Poll::Ready(delta);
+            }
+        }
+        Poll::Ready(None)
     }
 }

@@ -153,6 +153,12 @@ pub enum ApiError {
         /// Sequences waiting.
         queued: usize,
     },
+    /// Too many large bodies wait to be read.
+    #[error("the server is busy: requests of {held_bytes} bytes are being read already")]
+    Busy {
+        /// Bytes of their bodies.
+        held_bytes: usize,
+    },
     /// The server stops, or stopped while the request ran.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -190,7 +196,7 @@ impl ApiError {
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::QueueFull { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -215,7 +221,7 @@ impl ApiError {
             Self::MissingKey | Self::WrongKey => "invalid_api_key",
             Self::NotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::QueueFull { .. } => "rate_limit_exceeded",
+            Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal_error",
         }
@@ -266,6 +272,7 @@ impl ApiError {
             | Self::NotFound { .. }
             | Self::MethodNotAllowed { .. }
             | Self::QueueFull { .. }
+            | Self::Busy { .. }
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }
@@ -296,7 +303,7 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), axum::Json(self.envelope())).into_response();
         response.extensions_mut().insert(ErrorCode(self.code()));
         let headers = response.headers_mut();
-        if matches!(self, Self::QueueFull { .. } | Self::ShuttingDown) {
+        if matches!(self, Self::QueueFull { .. } | Self::Busy { .. } | Self::ShuttingDown) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         if matches!(self, Self::MissingKey | Self::WrongKey) {

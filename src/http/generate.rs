@@ -1,11 +1,12 @@
 //! Runs the choices of one request. Chat and plain completions, streamed or not, all read the same [`Running`].
 
-use std::{sync::Arc, time::Instant};
-
-use futures_util::{
-    StreamExt,
-    stream::{self, BoxStream, SelectAll},
+use std::{
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
 };
+
+use futures_util::{StreamExt, stream::SelectAll};
 use pleach_engine::{sampler::SamplingParams, sequence::SequenceRequest};
 
 use super::{
@@ -39,17 +40,46 @@ pub struct Job {
 }
 
 /// The choices of one request, under way. Dropping it cancels them before the next step.
+#[derive(Debug)]
 pub struct Running {
-    choices: SelectAll<BoxStream<'static, Result<ChoiceDelta, ApiError>>>,
+    choices: Choices,
     n: usize,
     prompt_tokens: usize,
     cached_tokens: usize,
     completion_tokens: usize,
 }
 
-impl std::fmt::Debug for Running {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running").field("unfinished", &self.choices.len()).finish_non_exhaustive()
+/// The choices that have not ended.
+#[derive(Debug)]
+enum Choices {
+    /// The usual case, without what it takes to tell which of many is ready.
+    One(Option<Box<Choice>>),
+    Many(SelectAll<Choice>),
+}
+
+impl Choices {
+    fn new(mut choices: Vec<Choice>) -> Self {
+        if choices.len() > 1 {
+            return Self::Many(choices.into_iter().collect());
+        }
+        Self::One(choices.pop().map(Box::new))
+    }
+
+    fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ChoiceDelta, ApiError>>> {
+        match self {
+            Self::Many(choices) => choices.poll_next_unpin(context),
+            Self::One(None) => Poll::Ready(None),
+            Self::One(Some(choice)) => {
+                let delta = ready!(choice.poll_next_unpin(context));
+                if delta.is_none() {
+                    *self = Self::One(None);
+                }
+                Poll::Ready(delta)
+            }
+        }
     }
 }
 
@@ -68,7 +98,7 @@ pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     let rules = Arc::new(Rules::new(&job.sampling, &state.base.tokenizer));
     let kv_key = job.model.kv_key(job.sampling.cache_salt.as_bytes());
     let adapter = job.model.adapter.as_ref().map(|adapter| adapter.generation.lease.clone());
-    let mut choices = SelectAll::new();
+    let mut choices = Vec::with_capacity(job.prompts.len() * n);
     for (prompt_index, prompt) in job.prompts.iter().enumerate() {
         for (choice_index, params) in params.iter().enumerate() {
             let sequence = state
@@ -86,18 +116,28 @@ pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
                 .map_err(|error| ApiError::from_submit(error, job.param))?;
             let clock = state.telemetry.follow(job.model.alias(), job.arrived, prompt.len());
             let index = prompt_index * n + choice_index;
-            let choice =
-                Choice::new(index, sequence, clock, Arc::clone(&rules), &state.base.tokenizer);
-            choices.push(stream::unfold(choice, next_delta).boxed());
+            let rules = Arc::clone(&rules);
+            choices.push(Choice::new(index, sequence, clock, rules, &state.base.tokenizer));
         }
     }
+    let choices = Choices::new(choices);
     Ok(Running { choices, n, prompt_tokens, cached_tokens: 0, completion_tokens: 0 })
 }
 
 impl Running {
     /// The next addition to any choice; `None` when all have ended. After an error the request is lost.
     pub async fn next(&mut self) -> Option<Result<ChoiceDelta, ApiError>> {
-        let delta = self.choices.next().await?;
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// [`next`](Self::next) for a stream written by hand.
+    pub fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<ChoiceDelta, ApiError>>> {
+        let Some(delta) = ready!(self.choices.poll_next(context)) else {
+            return Poll::Ready(None);
+        };
         if let Ok(ChoiceDelta { index, finish: Some(finish), .. }) = &delta {
             self.completion_tokens += finish.completion_tokens;
             // The choices of one prompt share it: the first tells what was cached before this request.
@@ -105,7 +145,7 @@ impl Running {
                 self.cached_tokens += finish.cached_tokens;
             }
         }
-        Some(delta)
+        Poll::Ready(Some(delta))
     }
 
     /// What was used so far; final when all choices have ended.
@@ -131,11 +171,6 @@ impl Running {
     }
 }
 
-async fn next_delta(mut choice: Choice) -> Option<(Result<ChoiceDelta, ApiError>, Choice)> {
-    let delta = choice.next().await?;
-    Some((delta, choice))
-}
-
 fn check(state: &AppState, job: &Job) -> Result<(), ApiError> {
     if !state.is_serving() {
         return Err(ApiError::ShuttingDown);
@@ -145,6 +180,16 @@ fn check(state: &AppState, job: &Job) -> Result<(), ApiError> {
         return Err(ApiError::invalid(
             "n",
             format!("{n_choices} choices over all prompts, at most {CHOICES_MAX}"),
+        ));
+    }
+    // Unlike a queue that is full now, waiting would not help.
+    let live_max = state.engine.max_live();
+    if n_choices > live_max {
+        return Err(ApiError::invalid(
+            "n",
+            format!(
+                "{n_choices} choices over all prompts, but this server runs and queues at most {live_max} together"
+            ),
         ));
     }
     let vocab = state.engine.spec().vocab;

@@ -1,23 +1,33 @@
 //! Server-sent events: one JSON object per `data:` line, an empty line after each, `[DONE]` at the end.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::{
     body::{Body, Bytes},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
-use futures_util::stream;
+use futures_util::Stream;
 use serde::Serialize;
-use tokio::time::timeout;
-
-use std::sync::Arc;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{choice::ChoiceDelta, error::ApiError, generate::Running, wire::usage::Usage};
 use crate::telemetry::Telemetry;
 
 /// Silence after which a comment is sent: proxies then keep the connection, and a client that has gone is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Events that are ready together leave together, up to about this much: a client that lags catches up in few writes, and
+/// none takes more memory than this for its own.
+const TOGETHER_BYTES_MAX: usize = 16 << 10;
+/// Room for the usual event.
+const EVENT_BYTES: usize = 512;
 
 const DONE: &[u8] = b"data: [DONE]\n\n";
 const COMMENT: &[u8] = b": waiting\n\n";
@@ -40,6 +50,9 @@ impl Events {
     /// # Panics
     /// If a wire type could not be written as JSON, which would be a bug.
     pub fn push(&mut self, json: &impl Serialize) {
+        if self.0.capacity() == 0 {
+            self.0.reserve(EVENT_BYTES);
+        }
         self.0.extend_from_slice(b"data: ");
         // Only string keys and plain structs go to clients: writing them to memory cannot fail.
         serde_json::to_writer(&mut self.0, json).expect("wire types are always valid JSON");
@@ -51,11 +64,15 @@ impl Events {
     }
 }
 
-struct State<W> {
+struct EventStream<W> {
     running: Running,
     writer: W,
     telemetry: Arc<Telemetry>,
     include_usage: bool,
+    /// Of the last bytes.
+    sent: Instant,
+    /// Set anew only when it rings: a timer for each token would cost more than the token.
+    keep_alive: Pin<Box<Sleep>>,
     done: bool,
 }
 
@@ -63,15 +80,19 @@ struct State<W> {
 /// chooses meanwhile waits in the sequence, which `max_tokens` bounds. Dropping the body cancels the sequences.
 pub fn respond(
     running: Running,
-    writer: impl ChunkWriter,
+    writer: impl ChunkWriter + Unpin,
     telemetry: Arc<Telemetry>,
     include_usage: bool,
 ) -> Response {
-    let state = State { running, writer, telemetry, include_usage, done: false };
-    let body = Body::from_stream(stream::unfold(state, |mut state| async move {
-        let events = next_events(&mut state).await?;
-        Some((Ok::<_, Infallible>(events), state))
-    }));
+    let body = Body::from_stream(EventStream {
+        running,
+        writer,
+        telemetry,
+        include_usage,
+        sent: Instant::now(),
+        keep_alive: Box::pin(sleep(KEEP_ALIVE)),
+        done: false,
+    });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -81,33 +102,70 @@ pub fn respond(
     (headers, body).into_response()
 }
 
-async fn next_events<W: ChunkWriter>(state: &mut State<W>) -> Option<Bytes> {
-    if state.done {
-        return None;
-    }
-    let mut events = Events::default();
-    match timeout(KEEP_ALIVE, state.running.next()).await {
-        Err(_) => events.0.extend_from_slice(COMMENT),
-        Ok(Some(Ok(delta))) => state.writer.delta(delta, &mut events),
-        Ok(Some(Err(error))) => {
-            report(state, &error);
-            events.push(&error.envelope());
-            events.0.extend_from_slice(DONE);
-            state.done = true;
+impl<W: ChunkWriter + Unpin> Stream for EventStream<W> {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Infallible>>> {
+        if self.done {
+            return Poll::Ready(None);
         }
-        Ok(None) => {
-            if state.include_usage {
-                state.writer.usage(state.running.usage(), &mut events);
+        let mut events = Events::default();
+        self.write_ready(context, &mut events);
+        if events.0.is_empty() {
+            if !self.is_silent(context) {
+                return Poll::Pending;
             }
-            events.0.extend_from_slice(DONE);
-            state.done = true;
+            events.0.extend_from_slice(COMMENT);
         }
+        self.sent = Instant::now();
+        Poll::Ready(Some(Ok(events.take())))
     }
-    Some(events.take())
 }
 
-/// The status is out already: the error still counts, and shows in the log.
-fn report<W>(state: &State<W>, error: &ApiError) {
-    state.telemetry.count_error(error.code());
-    tracing::warn!(%error, "a stream broke");
+impl<W: ChunkWriter> EventStream<W> {
+    /// Writes what is there, and nothing that would have to be waited for.
+    fn write_ready(&mut self, context: &mut Context<'_>, events: &mut Events) {
+        while !self.done && events.0.len() < TOGETHER_BYTES_MAX {
+            let Poll::Ready(delta) = self.running.poll_next(context) else { return };
+            match delta {
+                Some(Ok(delta)) => self.writer.delta(delta, events),
+                Some(Err(error)) => {
+                    self.report(&error);
+                    events.push(&error.envelope());
+                    events.0.extend_from_slice(DONE);
+                    self.done = true;
+                }
+                None => {
+                    if self.include_usage {
+                        self.writer.usage(self.running.usage(), events);
+                    }
+                    events.0.extend_from_slice(DONE);
+                    self.done = true;
+                }
+            }
+        }
+    }
+
+    /// Whether nothing was sent for [`KEEP_ALIVE`].
+    fn is_silent(&mut self, context: &mut Context<'_>) -> bool {
+        while self.keep_alive.as_mut().poll(context).is_ready() {
+            let due = self.sent + KEEP_ALIVE;
+            if due > Instant::now() {
+                self.keep_alive.as_mut().reset(due);
+            } else {
+                self.keep_alive.as_mut().reset(Instant::now() + KEEP_ALIVE);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The status is out already: the error still counts, and shows in the log.
+    fn report(&self, error: &ApiError) {
+        self.telemetry.count_error(error.code());
+        tracing::warn!(%error, "a stream broke");
+    }
 }

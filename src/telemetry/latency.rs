@@ -38,6 +38,14 @@ impl Recorder {
         windows[kind as usize].record(now, latency);
     }
 
+    /// Records latencies with their times since start.
+    pub fn record_all(&self, kind: Latency, latencies: &[(Duration, Duration)]) {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        for &(now, latency) in latencies {
+            windows[kind as usize].record(now, latency);
+        }
+    }
+
     /// All windows at a time since start.
     pub fn report(&self, now: Duration) -> LatencyWindows {
         let windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);

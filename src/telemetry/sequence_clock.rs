@@ -1,4 +1,7 @@
 //! Follows one sequence and records its times.
+//!
+//! The times between tokens are handed in several at a time: all sequences share the recorders, and their tokens come
+//! all at once, at the end of a step.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -8,6 +11,11 @@ use std::{
 use prometheus::Histogram;
 
 use super::{Series, Telemetry, latency::Latency};
+
+/// Most times between tokens that wait to be handed in …
+const PENDING_MAX: usize = 32;
+/// … and how long the first of them may wait for the next token: what is reported lags by no more.
+const PENDING_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// How a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +51,8 @@ pub struct SequenceClock {
     admitted: Option<Instant>,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    /// Times between tokens that are not handed in yet, each with the time since start.
+    pending: Vec<(Duration, Duration)>,
     prompt_tokens: usize,
     completion_tokens: usize,
     outcome: Option<Outcome>,
@@ -64,6 +74,7 @@ impl SequenceClock {
             admitted: None,
             first_token: None,
             last_token: None,
+            pending: Vec::new(),
             prompt_tokens,
             completion_tokens: 0,
             outcome: None,
@@ -88,16 +99,16 @@ impl SequenceClock {
     /// It got a token.
     pub fn token(&mut self, at: Instant) {
         self.completion_tokens += 1;
-        let metrics = &self.telemetry.metrics;
         match self.last_token {
             None => {
+                let metrics = &self.telemetry.metrics;
                 self.record(Latency::Ttft, at, self.arrived, &metrics.ttft, &self.series.ttft);
                 if let Some(admitted) = self.admitted {
                     metrics.prefill_time.observe(seconds(admitted, at));
                 }
                 self.first_token = Some(at);
             }
-            Some(last) => self.record(Latency::Itl, at, last, &metrics.itl, &self.series.itl),
+            Some(last) => self.between_tokens(last, at),
         }
         self.last_token = Some(at);
     }
@@ -108,6 +119,7 @@ impl SequenceClock {
             return;
         }
         self.outcome = Some(outcome);
+        self.hand_in();
         if self.admitted.is_none() {
             self.series.waiting.fetch_sub(1, Ordering::Relaxed);
         }
@@ -130,6 +142,28 @@ impl SequenceClock {
             if self.completion_tokens > 1 {
                 metrics.tpot.observe(decode / (self.completion_tokens - 1) as f64);
             }
+        }
+    }
+
+    fn between_tokens(&mut self, last: Instant, at: Instant) {
+        let now = self.telemetry.clock.elapsed(at);
+        self.pending.push((now, at.saturating_duration_since(last)));
+        let waits =
+            self.pending.first().map_or(Duration::ZERO, |&(first, _)| now.saturating_sub(first));
+        if self.pending.len() >= PENDING_MAX || waits >= PENDING_TIME_MAX {
+            self.hand_in();
+        }
+    }
+
+    fn hand_in(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        self.telemetry.overall.record_all(Latency::Itl, &self.pending);
+        self.series.recorder.record_all(Latency::Itl, &self.pending);
+        for (_, latency) in self.pending.drain(..) {
+            self.telemetry.metrics.itl.observe(latency.as_secs_f64());
+            self.series.itl.observe(latency.as_secs_f64());
         }
     }
 

@@ -1,5 +1,7 @@
 //! Shapes of chat completions, whole and streamed.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::{BASE, IM_END, Setup, ids, says, serve};
@@ -168,6 +170,23 @@ async fn min_tokens_bans_end_tokens_and_hides_stop_strings() {
     assert_eq!(whole["choices"][0]["message"]["content"], "hi...");
     let whole = says("hihi").await.chat(json!({"min_tokens": 2, "stop": "i"})).await.json();
     assert_eq!(whole["choices"][0]["message"]["content"], "hih");
+    // One that ends later may begin there.
+    let whole = says("hi, STOP").await.chat(json!({"min_tokens": 6, "stop": "STOP"})).await.json();
+    assert_eq!(whole["choices"][0]["message"]["content"], "hi, ");
+    assert_eq!(whole["choices"][0]["stop_reason"], "STOP");
+}
+
+/// Time stands still while anything is to be done, and jumps to the next timer while the engine's thread is in a step.
+#[tokio::test(start_paused = true)]
+async fn a_silent_stream_is_kept_alive_and_goes_on() {
+    let server = says("hi").await;
+    server.script.lock().unwrap().step = Duration::from_millis(20);
+    let mut reply = server.chat(json!({"stream": true, "max_tokens": 2})).await;
+    assert!(reply.text.contains(": waiting\n\n"), "{:?}", reply.text);
+    reply.text = reply.text.replace(": waiting\n\n", "");
+    let events = reply.events();
+    let said = events.iter().filter_map(|event| event["choices"][0]["delta"]["content"].as_str());
+    assert_eq!(said.collect::<String>(), "hi");
 }
 
 #[tokio::test]

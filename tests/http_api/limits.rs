@@ -2,7 +2,10 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use axum::{body::Body, http::Request};
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
 use futures_util::StreamExt;
 use pleach_engine::engine::EngineConfig;
 use serde_json::json;
@@ -53,9 +56,15 @@ async fn a_full_queue_is_429_and_nothing_of_the_request_stays_queued() {
     let engine = EngineConfig { max_batch: 1, max_step_rows: 64, max_queue: 2, prefix_cache: true };
     let server = serve(Setup { tokens: ids(&"x".repeat(100)), engine, ..Setup::default() }).await;
     server.script.lock().unwrap().step = Duration::from_millis(5);
-    // Room for three: five choices are refused as a whole.
+    // Room for three: more will never fit, and three not while another one runs.
     let reply = server.chat(json!({"n": 5})).await;
-    assert_eq!(reply.status, 429);
+    assert_eq!(reply.status, 400);
+    let error = &reply.json()["error"];
+    assert_eq!((&error["param"], &error["code"]), (&json!("n"), &json!("invalid_value")));
+    let (reply, other) =
+        tokio::join!(biased; server.chat(json!({"n": 3})), server.chat(json!({"n": 1})));
+    let (reply, other) = if reply.status == 200 { (other, reply) } else { (reply, other) };
+    assert_eq!((reply.status, other.status), (StatusCode::TOO_MANY_REQUESTS, StatusCode::OK));
     assert_eq!(reply.headers["retry-after"], "1");
     let error = &reply.json()["error"];
     assert_eq!(

@@ -24,6 +24,8 @@ pub struct StopStrings {
     include_stop: bool,
     /// Text that may be the beginning of a stop: shorter than the longest one between calls.
     held: String,
+    /// No stop ends within so many bytes of `held`, see [`push_exempt`](Self::push_exempt).
+    exempt: usize,
     matched: Option<usize>,
 }
 
@@ -61,6 +63,20 @@ impl StopStrings {
         self.search(false)
     }
 
+    /// Takes a piece of text in which no stop string may end yet, though one that ends later may begin in it. Returns the
+    /// text that may leave.
+    pub fn push_exempt(&mut self, text: &str) -> String {
+        if self.matched.is_some() {
+            return String::new();
+        }
+        if self.stops.is_empty() {
+            return text.to_owned();
+        }
+        self.held.push_str(text);
+        self.exempt = self.held.len();
+        self.search(false).emit
+    }
+
     /// Ends the completion: what was held back leaves, unless it holds a stop that only waited for one with
     /// precedence.
     pub fn finish(&mut self) -> StopStep {
@@ -72,10 +88,13 @@ impl StopStrings {
 
     fn search(&mut self, at_end: bool) -> StopStep {
         for (at, _) in self.held.char_indices() {
-            match begins(&self.stops, &self.held.as_bytes()[at..], at_end) {
+            // A stop that begins here must be longer than this.
+            let exempt = self.exempt.saturating_sub(at);
+            match begins(&self.stops, &self.held.as_bytes()[at..], exempt, at_end) {
                 Begins::Nothing => {}
                 Begins::Undecided => {
                     let rest = self.held.split_off(at);
+                    self.exempt = exempt;
                     return StopStep {
                         emit: std::mem::replace(&mut self.held, rest),
                         matched: None,
@@ -89,16 +108,17 @@ impl StopStrings {
                 }
             }
         }
+        self.exempt = 0;
         StopStep { emit: std::mem::take(&mut self.held), matched: None }
     }
 }
 
-fn begins(stops: &[String], text: &[u8], at_end: bool) -> Begins {
+fn begins(stops: &[String], text: &[u8], exempt: usize, at_end: bool) -> Begins {
     for (index, stop) in stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty()) {
-        if text.starts_with(stop.as_bytes()) {
+        if stop.len() > exempt && text.starts_with(stop.as_bytes()) {
             return Begins::Stop(index);
         }
-        if !at_end && stop.as_bytes().starts_with(text) {
+        if !at_end && stop.len() > text.len() && stop.as_bytes().starts_with(text) {
             return Begins::Undecided;
         }
     }
@@ -156,6 +176,14 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_may_begin_but_not_end_in_exempt_text() {
+        let mut search = stops(&["STOP"]);
+        assert_eq!(search.push_exempt("a STOP, ST"), "a STOP, ");
+        assert_eq!(search.clone().push("OP"), step("", Some(0)));
+        assert_eq!(search.push("ART"), step("START", None));
+    }
+
+    #[test]
     fn include_stop_lets_the_stop_leave() {
         let mut search = stops(&["é"]).include_stop(true);
         assert_eq!(search.push("caféx"), step("café", Some(0)));
@@ -167,10 +195,19 @@ mod tests {
         assert_eq!(stops(&[""]).push("ab"), step("ab", None));
     }
 
-    /// The definition: the whole text at once.
-    fn naive(stops: &[String], text: &str, include_stop: bool) -> (String, Option<usize>) {
+    /// The definition: the whole text at once, where no stop ends in the first `exempt` bytes.
+    fn naive(
+        stops: &[String],
+        text: &str,
+        exempt: usize,
+        include_stop: bool,
+    ) -> (String, Option<usize>) {
         let found = stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
-        let found = found.filter_map(|(index, stop)| Some((text.find(stop.as_str())?, index)));
+        let found = found.filter_map(|(index, stop)| {
+            let places = text.char_indices().map(|(at, _)| at);
+            let mut places = places.filter(|at| at + stop.len() > exempt);
+            Some((places.find(|&at| text[at..].starts_with(stop.as_str()))?, index))
+        });
         match found.min() {
             Some((at, index)) => (
                 text[..at + if include_stop { stops[index].len() } else { 0 }].to_owned(),
@@ -186,14 +223,21 @@ mod tests {
         fn equals_a_search_in_the_whole_text(
             pieces in prop::collection::vec("[abé]{0,4}", 0..12),
             stops in prop::collection::vec("[abé]{0,4}", 0..4),
+            n_exempt in 0..4_usize,
             include_stop: bool,
         ) {
             let text = pieces.concat();
             let mut search = StopStrings::new(stops.clone()).include_stop(include_stop);
             let mut out = String::new();
             let mut matched = None;
-            for piece in &pieces {
-                let step = search.push(piece);
+            let mut exempt = 0;
+            for (index, piece) in pieces.iter().enumerate() {
+                let step = if index < n_exempt {
+                    exempt += piece.len();
+                    step(&search.push_exempt(piece), None)
+                } else {
+                    search.push(piece)
+                };
                 prop_assert!(matched.is_none() || step.emit.is_empty());
                 prop_assert!(search.held.is_empty() || stops.iter().any(|stop| stop.len() > 1));
                 out.push_str(&step.emit);
@@ -201,7 +245,7 @@ mod tests {
             }
             let last = search.finish();
             out.push_str(&last.emit);
-            prop_assert_eq!((out, last.matched), naive(&stops, &text, include_stop));
+            prop_assert_eq!((out, last.matched), naive(&stops, &text, exempt, include_stop));
         }
     }
 }

@@ -126,9 +126,9 @@ fn split_adapters(list: &str) -> Vec<String> {
             .split_once('=')
             .is_some_and(|(name, _)| !name.is_empty() && !name.contains(std::path::is_separator));
         match adapters.last_mut().filter(|_| !begins) {
-            Some(last) => {
-                last.push(',');
-                last.push_str(piece);
+            Some(previous) => {
+                previous.push(',');
+                previous.push_str(piece);
             }
             None => adapters.push(piece.to_owned()),
         }
