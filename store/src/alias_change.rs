@@ -1,0 +1,308 @@
+//! Moving aliases: by compare-and-swap, each move with an entry in the history, both in one transaction.
+
+use std::fmt;
+
+use sqlx::{Any, Row as _, Transaction};
+
+use crate::{
+    aliases::{ALIAS, StoredAlias, alias_in, unknown},
+    checks::{NAME_BYTES_MAX, NOTE_BYTES_MAX, check_name, check_text},
+    clock::now_ms,
+    digest::GenerationDigest,
+    error::StoreError,
+    generations,
+    owner::Owner,
+    registration::quota_of,
+    row::Fields,
+    store::Store,
+};
+
+/// Where the caller of a move thinks that the alias points.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Wherever it points, or nowhere.
+    Any,
+    /// There is no such alias.
+    Absent,
+    /// At this generation.
+    Generation(GenerationDigest),
+}
+
+impl Expected {
+    fn is(self, found: Option<GenerationDigest>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Absent => found.is_none(),
+            Self::Generation(expected) => found == Some(expected),
+        }
+    }
+}
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any => f.write_str("anything"),
+            Self::Absent => f.write_str("absent"),
+            Self::Generation(digest) => write!(f, "generation {digest}"),
+        }
+    }
+}
+
+/// A change of an alias.
+#[derive(Clone, Copy, Debug)]
+pub struct AliasChange<'a> {
+    /// The alias.
+    pub alias: &'a str,
+    /// Where it has to point for the change to happen.
+    pub expected: Expected,
+    /// Who does it, for the history: at most 256 bytes.
+    pub who: &'a str,
+    /// Why, for the history: may be empty, at most 4096 bytes.
+    pub reason: &'a str,
+}
+
+impl AliasChange<'_> {
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        check_name("name of an adapter", self.alias)?;
+        check_text("author of a move", self.who, NAME_BYTES_MAX)?;
+        check_text("reason of a move", self.reason, NOTE_BYTES_MAX)
+    }
+}
+
+/// How far back to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RollBack {
+    /// To where the alias pointed before its last move.
+    Previous,
+    /// To where it pointed after the move of this number.
+    Revision(i64),
+}
+
+const NEW_ALIAS: &str = "INSERT INTO aliases (owner, name, generation, revision, pinned, \
+     created_ms, updated_ms) VALUES ($1, $2, $3, $4, 0, $5, $5)";
+const NEW_MOVE: &str = "INSERT INTO alias_moves (owner, name, revision, from_generation, \
+     to_generation, moved_ms, who, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+const LAST_REVISION: &str = "SELECT CAST(COALESCE(MAX(revision), 0) AS BIGINT) AS revision \
+     FROM alias_moves WHERE owner = $1 AND name = $2";
+
+impl Store {
+    /// Points an alias at a generation of its owner; makes the alias if it does not exist. An alias that points there
+    /// already is left as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::AliasMoved`] if it is not where `change.expected` says; when owner or generation do not exist, or
+    /// a new alias would exceed the quota.
+    pub async fn move_alias(
+        &self,
+        owner: &Owner,
+        change: &AliasChange<'_>,
+        to: &GenerationDigest,
+    ) -> Result<StoredAlias, StoreError> {
+        let moved = self.change_alias(owner, change, Some(*to)).await?;
+        moved.ok_or_else(|| unknown(owner, change.alias))
+    }
+
+    /// Removes an alias. Its history and its generation stay.
+    ///
+    /// # Errors
+    /// [`StoreError::AliasMoved`] if it is not where `change.expected` says, or [`StoreError::UnknownAlias`].
+    pub async fn delete_alias(
+        &self,
+        owner: &Owner,
+        change: &AliasChange<'_>,
+    ) -> Result<(), StoreError> {
+        self.change_alias(owner, change, None).await.map(drop)
+    }
+
+    /// Points an existing alias where it pointed before. That is a move as any other: rolling back twice is a no-op
+    /// pair, not two steps.
+    ///
+    /// # Errors
+    /// As those of [`Self::move_alias`], and when there is no such entry in the history.
+    pub async fn roll_back(
+        &self,
+        owner: &Owner,
+        change: &AliasChange<'_>,
+        to: RollBack,
+    ) -> Result<StoredAlias, StoreError> {
+        change.check()?;
+        let action = format!("roll back adapter {:?} of {owner}", change.alias);
+        let failed = |source| StoreError::database(&action, source);
+        let mut transaction = self.database.begin_for(owner, &action).await?;
+        let alias = alias_for(&mut transaction, owner, change.alias).await?;
+        let alias = alias.ok_or_else(|| unknown(owner, change.alias))?;
+        let (column, revision) = match to {
+            RollBack::Previous => ("from_generation", alias.revision),
+            RollBack::Revision(revision) => ("to_generation", revision),
+        };
+        let row = sqlx::query(
+            "SELECT from_generation, to_generation FROM alias_moves \
+             WHERE owner = $1 AND name = $2 AND revision = $3",
+        )
+        .bind(owner.as_str())
+        .bind(change.alias)
+        .bind(revision)
+        .fetch_optional(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        let target = match &row {
+            Some(row) => Fields { row, table: "alias_moves" }.maybe_parsed(column)?,
+            None => None,
+        };
+        let name = || change.alias.to_owned();
+        let target = target.ok_or_else(|| match to {
+            RollBack::Previous => StoreError::NoEarlierGeneration { alias: name() },
+            RollBack::Revision(revision) => StoreError::UnknownRevision { alias: name(), revision },
+        })?;
+        let moved = apply_move(&mut transaction, owner, change, Some(target)).await?;
+        transaction.commit().await.map_err(failed)?;
+        moved.ok_or_else(|| unknown(owner, change.alias))
+    }
+
+    async fn change_alias(
+        &self,
+        owner: &Owner,
+        change: &AliasChange<'_>,
+        to: Option<GenerationDigest>,
+    ) -> Result<Option<StoredAlias>, StoreError> {
+        change.check()?;
+        let action = format!("move adapter {:?} of {owner}", change.alias);
+        let mut transaction = self.database.begin_for(owner, &action).await?;
+        let moved = apply_move(&mut transaction, owner, change, to).await?;
+        transaction.commit().await.map_err(|source| StoreError::database(&action, source))?;
+        Ok(moved)
+    }
+}
+
+/// Moves, makes or (with no `to`) removes an alias within a transaction that holds the owner's row; the alias as it is
+/// then.
+pub(crate) async fn apply_move(
+    transaction: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    change: &AliasChange<'_>,
+    to: Option<GenerationDigest>,
+) -> Result<Option<StoredAlias>, StoreError> {
+    let AliasChange { alias, expected, who, reason } = *change;
+    let action = format!("move adapter {alias:?} of {owner}");
+    let failed = |source| StoreError::database(&action, source);
+    let current = alias_for(transaction, owner, alias).await?;
+    let found = current.as_ref().map(|current| current.generation);
+    if !expected.is(found) {
+        return Err(StoreError::AliasMoved { alias: alias.to_owned(), expected, found });
+    }
+    if found == to {
+        // Nothing to remove is an error, nothing to move is not.
+        return current.map(Some).ok_or_else(|| unknown(owner, alias));
+    }
+    let revision = 1 + last_revision(transaction, owner, alias).await?;
+    let moved_ms = now_ms();
+    match (&current, to) {
+        (Some(_), None) => sqlx::query("DELETE FROM aliases WHERE owner = $1 AND name = $2")
+            .bind(owner.as_str())
+            .bind(alias),
+        (Some(_), Some(to)) => {
+            check_generation(transaction, owner, &to).await?;
+            sqlx::query(
+                "UPDATE aliases SET generation = $3, revision = $4, updated_ms = $5 \
+                 WHERE owner = $1 AND name = $2",
+            )
+            .bind(owner.as_str())
+            .bind(alias)
+            .bind(to.to_string())
+            .bind(revision)
+            .bind(moved_ms)
+        }
+        (None, to) => {
+            let to = to.expect("an alias that is absent and stays so was returned above");
+            check_generation(transaction, owner, &to).await?;
+            check_alias_quota(transaction, owner).await?;
+            sqlx::query(NEW_ALIAS)
+                .bind(owner.as_str())
+                .bind(alias)
+                .bind(to.to_string())
+                .bind(revision)
+                .bind(moved_ms)
+        }
+    }
+    .execute(&mut **transaction)
+    .await
+    .map_err(failed)?;
+    sqlx::query(NEW_MOVE)
+        .bind(owner.as_str())
+        .bind(alias)
+        .bind(revision)
+        .bind(found.map(|digest| digest.to_string()))
+        .bind(to.map(|digest| digest.to_string()))
+        .bind(moved_ms)
+        .bind(who)
+        .bind(reason)
+        .execute(&mut **transaction)
+        .await
+        .map_err(failed)?;
+    alias_for(transaction, owner, alias).await
+}
+
+async fn alias_for(
+    transaction: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    alias: &str,
+) -> Result<Option<StoredAlias>, StoreError> {
+    let row = sqlx::query(ALIAS)
+        .bind(owner.as_str())
+        .bind(alias)
+        .fetch_optional(&mut **transaction)
+        .await
+        .map_err(|source| StoreError::database(format!("read adapter {alias:?}"), source))?;
+    row.as_ref().map(alias_in).transpose()
+}
+
+async fn last_revision(
+    transaction: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    alias: &str,
+) -> Result<i64, StoreError> {
+    let failed =
+        |source| StoreError::database(format!("read the history of adapter {alias:?}"), source);
+    let row = sqlx::query(LAST_REVISION)
+        .bind(owner.as_str())
+        .bind(alias)
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(failed)?;
+    row.try_get("revision").map_err(failed)
+}
+
+async fn check_generation(
+    transaction: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    digest: &GenerationDigest,
+) -> Result<(), StoreError> {
+    let row = sqlx::query("SELECT 1 AS there FROM generations WHERE owner = $1 AND digest = $2")
+        .bind(owner.as_str())
+        .bind(digest.to_string())
+        .fetch_optional(&mut **transaction)
+        .await
+        .map_err(|source| StoreError::database(format!("read generation {digest}"), source))?;
+    row.map(drop).ok_or_else(|| generations::unknown(owner, digest))
+}
+
+/// Whether one more alias is allowed.
+async fn check_alias_quota(
+    transaction: &mut Transaction<'static, Any>,
+    owner: &Owner,
+) -> Result<(), StoreError> {
+    let failed = |source| StoreError::database(format!("count adapters of {owner}"), source);
+    let Some(limit) = quota_of(transaction, owner, "adapters").await? else { return Ok(()) };
+    let row = sqlx::query("SELECT COUNT(*) AS n FROM aliases WHERE owner = $1")
+        .bind(owner.as_str())
+        .fetch_one(&mut **transaction)
+        .await
+        .map_err(failed)?;
+    let n: i64 = row.try_get("n").map_err(failed)?;
+    let wanted = u64::try_from(n).unwrap_or_default().saturating_add(1);
+    if wanted > limit {
+        let (owner, quota) = (owner.clone(), "adapters");
+        return Err(StoreError::QuotaExceeded { owner, quota, limit, wanted });
+    }
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! What has to survive: tenants, their keys, generations of adapters and the aliases that point at them.
+//!
+//! ```text
+//! bytes ── Store::put_blob ──> StagedBlob ── Store::register ──> generation, its files, its alias   (one transaction)
+//! key's text ── Store::check_key ──> ApiKey and its tenant
+//! alias ── Store::move_alias, roll_back (compare-and-swap) ──> AliasMove in the history
+//! ```
+//!
+//! Rows are in SQLite (a file) or PostgreSQL (a URL), in one SQL for both; blobs are in a folder or an object store,
+//! named by the SHA-256 of their content. A function that returned `Ok` has changed what survives `kill -9`; one that
+//! returned an error has changed nothing, except where it says so.
+//!
+//! This crate knows digests, names and bytes. What an adapter is, which names clash with the base model's, and who may
+//! do what is decided by those who call it. Times are milliseconds since 1970-01-01 UTC.
+
+mod alias_change;
+mod alias_moves;
+mod aliases;
+mod api_keys;
+mod blob_error;
+mod blob_garbage;
+mod blob_reader;
+mod blob_writer;
+mod blobs;
+mod checks;
+mod clock;
+mod database;
+mod digest;
+mod error;
+mod generations;
+mod key_text;
+mod key_uses;
+mod migrations;
+mod owner;
+mod page;
+mod registration;
+mod retirement;
+mod row;
+mod scopes;
+mod store;
+mod tenants;
+
+pub use self::{
+    alias_change::{AliasChange, Expected, RollBack},
+    alias_moves::AliasMove,
+    aliases::StoredAlias,
+    api_keys::{ApiKey, KeyCheck, KeyRefused, NewApiKey},
+    blob_error::BlobError,
+    blob_garbage::Swept,
+    blob_reader::BlobReader,
+    blob_writer::{BlobWriter, StagedBlob},
+    blobs::Blobs,
+    digest::{BlobDigest, DigestParseError, GenerationDigest},
+    error::StoreError,
+    generations::{GenerationFile, GenerationMetadata, Origin, StoredGeneration},
+    key_text::ApiKeyText,
+    owner::{Owner, TenantId},
+    page::{Listing, PAGE_ROWS_MAX, Page},
+    registration::{Registered, Registration},
+    scopes::{Scope, Scopes},
+    store::{Store, StoreOptions},
+    tenants::{Quotas, Tenant, TenantSettings},
+};

@@ -1,0 +1,191 @@
+//! Registering an adapter: its blobs are durable before, its rows and its alias come in one transaction.
+
+use sqlx::{Any, Row as _, Transaction};
+
+use crate::{
+    alias_change::{AliasChange, apply_move},
+    aliases::StoredAlias,
+    blob_writer::StagedBlob,
+    checks::check_file_name,
+    clock::now_ms,
+    digest::GenerationDigest,
+    error::StoreError,
+    generations::{GenerationMetadata, Origin},
+    owner::Owner,
+    row::{Fields, stored},
+    store::Store,
+};
+
+/// Files of a generation at most: an adapter in PEFT's format has two.
+const FILES_MAX: usize = 16;
+/// Metadata and origin at most, each as JSON.
+const METADATA_BYTES_MAX: usize = 64 << 10;
+
+/// A generation to be registered.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// Whose it will be.
+    pub owner: Owner,
+    /// Its name, computed from its weights by whoever read them.
+    pub digest: GenerationDigest,
+    /// What is known about it.
+    pub metadata: GenerationMetadata,
+    /// Where it came from.
+    pub origin: Origin,
+    /// Names and blobs of its files, from 1 to 16.
+    pub files: Vec<(String, StagedBlob)>,
+}
+
+/// What a registration did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Whether the owner did not have the generation yet. If it did, its row, files and origin stayed as they were.
+    pub is_new: bool,
+    /// The alias as it is now, if one was to be moved.
+    pub alias: Option<StoredAlias>,
+}
+
+const NEW_GENERATION: &str = "INSERT INTO generations (owner, digest, metadata, origin, bytes, \
+     created_ms) VALUES ($1, $2, $3, $4, $5, $6)";
+const NEW_FILE: &str =
+    "INSERT INTO generation_files (owner, digest, name, sha256, bytes) VALUES ($1, $2, $3, $4, $5)";
+/// Changes nothing, and keeps a sweep from deleting the row until this transaction ends.
+const HOLD_BLOB: &str = "UPDATE blobs SET bytes = bytes WHERE sha256 = $1";
+const BYTES: &str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM generations \
+     WHERE owner = $1";
+
+impl Store {
+    /// Registers a generation and moves an alias to it, both or neither. To do
+    /// it again changes nothing, so it can be repeated when its outcome is unknown.
+    ///
+    /// # Errors
+    /// When the owner does not exist or has not the quota, a name cannot be one, a blob was put too long ago, or the
+    /// alias is not where `alias.expected` says.
+    pub async fn register(
+        &self,
+        registration: &Registration,
+        alias: Option<&AliasChange<'_>>,
+    ) -> Result<Registered, StoreError> {
+        let Registration { owner, digest, files, .. } = registration;
+        check_files(files)?;
+        alias.map(AliasChange::check).transpose()?;
+        let action = format!("register generation {digest} of {owner}");
+        let failed = |source| StoreError::database(&action, source);
+        let mut change = self.database.begin_for(owner, &action).await?;
+        let there =
+            sqlx::query("SELECT 1 AS there FROM generations WHERE owner = $1 AND digest = $2")
+                .bind(owner.as_str())
+                .bind(digest.to_string())
+                .fetch_optional(&mut *change)
+                .await
+                .map_err(failed)?;
+        let is_new = there.is_none();
+        if is_new {
+            insert(&mut change, registration, &action).await?;
+        }
+        let alias = match alias {
+            Some(alias) => apply_move(&mut change, owner, alias, Some(*digest)).await?,
+            None => None,
+        };
+        change.commit().await.map_err(failed)?;
+        Ok(Registered { is_new, alias })
+    }
+}
+
+async fn insert(
+    change: &mut Transaction<'static, Any>,
+    registration: &Registration,
+    action: &str,
+) -> Result<(), StoreError> {
+    let failed = |source| StoreError::database(action, source);
+    let Registration { owner, digest, metadata, origin, files } = registration;
+    let (metadata, origin) = (json(metadata)?, json(origin)?);
+    let bytes = files.iter().fold(0_u64, |sum, (_, blob)| sum.saturating_add(blob.bytes));
+    check_bytes_quota(change, owner, bytes, action).await?;
+    sqlx::query(NEW_GENERATION)
+        .bind(owner.as_str())
+        .bind(digest.to_string())
+        .bind(metadata)
+        .bind(origin)
+        .bind(stored(bytes))
+        .bind(now_ms())
+        .execute(&mut **change)
+        .await
+        .map_err(failed)?;
+    // In one order, so that two registrations never wait for each other.
+    let mut files: Vec<_> = files.iter().collect();
+    files.sort_unstable_by_key(|(_, blob)| blob.digest);
+    for (name, blob) in files {
+        let sha256 = blob.digest.to_string();
+        let held = sqlx::query(HOLD_BLOB).bind(&sha256).execute(&mut **change).await;
+        if held.map_err(failed)?.rows_affected() == 0 {
+            return Err(StoreError::BlobExpired { digest: blob.digest });
+        }
+        sqlx::query(NEW_FILE)
+            .bind(owner.as_str())
+            .bind(digest.to_string())
+            .bind(name)
+            .bind(sha256)
+            .bind(stored(blob.bytes))
+            .execute(&mut **change)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn check_bytes_quota(
+    change: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    more_bytes: u64,
+    action: &str,
+) -> Result<(), StoreError> {
+    let failed = |source| StoreError::database(action, source);
+    let Some(limit) = quota_of(change, owner, "adapter_bytes").await? else { return Ok(()) };
+    let row =
+        sqlx::query(BYTES).bind(owner.as_str()).fetch_one(&mut **change).await.map_err(failed)?;
+    let bytes: i64 = row.try_get("bytes").map_err(failed)?;
+    let wanted = u64::try_from(bytes).unwrap_or_default().saturating_add(more_bytes);
+    if wanted > limit {
+        let (owner, quota) = (owner.clone(), "adapter bytes");
+        return Err(StoreError::QuotaExceeded { owner, quota, limit, wanted });
+    }
+    Ok(())
+}
+
+/// A column of the owner's row that is a quota. The caller holds that row.
+pub(crate) async fn quota_of(
+    change: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    column: &'static str,
+) -> Result<Option<u64>, StoreError> {
+    let row = sqlx::query("SELECT adapters, adapter_bytes FROM tenants WHERE id = $1")
+        .bind(owner.as_str())
+        .fetch_one(&mut **change)
+        .await
+        .map_err(|source| StoreError::database(format!("read the quotas of {owner}"), source))?;
+    Fields { row: &row, table: "tenants" }.maybe_number(column)
+}
+
+fn check_files(files: &[(String, StagedBlob)]) -> Result<(), StoreError> {
+    if files.is_empty() || files.len() > FILES_MAX {
+        return Err(StoreError::FileCount { n_files: files.len(), n_files_max: FILES_MAX });
+    }
+    for (index, (name, _)) in files.iter().enumerate() {
+        check_file_name(name)?;
+        if files[..index].iter().any(|(earlier, _)| earlier == name) {
+            return Err(StoreError::FileTwice { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, StoreError> {
+    // PostgreSQL keeps no NUL; JSON of a text with one has the escape `\u0000`, which is fine in a column of text.
+    let text = serde_json::to_string(value).expect("strings and numbers have a JSON form");
+    if text.len() > METADATA_BYTES_MAX {
+        let (bytes, bytes_max) = (text.len(), METADATA_BYTES_MAX);
+        return Err(StoreError::MetadataTooLong { bytes, bytes_max });
+    }
+    Ok(text)
+}
