@@ -85,7 +85,7 @@ fn main() {
     let cpu_time = std::env::args().any(|argument| argument == "--cpu-time");
     let started = Instant::now();
     let file = GgufFile::open(&path).unwrap();
-    let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, max_rows: 512 };
+    let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, adapter_bytes: 1 << 30, max_rows: 512 };
     let mut runner = load_cpu(&file, options).unwrap();
     println!(
         "loaded in {:.2} s; {isa}, {threads} threads, {activations}",
@@ -111,7 +111,7 @@ fn main() {
     let slots: Vec<AdapterSlot> = (0..32)
         .map(|i| {
             let weights = random_adapter(runner.spec(), rank, i);
-            runner.install_adapter(&weights).unwrap()
+            runner.install_weights(&weights).unwrap()
         })
         .collect();
     for n in [1, 2, 4, 8, 16, 32] {

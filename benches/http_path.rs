@@ -26,9 +26,9 @@ use pleach::{
 };
 use pleach_adapters::Registry;
 use pleach_engine::{
-    adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     gguf::GgufFile,
     model::read_spec,
     sampler::SampledToken,
@@ -92,7 +92,11 @@ impl StepRunner for IdleRunner {
         Ok(sampled)
     }
 
-    fn install_adapter(&mut self, _: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
+    }
+
+    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         Ok(AdapterSlot(0))
     }
 

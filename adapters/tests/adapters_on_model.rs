@@ -48,7 +48,7 @@ fn json(path: &str) -> Value {
 fn install(runner: &mut Decoder<CpuBackend>, folder: &Path) -> (AdapterSlot, AdapterWeights) {
     let loaded = load_peft(folder, runner.spec())
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    (runner.install_adapter(&loaded.weights).unwrap(), loaded.weights)
+    (runner.install_weights(&loaded.weights).unwrap(), loaded.weights)
 }
 
 /// One row of a golden table: an adapter (or none) on a prompt.

@@ -47,7 +47,7 @@ fn load(
     let element = if activations == Activations::Int8 { 2 } else { 4 };
     let block = spec.n_layers * 2 * spec.n_kv_heads * spec.head_dim * KV_BLOCK_TOKENS * element;
     let options =
-        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, max_rows: 64 };
+        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, adapter_bytes: 1 << 30, max_rows: 64 };
     let mut model = load_cpu(&file, options).unwrap();
     let mut weights: Vec<_> = ["pirate", "extract"]
         .into_iter()
@@ -55,7 +55,7 @@ fn load(
         .collect();
     weights.push(random_adapter(&mut Random::new(1), &spec));
     for (weights, slot) in weights.iter().zip(&ADAPTERS[1..]) {
-        assert_eq!(Some(model.install_adapter(weights).unwrap()), *slot);
+        assert_eq!(Some(model.install_weights(weights).unwrap()), *slot);
     }
     model
 }

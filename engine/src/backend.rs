@@ -1,7 +1,10 @@
 //! What runs a step: the scheduler's view ([`StepRunner`]) and the device's ([`Backend`]).
 
+use std::sync::Arc;
+
 use crate::{
     adapter_weights::{AdapterWeights, AdapterWeightsError},
+    packed_adapter::{AdapterPacker, PackedAdapter},
     quant::BlockFormat,
     sampler::SampledToken,
     site::TargetModule,
@@ -50,11 +53,23 @@ pub trait StepRunner: Send {
     /// [`RunError::Device`]; the contents of the batch's KV blocks are then undefined.
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError>;
 
-    /// Makes an adapter resident. Its buffers were parsed and checked elsewhere.
+    /// Packs adapters for this model and device.
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker>;
+
+    /// Makes an adapter resident. It was parsed, checked and packed elsewhere.
     ///
     /// # Errors
-    /// When it does not fit the model or the device.
-    fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError>;
+    /// [`RunError::OutOfMemory`] while others take too much room, [`RunError::Device`].
+    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
+
+    /// Packs and installs.
+    ///
+    /// # Errors
+    /// Of both.
+    fn install_weights(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+        let packed = self.adapter_packer().pack(weights)?;
+        self.install_adapter(&packed)
+    }
 
     /// Frees a slot. No later batch names it.
     fn remove_adapter(&mut self, slot: AdapterSlot);
@@ -221,11 +236,14 @@ pub trait Backend: Send {
         head: &Self::Matrix,
     ) -> Result<Vec<SampledToken>, RunError>;
 
+    /// See [`StepRunner::adapter_packer`].
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker>;
+
     /// See [`StepRunner::install_adapter`].
     ///
     /// # Errors
-    /// When it does not fit the model or the device.
-    fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError>;
+    /// As there.
+    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
 
     /// See [`StepRunner::remove_adapter`].
     fn remove_adapter(&mut self, slot: AdapterSlot);

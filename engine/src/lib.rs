@@ -11,6 +11,7 @@ pub mod engine;
 pub mod gguf;
 pub mod kv;
 pub mod model;
+pub mod packed_adapter;
 pub mod quant;
 pub mod reference;
 mod rope;

@@ -8,6 +8,10 @@ use crate::{engine::AdapterLease, sampler::SamplingParams};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub u64);
 
+/// One waiting line of the queue policy. Opaque: the engine knows no tenants. Lines come and go with their sequences.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowId(pub u64);
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct SequenceRequest {
@@ -18,6 +22,8 @@ pub struct SequenceRequest {
     /// What else made the keys and values besides tokens: adapter digest, scale and tenant salt, hashed above the
     /// engine. Sequences share cached prefixes only if these are equal.
     pub kv_key: [u8; 32],
+    /// In which line it waits: sequences of one flow share what the queue policy gives that flow.
+    pub flow: FlowId,
     /// How to choose tokens.
     pub sampling: Arc<SamplingParams>,
     /// Most completion tokens, at least one.

@@ -56,11 +56,11 @@ fn load(
     let element = if activations == Activations::Int8 { 2 } else { 4 };
     let block = spec.n_layers * 2 * spec.n_kv_heads * spec.head_dim * KV_BLOCK_TOKENS * element;
     let options =
-        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, max_rows: ROWS_MAX };
+        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, adapter_bytes: 1 << 30, max_rows: ROWS_MAX };
     let mut model = load_cpu(&file, options).unwrap();
     let mut random = Random::new(1);
     for index in 0..ADAPTERS {
-        let slot = model.install_adapter(&random_adapter(&mut random, &spec)).unwrap();
+        let slot = model.install_weights(&random_adapter(&mut random, &spec)).unwrap();
         assert_eq!(slot, AdapterSlot(u32::try_from(index).unwrap()));
     }
     model

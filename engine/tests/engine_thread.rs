@@ -14,8 +14,9 @@ use pleach_engine::{
     adapter_weights::{AdapterWeights, SiteWeights},
     backend::RunError,
     engine::{EngineConfig, EngineHandle, SequenceStream, SubmitError},
+    packed_adapter::PackedAdapter,
     sampler::SamplingParams,
-    sequence::{FinishReason, SequenceEvent, SequenceRequest},
+    sequence::{FinishReason, FlowId, SequenceEvent, SequenceRequest},
     site::{Site, TargetModule},
 };
 
@@ -27,6 +28,7 @@ fn request(first: u32, n_prompt: u32, max_tokens: usize) -> SequenceRequest {
         prompt: (0..n_prompt).map(|i| (first + i * i) % NAN_TOKEN).collect(),
         adapter: None,
         kv_key: [0; 32],
+        flow: FlowId::default(),
         sampling: Arc::new(SamplingParams::default()),
         max_tokens,
         min_tokens: 0,
@@ -142,18 +144,23 @@ async fn dropping_a_stream_stops_its_steps() {
     assert_eq!(seen.steps.load(Ordering::Relaxed), n_steps, "steps while idle");
 }
 
+/// An adapter that acts nowhere.
+fn empty(engine: &EngineHandle) -> PackedAdapter {
+    engine.adapter_packer().pack(&AdapterWeights::default()).unwrap()
+}
+
 #[tokio::test]
 async fn a_slot_is_freed_after_the_last_sequence_that_uses_it() {
     let mut runner = FakeRunner::new(16, 250, 64);
     runner.step_time = Duration::from_millis(1);
     let seen = Arc::clone(&runner.seen);
     let engine = start(runner, EngineConfig::default());
-    let lease = engine.install_adapter(AdapterWeights::default()).await.unwrap();
+    let lease = engine.install_adapter(empty(&engine)).await.unwrap();
     let mut wanted = request(1, 5, 60);
     wanted.adapter = Some(lease.clone());
     let stream = engine.submit(wanted).unwrap();
     drop(lease);
-    let other = engine.install_adapter(AdapterWeights::default()).await.unwrap();
+    let other = engine.install_adapter(empty(&engine)).await.unwrap();
     assert_eq!(seen.slots_removed.load(Ordering::Relaxed), 0);
     let (tokens, last) = collect(stream).await;
     assert_eq!(tokens.len(), 60);
@@ -170,7 +177,7 @@ async fn an_adapter_that_does_not_fit_is_refused() {
     let engine = start(FakeRunner::new(16, 250, 64), EngineConfig::default());
     let site = Site { layer: 9, module: TargetModule::QProj };
     let weights = SiteWeights { site, rank: 1, lora_scale: 1.0, a: vec![0.0; 4], b: vec![0.0; 4] };
-    let error = engine.install_adapter(AdapterWeights { sites: vec![weights] }).await.unwrap_err();
+    let error = engine.adapter_packer().pack(&AdapterWeights { sites: vec![weights] }).unwrap_err();
     assert!(matches!(error, RunError::Adapter(_)), "{error}");
 }
 
@@ -228,7 +235,7 @@ async fn shutdown_lets_sequences_finish_within_the_grace() {
     shutdown.await.unwrap();
     assert!(engine.is_stopping());
     assert_eq!(engine.submit(request(1, 5, 1)).unwrap_err(), SubmitError::ShuttingDown);
-    assert!(engine.install_adapter(AdapterWeights::default()).await.is_err());
+    assert!(engine.install_adapter(empty(&engine)).await.is_err());
     engine.shutdown(PATIENCE).await;
 }
 
@@ -254,7 +261,7 @@ async fn shutdown_cancels_what_does_not_finish() {
 #[tokio::test]
 async fn without_handles_sequences_still_finish() {
     let engine = start(FakeRunner::new(16, 250, 64), EngineConfig::default());
-    let lease = engine.install_adapter(AdapterWeights::default()).await.unwrap();
+    let lease = engine.install_adapter(empty(&engine)).await.unwrap();
     let stream = engine.submit(request(1, 5, 30)).unwrap();
     drop(engine);
     let (tokens, last) = collect(stream).await;

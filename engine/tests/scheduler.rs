@@ -18,7 +18,7 @@ use pleach_engine::{
     backend::StepRunner,
     engine::AdapterLease,
     sampler::SamplingParams,
-    sequence::{FinishReason, SequenceId, SequenceRequest},
+    sequence::{FinishReason, FlowId, SequenceId, SequenceRequest},
     step_batch::AdapterSlot,
 };
 use proptest::prelude::*;
@@ -61,6 +61,7 @@ fn any_request() -> impl Strategy<Value = SequenceRequest> {
                 prompt,
                 adapter: adapter.map(|slot| AdapterLease::permanent(AdapterSlot(slot))),
                 kv_key: [adapter.map_or(0, |slot| u8::try_from(slot).unwrap() + 1); 32],
+                flow: FlowId(seed),
                 sampling: Arc::new(sampling),
                 max_tokens,
                 min_tokens,

@@ -167,6 +167,7 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelRepor
         threads: args.threads,
         activations: Activations::F32,
         kv_bytes: 1 << 30,
+        adapter_bytes: 1 << 30,
         max_rows: 512,
     };
     let mut cpu = load_cpu(&file, options)?;
@@ -198,7 +199,7 @@ fn measure(
     report: &mut ModelReport,
 ) -> anyhow::Result<()> {
     let slots: Vec<AdapterSlot> =
-        adapters.iter().map(|weights| gpu.install_adapter(weights)).collect::<Result<_, _>>()?;
+        adapters.iter().map(|weights| gpu.install_weights(weights)).collect::<Result<_, _>>()?;
     report.timings = step::time(gpu, &slots)?;
     print_timings(&report.timings);
     report.profile = profile::profile(gpu, &slots)?;

@@ -74,13 +74,9 @@ __device__ __forceinline__ u32 pack_floats(f32 low, f32 high) { return pack_halv
 
 /// Nearest half, the largest finite one for what is beyond it; NaN stays NaN, so that it is seen at the end.
 __device__ __forceinline__ u16 float_to_half_saturated(f32 x, u32& saturations) {
-  if (x > HALF_MAX) {
-    x = HALF_MAX;
-    ++saturations;
-  } else if (x < -HALF_MAX) {
-    x = -HALF_MAX;
-    ++saturations;
-  }
+  saturations += fabsf(x) > HALF_MAX;
+  x = x > HALF_MAX ? HALF_MAX : x;
+  x = x < -HALF_MAX ? -HALF_MAX : x;
   return float_to_half(x);
 }
 

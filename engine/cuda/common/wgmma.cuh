@@ -1,8 +1,8 @@
 // Tensor-core products of warpgroups (compute capability 9.0): A in registers, B in shared memory, run beside the threads.
 //
 // B is K-major with 128-byte swizzle: row n holds 64 k, 128 bytes; the 16-byte chunk i of row n lies at chunk i ^ (n % 8)
-// of the row. Tiles begin at multiples of 1024 bytes. Between the order "issue, commit, wait" neither the sums nor A may
-// be touched; memory that ordinary stores wrote is seen after `fence_proxy_async` in the writing threads and a barrier.
+// of the row. Tiles begin at multiples of 1024 bytes. Between issue and wait neither the sums nor A may be touched. What
+// bulk copies bring is seen after `arrival_wait`; what ordinary stores write would need a fence that is not here.
 #pragma once
 
 #include "base.cuh"
@@ -31,13 +31,6 @@ __device__ __forceinline__ u64 swizzled_descriptor(u32 address) {
 }
 
 #if defined(__CUDACC__)
-/// The same value, of which the compiler knows nothing: what depends on it is computed here and not kept in registers
-/// from an earlier time.
-__device__ __forceinline__ u32 computed_here(u32 x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 #if HAS_WGMMA
 /// Orders this thread's accesses to A and the sums before the products that follow.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -49,9 +42,6 @@ template <int PENDING>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
-
-/// Shared memory that this thread wrote is for tensor cores from here on.
-__device__ __forceinline__ void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #define PLEACH_SUMS_8(d, i) \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -72,8 +62,29 @@ __device__ __forceinline__ void wgmma_m64n128k16(f32 (&d)[64], const u32 (&a)[4]
 #undef PLEACH_SUMS_8
 #endif
 
-/// Four bytes into shared memory (its address), without waiting.
-__device__ __forceinline__ void copy_async_4(u32 shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+#if HAS_WGMMA
+// Barriers that copies arrive at: 8 bytes of shared memory, by address. Phases alternate between parity 0 and 1.
+
+/// One arrival a phase; before the CTA's barrier, by one thread.
+__device__ __forceinline__ void arrival_init(u32 barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1; fence.mbarrier_init.release.cluster;" ::"r"(barrier) : "memory");
 }
+
+/// Copies `bytes`, a multiple of 16 at addresses that are too, and ends the barrier's phase when they are there. One thread.
+__device__ __forceinline__ void bulk_copy(u32 shared, const void* global, u32 bytes, u32 barrier) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%3], %2; "
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+/// Waits for the end of the phase of this parity.
+__device__ __forceinline__ void arrival_wait(u32 barrier, u32 parity) {
+  asm volatile(
+      "{ .reg .pred there; again%=: mbarrier.try_wait.parity.shared::cta.b64 there, [%0], %1; @!there bra again%=; }" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+#endif
 #endif

@@ -94,14 +94,21 @@ constexpr u32 THREADS_MAX = 1024;
 constexpr size_t STACK_BYTES = 128 << 10;
 constexpr size_t SHARED_BYTES_MAX = 227 << 10;
 
-enum class State { Ready, AtWarp, AtBlock, Done };
+enum class State { Ready, AtWarp, AtBlock, AtArrival, Done };
 
-/// 16 or 4 bytes on their way into shared memory.
+/// 16 bytes on their way into shared memory.
 struct Copy {
   void* shared;
   const void* global;
-  u32 bytes;
   u32 group;
+};
+
+/// A block of bytes on its way, and where it arrives.
+struct BulkCopy {
+  u32 shared;
+  const void* global;
+  u32 bytes;
+  u32 barrier;
 };
 
 /// A product of a warpgroup: this lane's sums and operand, which it must not touch, and where B is.
@@ -137,6 +144,9 @@ static const void* kernel_params;
 static void (*kernel_call)(const void*, const void*);
 static const void* kernel;
 alignas(1024) static unsigned char dynamic_shared[SHARED_BYTES_MAX];
+/// Of the running CTA.
+static std::vector<BulkCopy> bulk_copies;
+static size_t bulk_copies_asked;
 /// Products are done at once, and not as late as they may.
 static bool eager_products;
 
@@ -212,6 +222,7 @@ inline void run_warp(u32 first, bool reversed) {
 /// Runs all threads of a CTA to their end; false if they cannot get there.
 inline bool run_cta(bool reversed) {
   memset(dynamic_shared, 0xff, sizeof dynamic_shared);
+  bulk_copies.clear();
   static std::vector<unsigned char> stacks(THREADS_MAX * STACK_BYTES);
   fibers.assign(block_threads, Fiber{});
   for (u32 i = 0; i < block_threads; ++i) {
@@ -223,14 +234,24 @@ inline bool run_cta(bool reversed) {
     fibers[i] = Fiber{stack, State::Ready, {i, 0, 0}, 0, {}, {}, 0, {}, 0};
   }
   const u32 n_warps = (block_threads + LANES - 1) / LANES;
+  size_t n_copies = bulk_copies_asked;
   for (;;) {
     for (u32 n = 0; n < n_warps; ++n) run_warp((reversed ? n_warps - 1 - n : n) * LANES, reversed);
-    u32 at_block = 0, done = 0;
-    for (const Fiber& fiber : fibers) {
+    u32 at_block = 0, at_arrival = 0, done = 0;
+    for (Fiber& fiber : fibers) {
       at_block += fiber.state == State::AtBlock;
+      at_arrival += fiber.state == State::AtArrival;
       done += fiber.state == State::Done;
     }
     if (done == block_threads) return true;
+    if (at_arrival > 0 && bulk_copies_asked > n_copies) {
+      // Others have asked meanwhile for what these threads wait for.
+      n_copies = bulk_copies_asked;
+      for (Fiber& fiber : fibers) {
+        if (fiber.state == State::AtArrival) fiber.state = State::Ready;
+      }
+      continue;
+    }
     if (at_block + done != block_threads) {
       fprintf(stderr, "emulator: block %u,%u,%u cannot go on: %u of %u threads at a barrier, %u at their end\n", block_index.x,
               block_index.y, block_index.z, at_block, block_threads, done);
@@ -281,15 +302,11 @@ inline T shuffle_xor(T x, int mask) {
 
 // Copies arrive as late as they may: when they are waited for.
 inline void copy_async_16(void* shared, const void* global) {
-  emulator::current->copies.push_back({shared, global, 16, emulator::current->n_groups});
+  emulator::current->copies.push_back({shared, global, emulator::current->n_groups});
 }
 /// Shared memory by its address: 0 is where dynamic shared memory begins.
 inline u32 shared_address(const void* p) {
   return static_cast<u32>(static_cast<const unsigned char*>(p) - emulator::dynamic_shared);
-}
-inline void copy_async_4(u32 shared, const void* global) {
-  if (shared % 4 != 0 || shared > emulator::SHARED_BYTES_MAX - 4) __builtin_trap();
-  emulator::current->copies.push_back({emulator::dynamic_shared + shared, global, 4, emulator::current->n_groups});
 }
 inline void copy_async_commit() { ++emulator::current->n_groups; }
 template <int PENDING>
@@ -297,7 +314,7 @@ inline void copy_async_wait() {
   std::vector<emulator::Copy> later;
   for (const emulator::Copy& copy : emulator::current->copies) {
     if (copy.group + PENDING < emulator::current->n_groups) {
-      memcpy(copy.shared, copy.global, copy.bytes);
+      *static_cast<uint4*>(copy.shared) = *static_cast<const uint4*>(copy.global);
     } else {
       later.push_back(copy);
     }
@@ -371,8 +388,39 @@ inline void multiply(const Product& product) {
 
 }  // namespace emulator
 
-inline u32 computed_here(u32 x) { return x; }
-inline void fence_proxy_async() {}
+// A barrier's word counts its phases: 2 n while phase n is open and nothing is on its way, 2 n + 1 while a copy is, which has
+// arrived when it is first waited for. Another copy in the same phase traps.
+inline u64& arrival_of(u32 barrier) {
+  if (barrier % 8 != 0 || barrier > emulator::SHARED_BYTES_MAX - 8) __builtin_trap();
+  return *reinterpret_cast<u64*>(emulator::dynamic_shared + barrier);
+}
+inline void arrival_init(u32 barrier) { arrival_of(barrier) = 0; }
+inline void bulk_copy(u32 shared, const void* global, u32 bytes, u32 barrier) {
+  if (shared % 16 != 0 || bytes % 16 != 0 || reinterpret_cast<size_t>(global) % 16 != 0) __builtin_trap();
+  if (u64(shared) + bytes > emulator::SHARED_BYTES_MAX || arrival_of(barrier)++ % 2 != 0) __builtin_trap();
+  ++emulator::bulk_copies_asked;
+  // Products come late when copies come at once, and the other way round: a stage that is overwritten too early shows in
+  // one order, one that is read too early in the other.
+  if (!emulator::eager_products) memcpy(emulator::dynamic_shared + shared, global, bytes);
+  emulator::bulk_copies.push_back({shared, global, emulator::eager_products ? bytes : 0, barrier});
+}
+inline void arrive(u32 barrier) {
+  std::vector<emulator::BulkCopy> later;
+  for (const emulator::BulkCopy& copy : emulator::bulk_copies) {
+    if (copy.barrier == barrier) {
+      memcpy(emulator::dynamic_shared + copy.shared, copy.global, copy.bytes);
+      ++arrival_of(barrier);
+    } else {
+      later.push_back(copy);
+    }
+  }
+  emulator::bulk_copies.swap(later);
+}
+inline void arrival_wait(u32 barrier, u32 parity) {
+  // Parity p's phase is over while the open one is of the other parity.
+  for (arrive(barrier); arrival_of(barrier) / 2 % 2 == parity; arrive(barrier)) emulator::wait(emulator::State::AtArrival);
+}
+
 inline void wgmma_fence() {}
 inline void wgmma_commit() { ++emulator::current->n_product_groups; }
 inline void wgmma_m64n128k16(f32 (&d)[64], const u32 (&a)[4], u64 b) {

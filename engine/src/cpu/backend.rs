@@ -1,10 +1,12 @@
 //! [`Backend`] on the CPU.
 
+use std::sync::Arc;
+
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
     model::{Activations, CpuOptions},
+    packed_adapter::{AdapterPacker, PackedAdapter},
     rope::RopeTable,
     sampler::SampledToken,
     spec::ModelSpec,
@@ -18,7 +20,7 @@ use super::{
     int8_rows::Int8Rows,
     isa::Isa,
     kv_cache::{HEAD_DIM_MAX, KvCache, KvElement, KvShape, StoreToken},
-    lora::{ResidentAdapter, V_STRIDE},
+    lora::{CpuPacker, ResidentAdapter, V_STRIDE},
     packed::{BLOCK, Dense, PackedMatrix},
     plan::StepPlan,
     simd::LANES,
@@ -103,7 +105,12 @@ pub struct CpuBackend {
     rope: RopeTable,
     cache: KvCache,
     pub(crate) plan: StepPlan,
-    pub(crate) adapters: Vec<Option<ResidentAdapter>>,
+    pub(crate) adapters: Vec<Option<Arc<ResidentAdapter>>>,
+    /// Bytes of the adapter in each slot.
+    slot_bytes: Vec<usize>,
+    /// Bytes that adapters may take, and take.
+    adapter_bytes: usize,
+    adapter_bytes_used: usize,
     pub(crate) int8: Int8Rows,
     /// Output of the adapters' first half, `[max_rows, V_STRIDE]`.
     pub(crate) v: Vec<f32>,
@@ -165,6 +172,9 @@ impl CpuBackend {
             cache: KvCache::new(shape),
             plan: StepPlan::default(),
             adapters: Vec::new(),
+            slot_bytes: Vec::new(),
+            adapter_bytes: options.adapter_bytes,
+            adapter_bytes_used: 0,
             int8: Int8Rows::new(options.max_rows, widest),
             v: vec![0.0; options.max_rows * V_STRIDE],
             shrink: Vec::new(),
@@ -363,32 +373,42 @@ impl Backend for CpuBackend {
         Ok(self.sample_rows(batch, x, norm, head))
     }
 
-    fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::new(CpuPacker {
+            spec: self.spec.clone(),
+            dense: match self.activations {
+                Activations::Int8 => Dense::F16,
+                Activations::F32 => Dense::F32,
+            },
+            capacity_bytes: self.adapter_bytes,
+        })
+    }
+
+    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        let form = adapter.form::<ResidentAdapter>()?;
+        let (needed, free) = (adapter.n_bytes(), self.adapter_bytes - self.adapter_bytes_used);
+        if needed > free {
+            return Err(RunError::OutOfMemory { what: "an adapter", needed, free });
+        }
         let free = self.adapters.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.adapters.len());
         if slot >= ADAPTER_SLOTS_MAX {
             return Err(RunError::OutOfMemory { what: "adapter slots", needed: 1, free: 0 });
         }
-        let dense = match self.activations {
-            Activations::Int8 => Dense::F16,
-            Activations::F32 => Dense::F32,
-        };
-        if dense == Dense::F16 {
-            weights.check_f16()?;
-        }
-        let adapter = ResidentAdapter::pack(weights, self.spec.n_layers, dense, |module| {
-            self.spec.linear_shape(module)
-        });
         if free.is_none() {
             self.adapters.push(None);
+            self.slot_bytes.push(0);
         }
-        self.adapters[slot] = Some(adapter);
+        self.adapters[slot] = Some(form);
+        self.slot_bytes[slot] = needed;
+        self.adapter_bytes_used += needed;
         Ok(AdapterSlot(u32::try_from(slot).unwrap_or(u32::MAX)))
     }
 
     fn remove_adapter(&mut self, slot: AdapterSlot) {
-        if let Some(adapter) = self.adapters.get_mut(slot.0 as usize) {
-            *adapter = None;
+        let slot = slot.0 as usize;
+        if self.adapters.get_mut(slot).and_then(Option::take).is_some() {
+            self.adapter_bytes_used -= self.slot_bytes[slot];
         }
     }
 }

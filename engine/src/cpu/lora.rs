@@ -5,9 +5,14 @@
 //! part in neither. Source: the segmented form of Punica (arXiv 2310.18547).
 #![expect(unsafe_code, reason = "vector kernel over packed tiles")]
 
+use std::sync::Arc;
+
 use crate::{
     adapter_weights::{AdapterWeights, LORA_RANK_MAX},
+    backend::RunError,
+    packed_adapter::{AdapterPacker, PackedAdapter},
     site::{Site, TargetModule},
+    spec::ModelSpec,
 };
 
 use super::{
@@ -41,6 +46,31 @@ pub(crate) struct ResidentAdapter {
     sites: Vec<Option<ResidentSite>>,
 }
 
+/// Packs adapters for the CPU: what it makes is what the kernels read.
+pub(crate) struct CpuPacker {
+    pub(crate) spec: ModelSpec,
+    pub(crate) dense: Dense,
+    pub(crate) capacity_bytes: usize,
+}
+
+impl AdapterPacker for CpuPacker {
+    fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
+        weights.check(&self.spec)?;
+        if self.dense == Dense::F16 {
+            weights.check_f16()?;
+        }
+        let adapter = ResidentAdapter::pack(weights, self.spec.n_layers, self.dense, |module| {
+            self.spec.linear_shape(module)
+        });
+        let n_bytes = adapter.n_bytes();
+        Ok(PackedAdapter::new(adapter, n_bytes))
+    }
+
+    fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+}
+
 impl ResidentAdapter {
     /// Packs checked weights. `shape` gives a module's output and input features.
     pub(crate) fn pack(
@@ -58,6 +88,11 @@ impl ResidentAdapter {
             sites[index(site.site)] = Some(ResidentSite { lora_scale: site.lora_scale, a, b });
         }
         Self { sites }
+    }
+
+    fn n_bytes(&self) -> usize {
+        let sites = self.sites.iter().flatten();
+        sites.map(|site| site.a.n_bytes() + site.b.n_bytes()).sum()
     }
 
     pub(crate) fn site(&self, site: Site) -> Option<&ResidentSite> {
@@ -130,7 +165,7 @@ impl Kernel for Shrink<'_> {
 
 /// The second half for all rows at one site, see [`super::epilogue::Epilogue`].
 pub(crate) struct ExpandRows<'a> {
-    pub(crate) adapters: &'a [Option<ResidentAdapter>],
+    pub(crate) adapters: &'a [Option<Arc<ResidentAdapter>>],
     /// Slot of each row, or [`NO_SLOT`].
     pub(crate) slots: &'a [u32],
     pub(crate) site: Site,

@@ -133,6 +133,11 @@ pub(crate) struct PackedMatrix {
 }
 
 impl PackedMatrix {
+    /// Bytes of its tiles.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.data.n_bytes
+    }
+
     /// Packs a matrix given row by row: `row(n)` is the bytes of row `n` in `format`.
     ///
     /// `n_in` is a multiple of the format's block; every row has the format's size for it (checked by the caller from

@@ -249,8 +249,7 @@ mod tests {
             let value = &mut values[token];
             let banned = edit.bias == f32::NEG_INFINITY;
             *value = if banned { edit.bias } else { *value + edit.bias };
-            *value =
-                if *value > 0.0 { *value / edit.repetition } else { *value * edit.repetition };
+            *value = if *value > 0.0 { *value / edit.repetition } else { *value * edit.repetition };
             *value = (*value - edit.frequency) - edit.presence;
         }
         values
@@ -269,16 +268,18 @@ mod tests {
             (tokens(), 0usize..50),
             proptest::collection::vec(0u32..70, 0..4),
         )
-            .prop_map(|(repetition, (frequency, presence), bias, (history, n_prompt), banned)| {
-                let params = SamplingParams {
-                    repetition_penalty: repetition,
-                    frequency_penalty: frequency,
-                    presence_penalty: presence,
-                    logit_bias: bias.into_iter().collect(),
-                    ..SamplingParams::default()
-                };
-                SampleRow { history: Arc::new(history), n_prompt, banned, ..row(params) }
-            })
+            .prop_map(
+                |(repetition, (frequency, presence), bias, (history, n_prompt), banned)| {
+                    let params = SamplingParams {
+                        repetition_penalty: repetition,
+                        frequency_penalty: frequency,
+                        presence_penalty: presence,
+                        logit_bias: bias.into_iter().collect(),
+                        ..SamplingParams::default()
+                    };
+                    SampleRow { history: Arc::new(history), n_prompt, banned, ..row(params) }
+                },
+            )
     }
 
     proptest! {

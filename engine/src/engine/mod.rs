@@ -26,9 +26,9 @@ use owner::{Command, EngineOwner, stopped};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
-    scheduler::{Fifo, LivePlace, Scheduler, SchedulerLimits, Sequence},
+    packed_adapter::{AdapterPacker, PackedAdapter},
+    scheduler::{Fifo, LivePlace, QueuePolicy, Scheduler, SchedulerLimits, Sequence},
     sequence::{SequenceEvent, SequenceId, SequenceRequest},
     spec::ModelSpec,
 };
@@ -111,7 +111,6 @@ pub struct EngineHandle {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     spec: ModelSpec,
     limits: SchedulerLimits,
@@ -122,19 +121,38 @@ struct Shared {
     is_stopping: AtomicBool,
     commands: mpsc::Sender<Command>,
     outbox: Outbox,
+    packer: Arc<dyn AdapterPacker>,
     stats: Arc<Mutex<EngineStats>>,
     /// Its sender is dropped when the owner thread has ended.
     ended: watch::Receiver<()>,
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
 impl EngineHandle {
-    /// Moves the runner to a thread of its own and starts it.
+    /// Moves the runner to a thread of its own and starts it. Who waits comes out first come, first served.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(runner: Box<dyn StepRunner>, config: EngineConfig) -> std::io::Result<Self> {
+        Self::start_with_policy(runner, config, Box::new(Fifo))
+    }
+
+    /// [`start`](Self::start) with an order of one's own for those who wait.
     ///
     /// `max_step_rows` is lowered to what the runner can do, and `max_batch` to `max_step_rows`; both are at least 1.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(runner: Box<dyn StepRunner>, config: EngineConfig) -> std::io::Result<Self> {
+    pub fn start_with_policy(
+        runner: Box<dyn StepRunner>,
+        config: EngineConfig,
+        policy: Box<dyn QueuePolicy>,
+    ) -> std::io::Result<Self> {
         let max_step_rows = config.max_step_rows.min(runner.max_rows()).max(1);
         let limits = SchedulerLimits {
             max_batch: config.max_batch.clamp(1, max_step_rows),
@@ -149,9 +167,10 @@ impl EngineHandle {
             live_max.saturating_add(OTHER_COMMANDS_MAX).min(tokio::sync::Semaphore::MAX_PERMITS);
         let (commands, receiver) = mpsc::channel(capacity);
         let (ended_sender, ended) = watch::channel(());
-        let scheduler = Scheduler::new(limits, Box::new(Fifo));
+        let scheduler = Scheduler::new(limits, policy);
         let stats = Arc::new(Mutex::new(scheduler.stats()));
         let spec = runner.spec().clone();
+        let packer = runner.adapter_packer();
         let outbox = Outbox::default();
         let owner = EngineOwner {
             runner,
@@ -177,6 +196,7 @@ impl EngineHandle {
             is_stopping: AtomicBool::new(false),
             commands,
             outbox,
+            packer,
             stats,
             ended,
         };
@@ -234,13 +254,18 @@ impl EngineHandle {
         }
     }
 
+    /// Packs adapters for this engine, on any thread.
+    pub fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::clone(&self.shared.packer)
+    }
+
     /// Makes an adapter resident.
     ///
     /// # Errors
-    /// When it does not fit the model or the device, or the engine has stopped.
-    pub async fn install_adapter(&self, weights: AdapterWeights) -> Result<AdapterLease, RunError> {
+    /// [`RunError::OutOfMemory`] while others take too much room; when the device failed, or the engine has stopped.
+    pub async fn install_adapter(&self, adapter: PackedAdapter) -> Result<AdapterLease, RunError> {
         let (reply, answer) = oneshot::channel();
-        let command = Command::InstallAdapter { weights: Box::new(weights), reply };
+        let command = Command::InstallAdapter { adapter, reply };
         self.shared.commands.send(command).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
     }

@@ -14,8 +14,8 @@ use tokio::sync::{
 
 use super::{AdapterLease, EngineStats, lease::ReturnedSlots, outbox::Delivery};
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
+    packed_adapter::PackedAdapter,
     scheduler::{Scheduler, Sequence},
     sequence::FinishReason,
 };
@@ -29,7 +29,7 @@ pub(super) enum Command {
     /// Make an adapter resident.
     InstallAdapter {
         /// What.
-        weights: Box<AdapterWeights>,
+        adapter: PackedAdapter,
         /// Where the lease goes; dropped there if the caller went away.
         reply: oneshot::Sender<Result<AdapterLease, RunError>>,
     },
@@ -105,8 +105,8 @@ impl EngineOwner {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Submit(sequence) => self.scheduler.submit(*sequence),
-            Command::InstallAdapter { weights, reply } => {
-                let _ = reply.send(self.install(&weights));
+            Command::InstallAdapter { adapter, reply } => {
+                let _ = reply.send(self.install(&adapter));
             }
             Command::Wake => {}
             Command::Shutdown { deadline } => {
@@ -117,11 +117,10 @@ impl EngineOwner {
         }
     }
 
-    fn install(&mut self, weights: &AdapterWeights) -> Result<AdapterLease, RunError> {
+    fn install(&mut self, adapter: &PackedAdapter) -> Result<AdapterLease, RunError> {
         // First, so that a replaced adapter's place can serve the new one.
         self.free_returned_slots();
-        weights.check(self.runner.spec())?;
-        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.install_adapter(weights)))
+        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.install_adapter(adapter)))
             .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))))?;
         tracing::debug!(slot = slot.0, "adapter installed");
         Ok(AdapterLease::new(slot, Arc::clone(&self.returned), self.sender.clone()))

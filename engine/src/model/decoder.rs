@@ -1,8 +1,10 @@
 //! The decoder of Llama, Qwen2 and Qwen3, written once over any [`Backend`].
 
+use std::sync::Arc;
+
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::{Backend, HeadNorms, Output, Projection, RunError, StepRunner, StepStart},
+    packed_adapter::{AdapterPacker, PackedAdapter},
     sampler::SampledToken,
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},
@@ -137,9 +139,12 @@ impl<B: Backend> StepRunner for Decoder<B> {
         backend.sample(batch, &b.residual, &weights.final_norm, head)
     }
 
-    fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
-        weights.check(&self.spec)?;
-        self.backend.install_adapter(weights)
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        self.backend.adapter_packer()
+    }
+
+    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.backend.install_adapter(adapter)
     }
 
     fn remove_adapter(&mut self, slot: AdapterSlot) {

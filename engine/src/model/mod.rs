@@ -64,6 +64,8 @@ pub struct CpuOptions {
     pub activations: Activations,
     /// Bytes for keys and values.
     pub kv_bytes: usize,
+    /// Most bytes of resident adapters.
+    pub adapter_bytes: usize,
     /// Most rows in a step.
     pub max_rows: usize,
 }

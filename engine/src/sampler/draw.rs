@@ -228,7 +228,6 @@ fn fixed_point(share: f32) -> u64 {
     (f64::from(share) * 2f64.powi(64)) as u64
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the high half")]
 fn high_half(product: u128) -> u64 {
     (product >> 64) as u64
 }
@@ -255,8 +254,13 @@ mod tests {
 
     #[test]
     fn units_are_the_weight_rounded() {
-        for weight in [1.0f32, 0.999_999_94, 0.75, 0.1, 1e-3, 3e-9, 1e-12, 9e-13, 1e-20, 1e-38, 0.0] {
-            assert_eq!(units(weight) as f64, (f64::from(weight) * 2f64.powi(40)).round_ties_even(), "{weight}");
+        for weight in [1.0f32, 0.999_999_94, 0.75, 0.1, 1e-3, 3e-9, 1e-12, 9e-13, 1e-20, 1e-38, 0.0]
+        {
+            assert_eq!(
+                units(weight) as f64,
+                (f64::from(weight) * 2f64.powi(40)).round_ties_even(),
+                "{weight}"
+            );
         }
     }
 
@@ -296,7 +300,9 @@ mod tests {
     fn every_setting_agrees_with_sorting() {
         let mut state = 1u64;
         let mut random = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             state
         };
         for n in [1usize, 2, 40, 700] {

@@ -64,7 +64,7 @@ mod tests {
         let n = 4000;
         let mut bins = [0u32; 10];
         for index in 0..n {
-            bins[(uniform(7, index) >> 32) as usize * 10 >> 32] += 1;
+            bins[((uniform(7, index) >> 32) as usize * 10) >> 32] += 1;
         }
         assert!(bins.iter().all(|&count| (300..500).contains(&count)), "{bins:?}");
         assert!(uniform(7, 0) != uniform(8, 0) && uniform(7, 1 << 32) != uniform(7, 0));

@@ -1,4 +1,4 @@
-//! Who leaves the queue: first come, first served, while there are places, rows and KV blocks.
+//! Who leaves the queue: the first of the policy's order, while there are places, rows and KV blocks.
 
 use std::time::Instant;
 
@@ -30,29 +30,28 @@ impl Scheduler {
             let sequence = self.preempted.pop_front()?;
             return Some(self.start(sequence, &cached, now));
         }
-        let mut order = Vec::with_capacity(self.waiting.len());
-        self.policy.order(&self.waiting, &mut order);
-        if order.is_empty() && self.running.is_empty() {
-            // A policy may hold everybody back for others' sake, but not for nobody's.
-            order.extend(0..self.waiting.len());
-        }
-        let mut is_overtaking = false;
-        for index in order.into_iter().take(LOOK_AHEAD_MAX) {
-            let sequence = self.waiting.get(index)?;
-            if is_overtaking && !sequence.looks_up_prefix() {
-                // It might itself compute the block that those before it wait for, and so let them wait again.
-                return None;
+        let mut n_overtaken = 0;
+        // The rest of the order is worth working out only when the first waits for a prefix.
+        for n_max in [1, LOOK_AHEAD_MAX] {
+            let order = self.waiting.order(n_max, self.running.is_empty());
+            for ticket in order.into_iter().skip(n_overtaken) {
+                let sequence = self.waiting.get(ticket)?;
+                if n_overtaken > 0 && !sequence.looks_up_prefix() {
+                    // It might itself compute the block that those before it wait for, and so let them wait again.
+                    return None;
+                }
+                let awaited = self.awaited_block(sequence);
+                if awaited.is_some() {
+                    self.waiting.get_mut(ticket)?.awaited = awaited;
+                    n_overtaken += 1;
+                    continue;
+                }
+                // Want of memory, unlike waiting for a prefix, may last: so it is not overtaken.
+                let cached = self.fitting_prefix(sequence)?;
+                let n_uncached = sequence.n_prompt() - cached.len() * KV_BLOCK_TOKENS;
+                let sequence = self.waiting.admit(ticket, n_uncached)?;
+                return Some(self.start(sequence, &cached, now));
             }
-            let awaited = self.awaited_block(sequence);
-            if awaited.is_some() {
-                self.waiting[index].awaited = awaited;
-                is_overtaking = true;
-                continue;
-            }
-            // Want of memory, unlike waiting for a prefix, may last: so it is not overtaken.
-            let cached = self.fitting_prefix(sequence)?;
-            let sequence = self.waiting.remove(index)?;
-            return Some(self.start(sequence, &cached, now));
         }
         None
     }

@@ -11,12 +11,14 @@
 mod admission;
 mod queue_policy;
 mod sequence;
+mod waiting;
 
 use std::{collections::VecDeque, sync::Arc, time::Instant};
 
-pub use queue_policy::{Fifo, QueuePolicy};
+pub use queue_policy::{Fifo, QueuePolicy, Queued, Ticket};
 pub(crate) use sequence::LivePlace;
 pub use sequence::Sequence;
+use waiting::Waiting;
 
 use crate::{
     engine::EngineStats,
@@ -70,9 +72,8 @@ struct StepPart {
 pub struct Scheduler {
     limits: SchedulerLimits,
     pool: KvPool,
-    policy: Box<dyn QueuePolicy>,
     /// Never ran; in order of arrival.
-    waiting: VecDeque<Sequence>,
+    waiting: Waiting,
     /// Ran and lost their blocks; the longest admitted first.
     preempted: VecDeque<Sequence>,
     /// In order of admission: the oldest first.
@@ -96,8 +97,7 @@ impl Scheduler {
         Self {
             limits,
             pool: KvPool::new(limits.n_kv_blocks),
-            policy,
-            waiting: VecDeque::new(),
+            waiting: Waiting::new(policy),
             preempted: VecDeque::new(),
             running: Vec::new(),
             parts: Vec::new(),
@@ -117,7 +117,7 @@ impl Scheduler {
             (1..=limit).contains(&n_prompt),
             "prompt of {n_prompt} tokens, at most {limit} fit"
         );
-        self.waiting.push_back(sequence);
+        self.waiting.push(sequence);
     }
 
     /// Ends a sequence wherever it is. Whether there was one.
@@ -126,14 +126,14 @@ impl Scheduler {
             self.finish(index, FinishReason::Cancelled);
             return true;
         }
-        for queue in [&mut self.preempted, &mut self.waiting] {
-            let index = queue.iter().position(|sequence| sequence.id() == id);
-            if let Some(sequence) = index.and_then(|index| queue.remove(index)) {
-                sequence.finish(FinishReason::Cancelled);
-                return true;
-            }
+        let index = self.preempted.iter().position(|sequence| sequence.id() == id);
+        if let Some(sequence) = index.and_then(|index| self.preempted.remove(index)) {
+            self.waiting.ended(sequence.flow());
+            sequence.finish(FinishReason::Cancelled);
+            return true;
         }
-        false
+        let sequence = self.waiting.remove(id);
+        sequence.map(|sequence| sequence.finish(FinishReason::Cancelled)).is_some()
     }
 
     /// Ends every sequence.
@@ -141,7 +141,11 @@ impl Scheduler {
         while !self.running.is_empty() {
             self.finish(self.running.len() - 1, FinishReason::Cancelled);
         }
-        for sequence in self.preempted.drain(..).chain(self.waiting.drain(..)) {
+        for sequence in self.preempted.drain(..) {
+            self.waiting.ended(sequence.flow());
+            sequence.finish(FinishReason::Cancelled);
+        }
+        while let Some(sequence) = self.waiting.pop_first() {
             sequence.finish(FinishReason::Cancelled);
         }
     }
@@ -270,6 +274,7 @@ impl Scheduler {
         let chosen = if part.chooses { results.next() } else { None };
         if let Some(chosen) = chosen {
             self.counters.completion_tokens += 1;
+            self.waiting.served(sequence.flow());
             if let Some(reason) = sequence.add_token(chosen, self.limits.tokens_max(), at) {
                 self.finish(index, reason);
             }
@@ -358,27 +363,31 @@ impl Scheduler {
     }
 
     fn drop_abandoned(&mut self) {
-        self.waiting.retain(|sequence| !sequence.is_abandoned());
-        self.preempted.retain(|sequence| !sequence.is_abandoned());
-        let pool = &mut self.pool;
-        self.running.retain_mut(|sequence| {
+        self.waiting.drop_abandoned();
+        let (pool, waiting) = (&mut self.pool, &mut self.waiting);
+        let mut keep = |sequence: &mut Sequence| {
             let keep = !sequence.is_abandoned();
             if !keep {
                 sequence.reset(pool);
+                waiting.ended(sequence.flow());
             }
             keep
-        });
+        };
+        self.preempted.retain_mut(&mut keep);
+        self.running.retain_mut(keep);
     }
 
     fn finish(&mut self, index: usize, reason: FinishReason) {
         let mut sequence = self.running.remove(index);
         sequence.reset(&mut self.pool);
+        self.waiting.ended(sequence.flow());
         sequence.finish(reason);
     }
 
     fn fail_one(&mut self, index: usize, message: Arc<str>) {
         let mut sequence = self.running.remove(index);
         sequence.reset(&mut self.pool);
+        self.waiting.ended(sequence.flow());
         tracing::warn!(sequence_id = sequence.id().0, %message, "sequence failed");
         sequence.fail(message);
     }

@@ -14,7 +14,9 @@ use crate::{
     engine::Outbox,
     kv::{BlockTable, KV_BLOCK_TOKENS, KvBlockId, KvPool, PrefixHash},
     sampler::{SampledToken, SamplingParams},
-    sequence::{FinishReason, SequenceEvent, SequenceId, SequenceRequest, TokenEvent},
+    sequence::{
+        FinishReason, FlowId, SequenceEvent, SequenceId, SequenceRequest, TokenEvent,
+    },
     step_batch::{AdapterSlot, SampleRow},
 };
 
@@ -130,6 +132,11 @@ impl Sequence {
     /// Its id.
     pub fn id(&self) -> SequenceId {
         self.id
+    }
+
+    /// In which of the queue policy's lines it waits.
+    pub fn flow(&self) -> FlowId {
+        self.request.flow
     }
 
     /// Tokens of its prompt.

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Instant};
 
 use pleach_engine::{
     backend::StepRunner,
-    scheduler::{Fifo, Scheduler, SchedulerLimits, Sequence},
-    sequence::{FinishReason, SequenceEvent, SequenceId, SequenceRequest},
+    scheduler::{Fifo, QueuePolicy, Scheduler, SchedulerLimits, Sequence},
+    sequence::{FinishReason, FlowId, SequenceEvent, SequenceId, SequenceRequest},
 };
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -21,8 +21,16 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new(limits: SchedulerLimits, prefix_cache: bool) -> Self {
+        Self::with_policy(limits, prefix_cache, Box::new(Fifo))
+    }
+
+    pub(crate) fn with_policy(
+        limits: SchedulerLimits,
+        prefix_cache: bool,
+        policy: Box<dyn QueuePolicy>,
+    ) -> Self {
         Self {
-            scheduler: Scheduler::new(limits, Box::new(Fifo)),
+            scheduler: Scheduler::new(limits, policy),
             runner: FakeRunner::new(limits.n_kv_blocks, limits.context, limits.max_step_rows),
             prefix_cache,
             streams: Vec::new(),
@@ -122,6 +130,7 @@ pub(crate) fn request(prompt: Vec<u32>, max_tokens: usize) -> SequenceRequest {
         prompt,
         adapter: None,
         kv_key: [0; 32],
+        flow: FlowId::default(),
         sampling: Arc::default(),
         max_tokens,
         min_tokens: 0,

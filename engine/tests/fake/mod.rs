@@ -14,9 +14,9 @@ use std::{
 };
 
 use pleach_engine::{
-    adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
     kv::{KV_BLOCK_TOKENS, KvBlockId},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     sampler::SampledToken,
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
@@ -187,7 +187,11 @@ impl StepRunner for FakeRunner {
         Ok(sampled)
     }
 
-    fn install_adapter(&mut self, _: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
+    }
+
+    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         self.next_slot += 1;
         Ok(AdapterSlot(self.next_slot))
     }

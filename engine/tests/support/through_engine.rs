@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pleach_engine::{
     backend::StepRunner,
     engine::{AdapterLease, EngineConfig, EngineHandle, EngineStats},
-    sequence::{SequenceEvent, SequenceRequest},
+    sequence::{FlowId, SequenceEvent, SequenceRequest},
 };
 
 use super::{
@@ -30,6 +30,7 @@ pub(crate) fn through_engine(
             prompt: wanted.prompt.clone(),
             adapter: wanted.adapter.map(AdapterLease::permanent),
             kv_key,
+            flow: FlowId::default(),
             sampling: Arc::clone(&wanted.params),
             max_tokens: wanted.n_tokens,
             min_tokens: 0,

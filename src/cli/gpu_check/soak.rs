@@ -67,7 +67,7 @@ pub(super) fn soak(
         for _ in 0..wanted.min(free.len()) {
             let kind = draw(kinds.len());
             if let (Some(weights), None) = (&kinds[kind], slots[kind]) {
-                slots[kind] = Some(gpu.install_adapter(weights)?);
+                slots[kind] = Some(gpu.install_weights(weights)?);
                 swaps += 1;
             }
             let Some(place) = free.pop() else { break };
@@ -127,7 +127,7 @@ fn run_alone(
     weights: Option<&AdapterWeights>,
     vocab: usize,
 ) -> Result<Alone, RunError> {
-    let slot = weights.map(|weights| gpu.install_adapter(weights)).transpose()?;
+    let slot = weights.map(|weights| gpu.install_weights(weights)).transpose()?;
     gpu.backend_mut().use_graphs(false);
     let mut sequences = [prompt(kind, 0, vocab, slot)];
     let length = sequences[0].tokens.len() - 1;

@@ -149,7 +149,7 @@ pub(super) fn compare(
     let mut rows = Vec::new();
     let mut slots = vec![(None, None)];
     for weights in adapters {
-        slots.push((Some(gpu.install_adapter(weights)?), Some(cpu.install_adapter(weights)?)));
+        slots.push((Some(gpu.install_weights(weights)?), Some(cpu.install_weights(weights)?)));
     }
     for (name, chunk, lengths) in [
         ("one by one, prompts of 5", 1, vec![5; 1]),

@@ -44,10 +44,10 @@ pub struct Args {
     /// Memory for keys and values, such as 512MiB [default: a quarter of what is free, at most 2GiB].
     #[arg(long, env = "PLEACH_KV_MEMORY", value_name = "BYTES")]
     pub kv_memory: Option<String>,
-    /// Most sequences in a step [default: 32].
+    /// Most sequences in a step [default: 32, on a GPU 128].
     #[arg(long, env = "PLEACH_MAX_BATCH", value_name = "N")]
     pub max_batch: Option<usize>,
-    /// Most rows in a step: decode rows first, the rest is prefill [default: 256].
+    /// Most rows in a step: decode rows first, the rest is prefill [default: 256, on a GPU 1024].
     #[arg(long, env = "PLEACH_MAX_STEP_ROWS", value_name = "N")]
     pub max_step_rows: Option<usize>,
     /// Most sequences waiting; one more gets status 429 [default: 1024].

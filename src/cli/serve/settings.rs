@@ -24,6 +24,10 @@ const GRACE_SECONDS_MAX: f64 = 86_400.0;
 /// More threads than any machine that we know has cores.
 const THREADS_MAX: usize = 1024;
 const MAX_BATCH_MAX: usize = 4096;
+/// Of a GPU, whose steps are bound by reading weights up to many rows.
+const GPU_MAX_BATCH: usize = 128;
+/// Prefill of so many rows takes some tens of milliseconds of an 8B model: what a step may add to the ITL of others.
+const GPU_MAX_STEP_ROWS: usize = 1024;
 const MAX_STEP_ROWS_MAX: usize = 1 << 16;
 const BODY_BYTES_MAX: u64 = 1 << 30;
 
@@ -56,7 +60,9 @@ impl Settings {
     /// # Errors
     /// The first flag whose value cannot be used.
     pub fn from_args(args: &Args) -> anyhow::Result<Self> {
-        let device = args.device.as_deref().unwrap_or("auto").parse()?;
+        let device: DeviceChoice = args.device.as_deref().unwrap_or("auto").parse()?;
+        let activations: Activations =
+            args.activations.as_deref().unwrap_or("int8").parse().context("--activations")?;
         let host = args.host.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
         if let Some(key) = &args.api_key {
             ensure!(!key.trim().is_empty(), "--api-key is empty");
@@ -86,18 +92,13 @@ impl Settings {
             device,
             isa: read_isa(args.isa.as_deref())?,
             threads: read_threads(args.threads)?,
-            activations: args
-                .activations
-                .as_deref()
-                .unwrap_or("int8")
-                .parse()
-                .context("--activations")?,
+            activations,
             kv_bytes: args
                 .kv_memory
                 .as_deref()
                 .map(|text| read_bytes("--kv-memory", text))
                 .transpose()?,
-            engine: read_engine(args)?,
+            engine: read_engine(args, device.gpu(activations).is_some())?,
             limits: read_limits(args)?,
             api_key: args.api_key.as_deref().map(|key| ApiKey::new(key.trim())),
             model,
@@ -167,8 +168,11 @@ fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
     parse_bytes(text).map_err(anyhow::Error::msg).context(flag)
 }
 
-fn read_engine(args: &Args) -> anyhow::Result<EngineConfig> {
-    let default = EngineConfig::default();
+fn read_engine(args: &Args, on_gpu: bool) -> anyhow::Result<EngineConfig> {
+    let mut default = EngineConfig::default();
+    if on_gpu {
+        (default.max_batch, default.max_step_rows) = (GPU_MAX_BATCH, GPU_MAX_STEP_ROWS);
+    }
     let max_batch =
         in_range("--max-batch", args.max_batch.unwrap_or(default.max_batch), MAX_BATCH_MAX)?;
     // Every running sequence needs a row.

@@ -89,7 +89,7 @@ impl Case {
         let spec = spec();
         let mut backend = CpuBackend::new(&spec, options).unwrap();
         let slots =
-            adapters.iter().map(|adapter| backend.install_adapter(adapter).unwrap()).collect();
+            adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
         let (mut weights, mut biases, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
@@ -226,8 +226,13 @@ fn adapters(random: &mut Random) -> Vec<AdapterWeights> {
     adapters
 }
 
+fn install(backend: &mut CpuBackend, weights: &AdapterWeights) -> AdapterSlot {
+    let packed = backend.adapter_packer().pack(weights).unwrap();
+    backend.install_adapter(&packed).unwrap()
+}
+
 fn options(isa: Isa, threads: usize, activations: Activations) -> CpuOptions {
-    CpuOptions { isa, threads, activations, kv_bytes: 1 << 16, max_rows: ROWS_MAX }
+    CpuOptions { isa, threads, activations, kv_bytes: 1 << 16, adapter_bytes: 1 << 30, max_rows: ROWS_MAX }
 }
 
 #[test]
@@ -263,7 +268,7 @@ fn a_slot_is_used_again_with_other_weights() {
         let old = case.slots[0];
         case.backend.remove_adapter(old);
         case.adapters[0] = adapter(&mut random, 3, &TargetModule::ALL);
-        case.slots[0] = case.backend.install_adapter(&case.adapters[0]).unwrap();
+        case.slots[0] = install(&mut case.backend, &case.adapters[0]);
         assert_eq!(case.slots[0], old, "the free slot is taken first");
         let found = case.run(&[&x, &x], &[Some(0), Some(1)], Output::Write);
         let (expected, magnitude) = case.expected(&x, Some(0), false);

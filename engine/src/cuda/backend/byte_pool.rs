@@ -20,6 +20,10 @@ impl BytePool {
         Self { free, n_bytes }
     }
 
+    pub(super) fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
     pub(super) fn free_bytes(&self) -> usize {
         self.free.values().sum()
     }

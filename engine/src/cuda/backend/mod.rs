@@ -17,10 +17,12 @@ mod sampling;
 mod step_graphs;
 mod step_inputs;
 
+use std::sync::Arc;
+
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::{Backend, HeadNorms, MatrixSource, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
+    packed_adapter::{AdapterPacker, PackedAdapter},
     quant::BlockFormat,
     rope::RopeTable,
     sampler::SampledToken,
@@ -34,7 +36,7 @@ use super::{
     ops::{AttentionRows, EmbedParams, RmsNormParams, V_STRIDE, rows_of_tile},
     repack::repack,
 };
-use products::{planes_bytes, shrink_splits};
+use products::{planes_bytes, shrink_splits, x_tiles_bytes};
 use residents::Residents;
 use sampling::Sampling;
 use step_graphs::{BUCKETS, StepGraphs, StepMode};
@@ -114,6 +116,10 @@ pub struct CudaBackend {
     /// f32 `[splits][T][plane_row]`, also the logits.
     planes: DevicePtr,
     planes_bytes: usize,
+    /// Whether the device has the wide product, compute capability 9.0.
+    has_wide: bool,
+    /// The input of a wide product in tiles.
+    x_tiles: DevicePtr,
     /// f32 `[shrink splits][T][V_STRIDE]`.
     v: DevicePtr,
     partials: DevicePtr,
@@ -168,9 +174,13 @@ impl CudaBackend {
         }
         let (cos, sin) = (device.alloc_upload("angles", cos)?, device.alloc_upload("angles", sin)?);
         let planes_bytes = planes_bytes(spec, max_rows, capacity.sample_rows);
+        let has_wide = device.info().compute_capability == (9, 0);
+        let tiles_bytes = if has_wide { x_tiles_bytes(spec, max_rows) } else { 0 };
         Ok(Self {
             planes: device.alloc("split planes", planes_bytes)?,
             planes_bytes,
+            has_wide,
+            x_tiles: device.alloc("input tiles", tiles_bytes)?,
             v: device.alloc("LoRA products", shrink_splits(spec) * max_rows * V_STRIDE * 4)?,
             partials: device.alloc(
                 "attention partials",
@@ -411,8 +421,12 @@ impl Backend for CudaBackend {
         self.finish_step(batch, x, *norm, head)
     }
 
-    fn install_adapter(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
-        self.residents.install(&self.device, &self.spec, weights)
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::new(self.residents.packer(&self.spec))
+    }
+
+    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.residents.install(&self.device, adapter)
     }
 
     fn remove_adapter(&mut self, slot: AdapterSlot) {

@@ -4,18 +4,23 @@ use crate::{
     backend::{OUTPUT_ALIGN, Output, Projection},
     cuda::{
         CudaError, DevicePtr,
-        ops::{EpilogueParams, EpiloguePart, GemmParams, GemmPart, LoraShrinkParams, PARTS_MAX, V_STRIDE},
+        ops::{
+            EpilogueParams, EpiloguePart, GemmParams, GemmPart, LoraShrinkParams, PARTS_MAX,
+            V_STRIDE, XTilesParams, tile_split_columns,
+        },
     },
     site::{Site, TargetModule},
     spec::ModelSpec,
 };
 
-use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, word};
+use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, StepMode, word};
 
 /// CTAs that a product should have: two for each multiprocessor of a large GPU.
 const CTAS_WANTED: usize = 264;
 /// Most splits of K.
 const SPLITS_MAX: usize = 8;
+/// Rows from which on a product of `wgmma` is the faster one.
+const WIDE_ROWS_MIN: u32 = 65;
 /// Columns of a split of the adapters' first half.
 const SHRINK_COLUMNS: usize = 1024;
 
@@ -32,8 +37,10 @@ impl CudaBackend {
         let n_stripes: usize = parts.iter().map(|part| part.n_stripes()).sum();
         let any_dense = parts.iter().any(|part| part.is_dense());
         let n_units = parts[0].n_in_padded / ROW_ALIGN;
-        // Fixed for a matrix, so that a row's bits do not depend on how many rows there are.
-        let n_splits = if any_dense || sampled { 1 } else { splits(n_stripes, n_units) };
+        let is_wide = self.has_wide && rows >= WIDE_ROWS_MIN;
+        // Fixed for a matrix, so that a row's bits do not depend on how many rows there are (below the wide kernel).
+        let n_splits =
+            if any_dense || sampled || is_wide { 1 } else { splits(n_stripes, n_units) };
         let plane_row = n_stripes * ROW_ALIGN;
         let mut listed = [GemmPart::NONE; PARTS_MAX];
         let mut first = 0;
@@ -61,13 +68,36 @@ impl CudaBackend {
             reserved: 0,
         };
         debug_assert!(n_splits * rows as usize * plane_row * 4 <= self.planes_bytes);
-        if !parts.iter().all(|part| part.is_dense()) {
+        if parts.iter().all(|part| part.is_dense()) {
+            // Only the kernel below.
+        } else if is_wide {
+            self.launch_wide(&params, word(n_stripes), rows)?;
+        } else {
             params.launch(&self.device, word(n_stripes), word(n_splits), rows)?;
         }
         if any_dense {
             params.launch_dense(&self.device, word(n_stripes), rows)?;
         }
         Ok((n_splits, plane_row))
+    }
+
+    fn launch_wide(
+        &self,
+        params: &GemmParams,
+        n_stripes: u32,
+        rows: u32,
+    ) -> Result<(), CudaError> {
+        XTilesParams {
+            step: params.step,
+            x: params.x,
+            tiles: self.x_tiles,
+            n_units: params.n_units,
+            x_stride: params.x_stride,
+            sample_rows: params.sample_rows,
+            reserved: 0,
+        }
+        .launch(&self.device, rows)?;
+        GemmParams { x: self.x_tiles, ..*params }.launch_wide(&self.device, n_stripes, rows)
     }
 
     /// First half of the adapters of a projection; returns how many planes of `v` there are.
@@ -82,24 +112,49 @@ impl CudaBackend {
         for (slot, &module) in site.iter_mut().zip(modules) {
             *slot = word(site_index(Site { layer, module }));
         }
+        let (n_tiles, width) = (self.adapter_tiles(), word(n_in.next_multiple_of(8)));
+        let split_columns = if n_tiles > 0 {
+            let planes = shrink_splits(&self.spec) * self.max_rows / self.launch_rows() as usize;
+            tile_split_columns(width, n_tiles, word(planes))
+        } else {
+            word(SHRINK_COLUMNS)
+        };
         let params = LoraShrinkParams {
             step: self.inputs().header,
             x: x.half,
             slots: self.inputs().slots,
+            tiles: self.inputs().adapter_tiles,
             sites: self.residents.sites,
             v: self.v,
-            v_plane_stride: (self.max_rows * V_STRIDE) as u64,
+            v_plane_stride: self.v_plane_stride(),
             x_stride: word(x.stride),
-            a_stride: word(n_in.next_multiple_of(8)),
-            n_in: word(n_in.next_multiple_of(8)),
-            split_columns: word(SHRINK_COLUMNS),
+            a_stride: width,
+            n_in: width,
+            split_columns,
             n_sites: word(self.n_sites()),
             n_parts: word(modules.len()),
             site,
             reserved: 0,
         };
-        params.launch(&self.device, self.launch_rows())?;
+        if n_tiles > 0 {
+            params.launch_tiles(&self.device, n_tiles)?;
+        } else {
+            params.launch(&self.device, self.launch_rows())?;
+        }
         Ok(params.n_splits() as usize)
+    }
+
+    /// Tiles of one adapter each that launches are for; 0: rows are taken one by one, as in all graphs.
+    fn adapter_tiles(&self) -> u32 {
+        match self.mode {
+            StepMode::Launch => self.launch_inputs.n_adapter_tiles(),
+            StepMode::Capture(_) | StepMode::Replay(_) => 0,
+        }
+    }
+
+    /// Distance of the planes of `v`, values.
+    fn v_plane_stride(&self) -> u64 {
+        u64::from(self.launch_rows()) * V_STRIDE as u64
     }
 
     pub(super) fn try_project(
@@ -115,7 +170,7 @@ impl CudaBackend {
             accumulate: u32::from(output == Output::Add),
             ..self.products(projection, x)?
         };
-        params.launch(&self.device, self.launch_rows())
+        params.launch(&self.device, self.launch_rows(), self.adapter_tiles())
     }
 
     pub(super) fn try_project_swiglu(
@@ -129,7 +184,7 @@ impl CudaBackend {
             out_stride: word(out.stride),
             ..self.products(projection, x)?
         };
-        params.launch_swiglu(&self.device, self.launch_rows())
+        params.launch_swiglu(&self.device, self.launch_rows(), self.adapter_tiles())
     }
 
     /// Enqueues a projection's products; returns what finishes them, all but where to.
@@ -167,12 +222,13 @@ impl CudaBackend {
             planes: self.planes,
             v_planes: if n_v_planes > 0 { self.v } else { DevicePtr::NULL },
             slots: self.inputs().slots,
+            tiles: self.inputs().adapter_tiles,
             sites: self.residents.sites,
             out: DevicePtr::NULL,
             saturations: self.saturations,
             bias,
             plane_stride: (rows as usize * plane_row) as u64,
-            v_plane_stride: (self.max_rows * V_STRIDE) as u64,
+            v_plane_stride: self.v_plane_stride(),
             parts,
             n_parts: word(projection.parts.len()),
             n_planes: word(n_planes),
@@ -194,6 +250,12 @@ pub(super) fn site_index(site: Site) -> usize {
 /// Splits of K so that a product has CTAs enough.
 fn splits(n_stripes: usize, n_units: usize) -> usize {
     (CTAS_WANTED / n_stripes).clamp(1, SPLITS_MAX).min(n_units)
+}
+
+/// Bytes of the widest input of `max_rows` rows in tiles.
+pub(super) fn x_tiles_bytes(spec: &ModelSpec, max_rows: usize) -> usize {
+    let widest = spec.hidden.max(spec.ffn).max(spec.n_heads * spec.head_dim);
+    XTilesParams::bytes(max_rows, widest.div_ceil(ROW_ALIGN))
 }
 
 /// Splits of the widest input of an adapter.

@@ -4,6 +4,7 @@ use crate::{
     adapter_weights::AdapterWeights,
     backend::RunError,
     cuda::{Device, DevicePtr, PinnedBuffer, StreamId, ops::LoraSite, plain::bytes_of_slice},
+    packed_adapter::{AdapterPacker, PackedAdapter},
     spec::ModelSpec,
     step_batch::AdapterSlot,
 };
@@ -20,6 +21,56 @@ const STAGING_BYTES: usize = 8 << 20;
 struct Piece {
     offset: usize,
     n_bytes: usize,
+}
+
+/// Where a site's matrices lie in [`PackedHalves::halves`].
+#[derive(Debug)]
+struct Place {
+    site: usize,
+    a: usize,
+    b: usize,
+    rank: usize,
+    lora_scale: f32,
+}
+
+/// An adapter as it lies on the device, but for its address.
+#[derive(Debug)]
+struct PackedHalves {
+    /// f16 rows of every `A` and `B`, each padded with zeros to a multiple of 8.
+    halves: Vec<u16>,
+    places: Vec<Place>,
+    n_sites: usize,
+}
+
+/// Packs adapters for a GPU.
+pub(super) struct CudaPacker {
+    spec: ModelSpec,
+    capacity_bytes: usize,
+}
+
+impl AdapterPacker for CudaPacker {
+    fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
+        weights.check(&self.spec)?;
+        weights.check_f16()?;
+        let mut halves = Vec::new();
+        let places = weights.sites.iter().map(|site| {
+            let (n_out, n_in) = self.spec.linear_shape(site.site.module);
+            Place {
+                site: site_index(site.site),
+                a: put_rows(&mut halves, &site.a, site.rank, n_in),
+                b: put_rows(&mut halves, &site.b, n_out, site.rank),
+                rank: site.rank,
+                lora_scale: site.lora_scale,
+            }
+        });
+        let places = places.collect();
+        let n_bytes = halves.len() * 2;
+        Ok(PackedAdapter::new(PackedHalves { halves, places, n_sites: n_sites(&self.spec) }, n_bytes))
+    }
+
+    fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
 }
 
 /// See the module.
@@ -52,28 +103,23 @@ impl Residents {
         })
     }
 
+    pub(super) fn packer(&self, spec: &ModelSpec) -> CudaPacker {
+        CudaPacker { spec: spec.clone(), capacity_bytes: self.pool.n_bytes() }
+    }
+
     /// Enqueues the upload; steps that begin later wait for it on the device.
     pub(super) fn install(
         &mut self,
         device: &Device,
-        spec: &ModelSpec,
-        weights: &AdapterWeights,
+        adapter: &PackedAdapter,
     ) -> Result<AdapterSlot, RunError> {
+        let form = adapter.form::<PackedHalves>()?;
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.slots.len());
         if slot >= ADAPTER_SLOTS_MAX {
             return Err(RunError::OutOfMemory { what: "adapter slots", needed: 1, free: 0 });
         }
-        weights.check_f16()?;
-        let mut halves: Vec<u16> = Vec::new();
-        let mut places = Vec::new();
-        for site in &weights.sites {
-            let (n_out, n_in) = spec.linear_shape(site.site.module);
-            let a = put_rows(&mut halves, &site.a, site.rank, n_in);
-            let b = put_rows(&mut halves, &site.b, n_out, site.rank);
-            places.push((site_index(site.site), a, b, site.rank, site.lora_scale));
-        }
-        let n_bytes = halves.len() * 2;
+        let n_bytes = adapter.n_bytes();
         let free_bytes = self.pool.free_bytes();
         let Some(offset) = self.pool.take(n_bytes) else {
             return Err(RunError::OutOfMemory {
@@ -83,14 +129,18 @@ impl Residents {
             });
         };
         let base = self.memory.at(offset);
-        let mut table = vec![LoraSite::NONE; n_sites(spec)];
-        for (index, a, b, rank, lora_scale) in places {
-            table[index] =
-                LoraSite { a: base.at(a * 2), b: base.at(b * 2), rank: word(rank), lora_scale };
+        let mut table = vec![LoraSite::NONE; form.n_sites];
+        for place in &form.places {
+            table[place.site] = LoraSite {
+                a: base.at(place.a * 2),
+                b: base.at(place.b * 2),
+                rank: word(place.rank),
+                lora_scale: place.lora_scale,
+            };
         }
         let entry = self.sites.at(slot * table.len() * size_of::<LoraSite>());
         let sent = self
-            .send(device, bytes_of_slice(&halves), base)
+            .send(device, bytes_of_slice(&form.halves), base)
             .and_then(|()| self.send(device, bytes_of_slice(&table), entry))
             .and_then(|()| Ok(device.record(StreamId::Copy, false)?))
             .and_then(|event| Ok(device.wait_for(StreamId::Compute, &event)?));

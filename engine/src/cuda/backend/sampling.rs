@@ -3,9 +3,9 @@
 use crate::{
     backend::RunError,
     cuda::{
-        CudaError, Device, DevicePtr, PinnedBuffer, StreamId,
-        ops::{SampleGreedyParams, SampleResult, SampleSpec, TOP_MAX},
-        plain::bytes_of_slice_mut,
+        CudaError, Device, DevicePtr, EDITS_MAX, PinnedBuffer, SamplePlan, StreamId,
+        ops::{LogitEdit, SampleParams, SampleResult},
+        plain::{bytes_of_slice, bytes_of_slice_mut},
     },
     sampler::{SampledToken, sample},
     spec::ModelSpec,
@@ -24,8 +24,11 @@ pub(super) struct Sampling {
     x: DevicePtr,
     results: DevicePtr,
     host_results: PinnedBuffer,
+    /// [`LogitEdit`] `[EDITS_MAX]`; the kernel writes there, too.
+    edits: DevicePtr,
+    host_edits: PinnedBuffer,
     /// Of the rows written last.
-    specs: Vec<SampleSpec>,
+    plan: SamplePlan,
     /// Host copies, kept to save allocations.
     read: Vec<SampleResult>,
     logits: Vec<f32>,
@@ -43,40 +46,30 @@ impl Sampling {
             x: device.alloc_upload("sampled rows", &vec![0u16; n_rows * hidden])?,
             results: device.alloc("sampled tokens", result_bytes)?,
             host_results: device.pinned(result_bytes)?,
-            specs: Vec::new(),
+            edits: device.alloc("edits of logits", EDITS_MAX * size_of::<LogitEdit>())?,
+            host_edits: device.pinned(EDITS_MAX * size_of::<LogitEdit>())?,
+            plan: SamplePlan::default(),
             read: vec![SampleResult::EMPTY; n_rows],
             logits: vec![0.0; spec.vocab],
         })
     }
 
-    /// Writes what `rows` ask for.
+    /// Writes what `rows` ask for; edits of logits are sent at once, the rest with the inputs.
     pub(super) fn write(
         &mut self,
-        _device: &Device,
+        device: &Device,
         inputs: &mut StepInputs,
         rows: &[SampleRow],
     ) -> Result<(), RunError> {
-        self.specs.clear();
-        self.specs.extend(rows.iter().map(|row| SampleSpec {
-            forced: if needs_host(row) {
-                SampleSpec::SKIP
-            } else {
-                row.forced.unwrap_or(SampleSpec::CHOOSE)
-            },
-            n_top: row.params.logprobs.unwrap_or(SampleSpec::NO_LOGPROBS),
-            ..SampleSpec::GREEDY
-        }));
-        inputs.write_sampling(rows.iter().map(|row| word(row.row)), &self.specs)
+        self.plan.plan(rows, self.logits.len());
+        let edits = bytes_of_slice(self.plan.edits());
+        if !edits.is_empty() {
+            self.host_edits.bytes_mut()?[..edits.len()].copy_from_slice(edits);
+            let n_bytes = edits.len();
+            device.upload_async(StreamId::Compute, &mut self.host_edits, self.edits, n_bytes)?;
+        }
+        inputs.write_sampling(rows.iter().map(|row| word(row.row)), self.plan.specs())
     }
-}
-
-/// Whether a row asks for more than the greedy choice under unmodified logits.
-fn needs_host(row: &SampleRow) -> bool {
-    let params = &row.params;
-    let modified =
-        params.needs_history() || !params.logit_bias.is_empty() || !row.banned.is_empty();
-    let drawn = row.forced.is_none() && (params.temperature > 0.0 || modified);
-    drawn || params.logprobs.is_some_and(|n| n as usize > TOP_MAX)
 }
 
 impl CudaBackend {
@@ -139,10 +132,11 @@ impl CudaBackend {
         self.norm(x, inputs.sample_rows, norm, self.sampling.x, hidden)
             .launch(&self.device, n_rows)?;
         self.multiply(&[head], self.sampling.x, hidden, n_rows, true)?;
-        SampleGreedyParams {
+        SampleParams {
             step: inputs.header,
             logits: self.planes,
             specs: inputs.specs,
+            edits: self.sampling.edits,
             results: self.sampling.results,
             stride: word(head.n_out_padded),
             vocab: word(self.spec.vocab),
@@ -168,7 +162,7 @@ impl CudaBackend {
         let read = &mut sampling.read[..rows.len()];
         bytes_of_slice_mut(read).copy_from_slice(&sampling.host_results.bytes_mut()?[..n_bytes]);
         for (index, (row, result)) in rows.iter().zip(read.iter()).enumerate() {
-            sampled.push(if sampling.specs[index].forced == SampleSpec::SKIP {
+            sampled.push(if sampling.plan.on_host(index) {
                 let at = planes.at(index * head.n_out_padded * 4);
                 device.download(at, &mut sampling.logits)?;
                 sample(&sampling.logits, row)

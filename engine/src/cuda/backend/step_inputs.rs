@@ -117,6 +117,11 @@ impl StepInputs {
         self.counts.n_rows
     }
 
+    /// Tiles of rows of one adapter; 0: rows are taken one by one.
+    pub(super) fn n_adapter_tiles(&self) -> u32 {
+        self.counts.n_adapter_tiles
+    }
+
     /// Rows that attend one by one, and tiles of rows.
     pub(super) fn attention_rows(&self) -> AttentionRows {
         AttentionRows { max_single: self.counts.n_single_rows, max_tiles: self.counts.n_tiles }

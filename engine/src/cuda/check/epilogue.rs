@@ -3,8 +3,9 @@ use half::f16;
 use crate::{
     adapter_weights::LORA_RANK_MAX,
     cuda::{
-        CudaError, DevicePtr, LaunchSink,
-        ops::{EpilogueParams, EpiloguePart, LoraSite, NO_SLOT, PARTS_MAX, V_STRIDE},
+        CudaError, DevicePtr, LaunchSink, Plain,
+        ops::{EpilogueParams, EpiloguePart, EpilogueRows, LoraSite, NO_SLOT, PARTS_MAX, V_STRIDE},
+        plain,
     },
     reference,
 };
@@ -13,7 +14,7 @@ use super::{
     Bench, CheckError, CheckRow, ROWS_BEYOND, Sizes,
     compare::{Comparison, F16_ROUNDED, F32_SUM, is_fill_float, is_fill_half},
     header,
-    lora::{N_SITES, RANKS, SITES, mixes},
+    lora::{CUTS, N_SITES, RANKS, SITES, adapter_tiles, mixes, tiled_header},
     to_u32,
 };
 
@@ -30,8 +31,11 @@ struct Case {
     bias: Vec<Option<Vec<f32>>>,
     /// By slot and part, `[N][R rounded up to 8]`.
     b: Vec<Vec<f16>>,
-    lora_scale: f32,
 }
+
+/// `v` is so many times as large as its neighbours in the rows of a slot, and `lora_scale` makes up for it.
+const V_SCALES: [f32; RANKS.len()] = [1.0, 1e-3, 1e30, 1e-30, 7e4, 1.0];
+const LORA_SCALE: f32 = 0.75;
 
 /// What is varied.
 struct Shape {
@@ -46,19 +50,22 @@ const SHAPES: &[Shape] = &[
     Shape { n_rows: 1, widths: &[1], n_planes: 1, n_v_planes: 1, has_bias: false },
     Shape { n_rows: 11, widths: &[64, 33, 17], n_planes: 2, n_v_planes: 2, has_bias: true },
     Shape { n_rows: 19, widths: &[257, 5], n_planes: 4, n_v_planes: 1, has_bias: false },
+    Shape { n_rows: 70, widths: &[66], n_planes: 1, n_v_planes: 3, has_bias: true },
 ];
 const SHAPES_FULL: &[Shape] = &[
     Shape { n_rows: 64, widths: &[4096, 1024, 1024], n_planes: 2, n_v_planes: 4, has_bias: false },
     Shape { n_rows: 203, widths: &[4096], n_planes: 1, n_v_planes: 4, has_bias: true },
+    Shape { n_rows: 600, widths: &[576, 192, 192], n_planes: 1, n_v_planes: 1, has_bias: true },
 ];
 const GATED: &[Shape] = &[
     Shape { n_rows: 3, widths: &[7, 7], n_planes: 1, n_v_planes: 1, has_bias: false },
     Shape { n_rows: 17, widths: &[300, 300], n_planes: 2, n_v_planes: 2, has_bias: true },
+    Shape { n_rows: 67, widths: &[40, 40], n_planes: 1, n_v_planes: 1, has_bias: false },
 ];
 const GATED_FULL: &[Shape] =
     &[Shape { n_rows: 64, widths: &[14_336, 14_336], n_planes: 1, n_v_planes: 2, has_bias: false }];
 
-/// Every mix of adapters, written and added, with and without tiles of rows.
+/// Every mix of adapters, written and added, rows one by one and in tiles.
 pub(super) fn epilogue(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckError> {
     let full = if sizes == Sizes::Full { SHAPES_FULL } else { &[] };
     let mut rows = Vec::new();
@@ -120,6 +127,10 @@ impl Case {
                     let rank = slot.map_or(0, |slot| RANKS[slot as usize][part]);
                     row[part * LORA_RANK_MAX..][rank..LORA_RANK_MAX].fill(f32::NAN);
                 }
+                let scale = slot.map_or(1.0, |slot| V_SCALES[slot as usize]);
+                for v in row {
+                    *v *= scale;
+                }
             }
         }
         let bias = shape
@@ -140,7 +151,6 @@ impl Case {
             v_planes,
             bias,
             b,
-            lora_scale: 0.75,
             slots,
         }
     }
@@ -156,7 +166,7 @@ impl Case {
             sites.extend([LoraSite::NONE; N_SITES]);
             for part in 0..self.parts.len() {
                 let b = bench.input(&self.b[slot * self.parts.len() + part])?;
-                let (rank, lora_scale) = (to_u32(ranks[part]), self.lora_scale);
+                let (rank, lora_scale) = (to_u32(ranks[part]), LORA_SCALE / V_SCALES[slot]);
                 sites[slot * N_SITES + SITES[part]] =
                     LoraSite { a: DevicePtr::NULL, b, rank, lora_scale };
             }
@@ -175,6 +185,7 @@ impl Case {
             planes: bench.input(&self.planes)?,
             v_planes: if any { bench.input(&self.v_planes)? } else { DevicePtr::NULL },
             slots: bench.input(&self.slots)?,
+            tiles: DevicePtr::NULL,
             sites: bench.input(&sites)?,
             out: DevicePtr::NULL,
             saturations: DevicePtr::NULL,
@@ -209,7 +220,7 @@ impl Case {
             for (r, b) in b[..rank].iter().enumerate() {
                 for plane in self.v_planes.chunks_exact(self.max_rows * V_STRIDE) {
                     let v = f64::from(plane[t * V_STRIDE + part * LORA_RANK_MAX + r]);
-                    terms.push(f64::from(self.lora_scale) * b.to_f64() * v);
+                    terms.push(f64::from(LORA_SCALE / V_SCALES[slot]) * b.to_f64() * v);
                 }
             }
         }
@@ -217,26 +228,49 @@ impl Case {
     }
 }
 
-/// Launches with and without tiles of rows and returns the output, the same bits both times.
-fn run<T: crate::cuda::Plain + PartialEq>(
+/// What the ways to take the rows gave, by name: one by one, in tiles, in other tiles. Bits must be those of the first way in
+/// rows without an adapter, and of the second in all others.
+fn run<T: Plain + PartialEq>(
     bench: &Bench<'_>,
     compare: &mut Comparison,
+    case: &Case,
     before: &[T],
     params: &mut EpilogueParams,
-    launch: impl Fn(&EpilogueParams, &dyn LaunchSink, bool) -> Result<(), CudaError>,
-) -> Result<Vec<T>, CheckError> {
-    let mut found = Vec::new();
-    for tiled in [false, true] {
+    launch: impl Fn(&EpilogueParams, &dyn LaunchSink, EpilogueRows) -> Result<(), CudaError>,
+) -> Result<Vec<(&'static str, Vec<T>)>, CheckError> {
+    let n_rows = case.slots.len();
+    let max_rows = to_u32(case.max_rows);
+    let mut ways = vec![("one by one", EpilogueRows::Single(max_rows), Vec::new())];
+    if params.v_planes.is_null() {
+        ways.push(("in tiles", EpilogueRows::Plain(max_rows), Vec::new()));
+    } else {
+        for (name, most) in ["in tiles", "in other tiles"].into_iter().zip(CUTS) {
+            let tiles = adapter_tiles(&case.slots, most);
+            ways.push((name, EpilogueRows::AdapterTiles(to_u32(tiles.len() + ROWS_BEYOND)), tiles));
+        }
+    }
+    let mut found: Vec<(&'static str, Vec<T>)> = Vec::new();
+    for (name, rows, tiles) in ways {
+        params.step = bench.input(&[tiled_header(n_rows, &tiles)])?;
+        params.tiles = bench.input(&tiles)?;
         let out = bench.in_out(before)?;
         params.out = out.ptr;
-        launch(params, bench.sink(), tiled)?;
+        launch(params, bench.sink(), rows)?;
         let (values, whole) = bench.read(&out, before[0])?;
         compare.guards(whole);
-        found.push(values);
+        found.push((name, values));
     }
-    let [alone, tiled] = [0, 1].map(|i| crate::cuda::plain::bytes_of_slice(&found[i]));
-    compare.holds(alone == tiled, || "tiles of rows give other bits".to_owned());
-    Ok(found.swap_remove(0))
+    let bytes_of = |(_, values): &(&str, Vec<T>)| plain::bytes_of_slice(values).to_vec();
+    let bytes: Vec<Vec<u8>> = found.iter().map(bytes_of).collect();
+    let row_bytes = bytes[0].len() / case.max_rows;
+    for t in 0..case.max_rows {
+        let row = t * row_bytes..(t + 1) * row_bytes;
+        let is_base = case.slots.get(t).is_none_or(|&slot| slot == NO_SLOT);
+        let like = &bytes[usize::from(!is_base)][row.clone()];
+        let same = bytes[1..].iter().all(|other| &other[row.clone()] == like);
+        compare.holds(same, || format!("row {t} has other bits in other tiles"));
+    }
+    Ok(found)
 }
 
 fn one(
@@ -261,14 +295,10 @@ fn one(
     } else {
         vec![f32::from_bits(u32::MAX); case.max_rows * out_stride]
     };
-    let max_rows = to_u32(case.max_rows);
-    let found = run(bench, &mut compare, &before, &mut params, |params, sink, tiled| {
-        params.launch_tiled(sink, max_rows, tiled)
-    })?;
+    let found = run(bench, &mut compare, &case, &before, &mut params, EpilogueParams::launch_as)?;
 
-    for (t, (found, before)) in
-        found.chunks_exact(out_stride).zip(before.chunks_exact(out_stride)).enumerate()
-    {
+    for (t, before) in before.chunks_exact(out_stride).enumerate() {
+        let row = t * out_stride..(t + 1) * out_stride;
         let mut written = vec![false; out_stride];
         for (part, at) in case.parts.iter().enumerate().filter(|_| t < n_rows) {
             for n in 0..at.n_out as usize {
@@ -276,22 +306,27 @@ fn one(
                 written[column] = true;
                 let base = if accumulate { f64::from(before[column]) } else { 0.0 };
                 let (y, magnitude) = case.expected(t, part, n);
-                let place = || format!("row {t}, part {part}, feature {n}");
-                compare.near(
-                    place,
-                    f64::from(found[column]),
-                    base + y,
-                    base.abs() + magnitude,
-                    F32_SUM,
-                );
+                for (way, found) in &found {
+                    compare.near(
+                        || format!("{way}, row {t}, part {part}, feature {n}"),
+                        f64::from(found[row.clone()][column]),
+                        base + y,
+                        base.abs() + magnitude,
+                        F32_SUM,
+                    );
+                }
             }
         }
-        for (column, written) in written.into_iter().enumerate() {
-            let same = found[column].to_bits() == before[column].to_bits();
-            compare.holds(written || same, || format!("row {t}: wrote to column {column}"));
-        }
-        if t >= n_rows && !accumulate {
-            compare.untouched("a row beyond the step", found, is_fill_float);
+        for (way, found) in &found {
+            let found = &found[row.clone()];
+            for (column, &written) in written.iter().enumerate() {
+                let same = found[column].to_bits() == before[column].to_bits();
+                compare
+                    .holds(written || same, || format!("{way}, row {t}: wrote to column {column}"));
+            }
+            if t >= n_rows && !accumulate {
+                compare.untouched("a row beyond the step", found, is_fill_float);
+            }
         }
     }
     Ok(compare.row())
@@ -313,17 +348,12 @@ fn one_gated(
     let saturations = bench.in_out(&[0_u32])?;
     params.saturations = saturations.ptr;
     let before = vec![f16::from_bits(u16::MAX); case.max_rows * out_stride];
-    let max_rows = to_u32(case.max_rows);
-    let found = run(bench, &mut compare, &before, &mut params, |params, sink, tiled| {
-        params.launch_swiglu_tiled(sink, max_rows, tiled)
-    })?;
+    let launch = EpilogueParams::launch_swiglu_as;
+    let found = run(bench, &mut compare, &case, &before, &mut params, launch)?;
 
-    for (t, found) in found.chunks_exact(out_stride).enumerate() {
-        if t >= n_rows {
-            compare.untouched("a row beyond the step", found, is_fill_half);
-            continue;
-        }
-        for (n, found) in found[..width].iter().enumerate() {
+    for t in 0..case.max_rows {
+        let row = t * out_stride..(t + 1) * out_stride;
+        for n in (0..width).filter(|_| t < n_rows) {
             let ((gate, gate_magnitude), (up, up_magnitude)) =
                 (case.expected(t, 0, n), case.expected(t, 1, n));
             let exact = reference::swiglu::swiglu(gate, up);
@@ -331,17 +361,26 @@ fn one_gated(
             // Rounding of the result, and errors of the two sums, which the gate passes on (its slope is below 1.1).
             let sums = F32_SUM.rel * (1.1 * gate_magnitude * up.abs() + up_magnitude * gate.abs());
             let magnitude = expected.abs() + sums / F16_ROUNDED.rel;
-            compare.near(
-                || format!("row {t}, feature {n}"),
-                found.to_f64(),
-                expected,
-                magnitude,
-                F16_ROUNDED,
-            );
+            for (way, found) in &found {
+                compare.near(
+                    || format!("{way}, row {t}, feature {n}"),
+                    found[row.clone()][n].to_f64(),
+                    expected,
+                    magnitude,
+                    F16_ROUNDED,
+                );
+            }
         }
-        compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || {
-            format!("row {t}: padding is not zero")
-        });
+        for (way, found) in &found {
+            let found = &found[row.clone()];
+            if t >= n_rows {
+                compare.untouched("a row beyond the step", found, is_fill_half);
+                continue;
+            }
+            compare.holds(found[width..].iter().all(|&pad| pad == f16::ZERO), || {
+                format!("{way}, row {t}: padding is not zero")
+            });
+        }
     }
     let (_, whole) = bench.read(&saturations, 0_u32)?;
     compare.guards(whole);

@@ -3,7 +3,7 @@ use half::f16;
 use crate::{
     backend::MatrixSource,
     cuda::{
-        ops::{GemmParams, GemmPart, PARTS_MAX},
+        ops::{GemmParams, GemmPart, PARTS_MAX, XTilesParams},
         repack::repack,
     },
     quant::{BlockFormat, dequantize_row},
@@ -49,10 +49,7 @@ pub(super) fn gemm(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>,
         shapes.push(((vec![(F::Q4K, 1024), (F::Q6K, 1024)], 4096, 300), 2));
         shapes.push(((vec![(F::Q8_0, 5000)], 576, 64), 1));
     }
-    shapes
-        .into_iter()
-        .map(|(shape, splits)| one(bench, &shape, Kernels::Split(splits)))
-        .collect()
+    shapes.into_iter().map(|(shape, splits)| one(bench, &shape, Kernels::Split(splits))).collect()
 }
 
 /// The same for the kernel of many rows, where the device has it: tails of its tiles of rows and of stripes, one to nine
@@ -192,7 +189,9 @@ fn one(
         let (n_stripes, max_rows) = (to_u32(n_stripes), to_u32(max_rows));
         match kernels {
             Kernels::Split(n) => params.launch(bench.sink(), n_stripes, to_u32(n), max_rows)?,
-            Kernels::Wide => params.launch_wide(bench.sink(), n_stripes, max_rows)?,
+            Kernels::Wide => {
+                compare.guards(launch_wide(bench, &params, n_stripes, max_rows)?);
+            }
         }
     }
     if formats.iter().any(|(format, _)| format.is_float()) {
@@ -228,4 +227,27 @@ fn one(
         }
     }
     Ok(compare.row())
+}
+
+/// Puts x into tiles and multiplies; whether the guards around the tiles are whole.
+fn launch_wide(
+    bench: &Bench<'_>,
+    params: &GemmParams,
+    n_stripes: u32,
+    max_rows: u32,
+) -> Result<bool, CheckError> {
+    let bytes = XTilesParams::bytes(max_rows as usize, params.n_units as usize);
+    let tiles = bench.output::<u8>(bytes)?;
+    XTilesParams {
+        step: params.step,
+        x: params.x,
+        tiles: tiles.ptr,
+        n_units: params.n_units,
+        x_stride: params.x_stride,
+        sample_rows: params.sample_rows,
+        reserved: 0,
+    }
+    .launch(bench.sink(), max_rows)?;
+    GemmParams { x: tiles.ptr, ..*params }.launch_wide(bench.sink(), n_stripes, max_rows)?;
+    Ok(bench.read(&tiles, 0u8)?.1)
 }

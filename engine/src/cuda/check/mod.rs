@@ -59,6 +59,7 @@ pub fn all(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckEr
         gemm::gemm_wide,
         norm::rms_norm,
         lora::lora_shrink,
+        lora::lora_shrink_tiles,
         epilogue::epilogue,
         epilogue::epilogue_swiglu,
         rope_kv::rope_store,

@@ -253,9 +253,8 @@ fn compare_row(compare: &mut Comparison, t: usize, case: &Case, found: &SampleRe
     compare
         .holds(found.n_top as usize <= TOP_MAX, || format!("row {t}: {} likeliest", found.n_top));
     let found = SampledToken::from(found);
-    let tokens = |sampled: &SampledToken| {
-        sampled.top.iter().map(|&(token, _)| token).collect::<Vec<_>>()
-    };
+    let tokens =
+        |sampled: &SampledToken| sampled.top.iter().map(|&(token, _)| token).collect::<Vec<_>>();
     let same = found.token == expected.token && tokens(&found) == tokens(&expected);
     compare.holds(same, || {
         format!("row {t}, {:?}: found {found:?}, expected {expected:?}", case.row.params)

@@ -10,18 +10,6 @@ const MMA_ROWS: u32 = 8;
 /// Rows of a tile of `gemm_8`.
 const GEMM_8_ROWS: u32 = 8 * MMA_ROWS;
 
-/// Threads that share a stripe in `gemm_wide`.
-const WARPGROUP: u32 = 128;
-/// Rows of a tile of `gemm_wide`.
-const WIDE_ROWS: u32 = 128;
-/// Stripes of a CTA of `gemm_wide`.
-const WIDE_STRIPES: u32 = 2;
-/// Tiles of rows whose CTAs follow one another, so that they find the same weights in L2, and, in a long step, the same
-/// rows again with the next weights.
-const WIDE_TILES: u32 = 16;
-/// Four stages of 64 values of a tile's rows, and what it takes to begin at a multiple of 1024.
-const WIDE_SHARED_BYTES: u32 = 4 * WIDE_ROWS * 128 + 1024;
-
 kernel_params! {
     /// One linear of a product.
     pub struct GemmPart {
@@ -67,7 +55,7 @@ kernel_params! {
         pub plane_row: u32,
         /// 1: as many rows as the step samples; 0: all rows.
         pub sample_rows: u32,
-        /// Zero: [`GemmParams::launch_wide`] says here how many stripes there are.
+        /// Zero: [`Self::launch_wide`] says here how many stripes there are.
         pub reserved: u32,
     }
 }
@@ -108,31 +96,6 @@ impl GemmParams {
         ))
     }
 
-    /// The same in one split for many rows, by tensor-core operations that only compute capability 9.0 has: elsewhere the
-    /// kernel traps. See `cuda/gemm_wide.cu`.
-    ///
-    /// # Errors
-    /// [`CudaError::Launch`] naming what does not fit, or the sink's.
-    pub fn launch_wide(
-        &self,
-        sink: &dyn LaunchSink,
-        n_stripes: u32,
-        max_rows: u32,
-    ) -> Result<(), CudaError> {
-        let kernel = "gemm_wide";
-        self.check(kernel)?;
-        let tiles = max_rows.div_ceil(WIDE_ROWS);
-        let together = tiles.min(WIDE_TILES);
-        let params = Self { reserved: n_stripes, ..*self };
-        sink.submit(&Launch::new(
-            kernel,
-            (together, n_stripes.div_ceil(WIDE_STRIPES), tiles.div_ceil(WIDE_TILES)),
-            WIDE_STRIPES * WARPGROUP,
-            WIDE_SHARED_BYTES,
-            &params,
-        ))
-    }
-
     /// The same for the dense parts, in one split.
     ///
     /// # Errors
@@ -154,7 +117,7 @@ impl GemmParams {
         ))
     }
 
-    fn check(&self, kernel: &str) -> Result<(), CudaError> {
+    pub(super) fn check(&self, kernel: &str) -> Result<(), CudaError> {
         want(kernel, "parts", self.n_parts, (1..=3).contains(&self.n_parts), "1 to 3")?;
         want(kernel, "units", self.n_units, self.n_units > 0, "at least 1")?;
         want_stride(

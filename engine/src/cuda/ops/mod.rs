@@ -6,7 +6,8 @@
 //! | `embed` | `embed` |
 //! | `norm` | `rms_norm`, of all rows or of the rows whose logits are wanted |
 //! | `gemm` | `gemm_1`, `_2`, `_4`, `_8`, `gemm_dense`: products with weights |
-//! | `lora` | `lora_shrink`, first half of the adapters |
+//! | `gemm_wide` | `x_tiles`, `gemm_wide`: the same for many rows on compute capability 9.0 |
+//! | `lora` | `lora_shrink`, of rows and of tiles: first half of the adapters |
 //! | `epilogue` | `epilogue`, `epilogue_swiglu`: planes, bias, second half of the adapters |
 //! | `rope_kv` | `rope_store` |
 //! | `attention` | `attention`, `attention_merge`, `attention_tiles` |
@@ -22,6 +23,7 @@ mod attention;
 mod embed;
 mod epilogue;
 mod gemm;
+mod gemm_wide;
 mod lora;
 mod norm;
 mod rope_kv;
@@ -32,13 +34,15 @@ mod tests;
 
 pub use attention::{AttentionParams, AttentionRows, rows_of_tile};
 pub use embed::EmbedParams;
+pub(super) use epilogue::Rows as EpilogueRows;
 pub use epilogue::{EpilogueParams, EpiloguePart};
 pub use gemm::{GemmParams, GemmPart};
-pub use lora::LoraShrinkParams;
+pub use gemm_wide::XTilesParams;
+pub use lora::{LoraShrinkParams, tile_split_columns};
 pub use norm::RmsNormParams;
 pub use rope_kv::RopeStoreParams;
 pub use sample::{
-    LogitEdit, SAMPLE_VOCAB_MAX, SampleGreedyParams, SampleParams, SampleResult, SampleSpec, TOP_MAX,
+    LogitEdit, SAMPLE_VOCAB_MAX, SampleParams, SampleResult, SampleSpec, TOP_MAX,
 };
 pub use step::{ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
 

@@ -173,33 +173,3 @@ impl SampleParams {
         sink.submit(&Launch::new(kernel, (max_rows, 1, 1), THREADS, 0, self))
     }
 }
-
-kernel_params! {
-    /// [`SampleParams`] of rows without edits.
-    pub struct SampleGreedyParams {
-        /// [`super::StepHeader`].
-        pub step: DevicePtr,
-        /// f32 `[n_sample_rows][stride]`.
-        pub logits: DevicePtr,
-        /// [`SampleSpec`] `[n_sample_rows]`.
-        pub specs: DevicePtr,
-        /// [`SampleResult`] `[n_sample_rows]`.
-        pub results: DevicePtr,
-        /// Distance of rows of logits.
-        pub stride: u32,
-        /// Tokens.
-        pub vocab: u32,
-    }
-}
-
-impl SampleGreedyParams {
-    /// Enqueues it for up to `max_rows` rows.
-    ///
-    /// # Errors
-    /// As [`SampleParams::launch`].
-    pub fn launch(&self, sink: &dyn LaunchSink, max_rows: u32) -> Result<(), CudaError> {
-        let Self { step, logits, specs, results, stride, vocab } = *self;
-        SampleParams { step, logits, specs, edits: DevicePtr::NULL, results, stride, vocab }
-            .launch(sink, max_rows)
-    }
-}

@@ -86,8 +86,8 @@ fn launches(decoder: &mut Decoder<CudaBackend>, batch: &StepBatch) -> Vec<Record
 #[test]
 fn the_graph_of_one_batch_serves_every_other_of_its_bucket() {
     let mut decoder = decoder();
-    let a = Some(decoder.install_adapter(&random_adapter(decoder.spec(), 8, 1)).unwrap());
-    let b = Some(decoder.install_adapter(&random_adapter(decoder.spec(), 3, 2)).unwrap());
+    let a = Some(decoder.install_weights(&random_adapter(decoder.spec(), 8, 1)).unwrap());
+    let b = Some(decoder.install_weights(&random_adapter(decoder.spec(), 3, 2)).unwrap());
 
     // The first step captures and runs; the others replay.
     let first = launches(&mut decoder, &batch(&[(5, 1, a), (9, 1, None), (70, 1, b)]));
@@ -109,9 +109,9 @@ fn the_graph_of_one_batch_serves_every_other_of_its_bucket() {
 
     // Capturing afresh for another batch of the bucket gives the same launches, byte by byte.
     decoder.remove_adapter(a.unwrap());
-    let c = Some(decoder.install_adapter(&random_adapter(decoder.spec(), 16, 3)).unwrap());
+    let c = Some(decoder.install_weights(&random_adapter(decoder.spec(), 16, 3)).unwrap());
     let mut again = self::decoder();
-    again.install_adapter(&random_adapter(again.spec(), 16, 3)).unwrap();
+    again.install_weights(&random_adapter(again.spec(), 16, 3)).unwrap();
     let fresh = launches(&mut again, &batch(&[(12, 1, c), (13, 1, c), (14, 1, c), (90, 1, c)]));
     assert_eq!(fresh, first);
 }
