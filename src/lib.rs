@@ -10,3 +10,4 @@ pub mod memory;
 pub mod models;
 pub mod serving;
 pub mod telemetry;
+pub mod tenants;

@@ -34,6 +34,8 @@ use crate::{
 const KV_SHARE_OF_FREE: u64 = 4;
 /// Most memory that keys and values take unless told otherwise: what they take, the prefix cache fills in time.
 const KV_BYTES_DEFAULT_MAX: u64 = 2 << 30;
+/// Bytes of resident adapters on the CPU.
+const ADAPTER_BYTES_CPU: usize = 4 << 30;
 /// Share of a GPU's free memory that is taken; the rest is left to the driver and to others.
 const GPU_MEMORY_PERCENT: u64 = 90;
 /// Share of a GPU's free memory that resident adapters may take.
@@ -65,6 +67,20 @@ impl std::str::FromStr for DeviceChoice {
                 .and_then(|ordinal| ordinal.parse().ok())
                 .map(Self::Cuda)
                 .with_context(|| format!("--device {text:?} is none of auto, cpu, cuda:N")),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The GPU that this means here, if any.
+    pub fn gpu(self, activations: Activations) -> Option<usize> {
+        match self {
+            Self::Cuda(ordinal) => Some(ordinal),
+            // Exact products are the CPU's.
+            Self::Auto => {
+                (activations == Activations::Int8 && probe().is_usable()).then_some(0)
+            }
+            Self::Cpu => None,
         }
     }
 }
@@ -174,15 +190,9 @@ fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
     // The digest reads the whole file once, and so does packing: side by side it costs little.
     let (base, loaded) = std::thread::scope(|scope| {
         let base = scope.spawn(|| open_base(&file));
-        let loaded = match settings.device {
-            DeviceChoice::Cuda(ordinal) => load_cuda(&file, ordinal, settings),
-            // Exact products are the CPU's.
-            DeviceChoice::Auto
-                if settings.activations == Activations::Int8 && probe().is_usable() =>
-            {
-                load_cuda(&file, 0, settings)
-            }
-            DeviceChoice::Auto | DeviceChoice::Cpu => load_cpu(&file, settings),
+        let loaded = match settings.device.gpu(settings.activations) {
+            Some(ordinal) => load_cuda(&file, ordinal, settings),
+            None => load_cpu(&file, settings),
         };
         (base.join(), loaded)
     });
@@ -205,6 +215,7 @@ fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> 
         threads: settings.threads,
         activations: settings.activations,
         kv_bytes: bytes_of_kv_memory(kv_bytes)?,
+        adapter_bytes: ADAPTER_BYTES_CPU,
         max_rows: settings.engine.max_step_rows,
     };
     let device = format!(
@@ -306,7 +317,11 @@ async fn load_adapter(
         resident
     } else {
         let weights = std::mem::take(&mut adapter.weights);
-        let lease = engine.install_adapter(weights).await?;
+        let packer = engine.adapter_packer();
+        let packed = tokio::task::spawn_blocking(move || packer.pack(&weights))
+            .await
+            .context("the packer died")??;
+        let lease = engine.install_adapter(packed).await?;
         Generation::new(name, &adapter, lease)
     };
     registry.insert(name, generation)?;

@@ -12,6 +12,7 @@ use std::{
 
 use fake::{
     Accident, NAN_TOKEN,
+    audit::Audit,
     bench::{Bench, alone, assert_same_text, limits, request, tokens},
 };
 use pleach_engine::{
@@ -91,10 +92,12 @@ proptest! {
         max_batch in 1usize..7,
         n_more_rows in 0usize..40,
         prefix_cache in any::<bool>(),
+        is_shuffled in any::<bool>(),
         ops in proptest::collection::vec(op(), 1..40),
     ) {
         let limits = limits(n_kv_blocks, max_batch, max_batch + n_more_rows);
-        let mut bench = Bench::new(limits, prefix_cache);
+        let audit = Audit::new(is_shuffled);
+        let mut bench = Bench::with_policy(limits, prefix_cache, Box::new(audit.clone()));
         let mut requests = Vec::new();
         let mut is_cancelled = Vec::new();
         let mut n_rows_max = 0;
@@ -120,6 +123,7 @@ proptest! {
         }
         // Generous for recomputing, but far from endless.
         bench.run_to_end(20 * n_rows_max + 10);
+        audit.check_end(&bench.scheduler.stats());
         for (index, request) in requests.iter().enumerate().filter(|(index, _)| bench.streams[*index].is_some()).collect::<Vec<_>>() {
             let found = bench.outcome(index);
             let expected = alone(request, limits);
@@ -311,4 +315,29 @@ fn decode_rows_come_first_and_prefill_shares_the_rest() {
         bench.scheduler.apply(sampled, Instant::now());
     }
     assert_eq!(shapes, [vec![1, 19], vec![1, 6, 13], vec![1, 1, 12]]);
+}
+
+#[test]
+fn a_policy_hears_of_everything_once() {
+    let audit = Audit::new(false);
+    let mut bench = Bench::with_policy(limits(20, 2, 64), true, Box::new(audit.clone()));
+    let of_flow = |flow, seed| SequenceRequest {
+        flow: FlowId(flow),
+        ..request(tokens(seed, 40), 3)
+    };
+    bench.submit(of_flow(1, 1));
+    bench.step();
+    // The second finds 32 of its 40 tokens in the cache.
+    for (flow, seed) in [(2, 1), (3, 2), (4, 3), (4, 4)] {
+        bench.submit(of_flow(flow, seed));
+    }
+    bench.step();
+    assert!(bench.scheduler.cancel(SequenceId(3)));
+    bench.streams[4] = None;
+    bench.run_to_end(20);
+    audit.check_end(&bench.scheduler.stats());
+    let heard = audit.heard();
+    assert_eq!(heard.n_uncached, 40 + 8 + 40);
+    assert_eq!(heard.n_tokens_of, [(FlowId(1), 3), (FlowId(2), 3), (FlowId(3), 3)].into());
+    assert_eq!((heard.n_admitted, heard.n_left), (3, 2));
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::SelectAll};
-use pleach_engine::{sampler::SamplingParams, sequence::SequenceRequest};
+use pleach_engine::{
+    sampler::SamplingParams,
+    sequence::{FlowId, SequenceRequest},
+};
 
 use super::{
     choice::{Choice, ChoiceDelta, Rules},
@@ -107,6 +110,7 @@ pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
                     prompt: prompt.clone(),
                     adapter: adapter.clone(),
                     kv_key,
+                    flow: FlowId::default(),
                     sampling: Arc::clone(params),
                     max_tokens: max_tokens(state, job, prompt.len()),
                     min_tokens: job.sampling.min_tokens as usize,

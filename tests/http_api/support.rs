@@ -24,6 +24,7 @@ use pleach_engine::{
     adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     gguf::{GgufBuilder, GgufFile},
     sampler::SampledToken,
     sampler::SamplingParams,
@@ -110,7 +111,11 @@ impl StepRunner for ScriptedRunner {
         Ok(sampled)
     }
 
-    fn install_adapter(&mut self, _: &AdapterWeights) -> Result<AdapterSlot, RunError> {
+    fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
+        Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
+    }
+
+    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         self.slots += 1;
         Ok(AdapterSlot(self.slots))
     }
@@ -203,7 +208,7 @@ pub(crate) async fn serve(setup: Setup) -> Server {
     let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
     let registry = Registry::new(vec![BASE.to_owned(), "tiny/two".to_owned()]).unwrap();
     for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
-        let lease = engine.install_adapter(AdapterWeights::default()).await.unwrap();
+        let lease = engine.install_adapter(engine.adapter_packer().pack(&AdapterWeights::default()).unwrap()).await.unwrap();
         registry.insert(alias, Generation::new(alias, &adapter(byte), lease)).unwrap();
     }
     let facts = ServerFacts {

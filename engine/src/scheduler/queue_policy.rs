@@ -24,8 +24,7 @@ pub struct Queued {
 /// arrived ──> admitted ──> served, served, … ──> ended
 ///        └──> left
 /// ```
-/// All are called on the owner thread, between steps: so they neither wait nor take long, and nothing but `order` may
-/// depend on how many sequences wait.
+/// All are called on the owner thread, between steps, some of them for every sequence: so they neither wait nor take long.
 pub trait QueuePolicy: Send + fmt::Debug {
     /// Writes at most `n_max` tickets to `order`, which is empty, the next to admit first; asked for more, it begins with
     /// the same ones. `waiting` has all tickets in order of arrival. Some may be left out; those sequences are passed over

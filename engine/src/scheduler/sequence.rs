@@ -14,9 +14,7 @@ use crate::{
     engine::Outbox,
     kv::{BlockTable, KV_BLOCK_TOKENS, KvBlockId, KvPool, PrefixHash},
     sampler::{SampledToken, SamplingParams},
-    sequence::{
-        FinishReason, FlowId, SequenceEvent, SequenceId, SequenceRequest, TokenEvent,
-    },
+    sequence::{FinishReason, FlowId, SequenceEvent, SequenceId, SequenceRequest, TokenEvent},
     step_batch::{AdapterSlot, SampleRow},
 };
 

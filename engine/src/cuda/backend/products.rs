@@ -19,8 +19,10 @@ use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, StepMode
 const CTAS_WANTED: usize = 264;
 /// Most splits of K.
 const SPLITS_MAX: usize = 8;
-/// Rows from which on a product of `wgmma` is the faster one.
-const WIDE_ROWS_MIN: u32 = 65;
+/// Fewest rows, and fewest stripes × rows (48 CTAs of 2 stripes and 128 rows), from which on the wide product is the
+/// faster one; measured on an H100, where the others do better at few CTAs because they split K.
+const WIDE_ROWS_MIN: usize = 64;
+const WIDE_AREA_MIN: usize = 48 * 2 * 128;
 /// Columns of a split of the adapters' first half.
 const SHRINK_COLUMNS: usize = 1024;
 
@@ -37,7 +39,9 @@ impl CudaBackend {
         let n_stripes: usize = parts.iter().map(|part| part.n_stripes()).sum();
         let any_dense = parts.iter().any(|part| part.is_dense());
         let n_units = parts[0].n_in_padded / ROW_ALIGN;
-        let is_wide = self.has_wide && rows >= WIDE_ROWS_MIN;
+        let is_wide = self.has_wide
+            && rows as usize >= WIDE_ROWS_MIN
+            && n_stripes * rows as usize >= WIDE_AREA_MIN;
         // Fixed for a matrix, so that a row's bits do not depend on how many rows there are (below the wide kernel).
         let n_splits =
             if any_dense || sampled || is_wide { 1 } else { splits(n_stripes, n_units) };
