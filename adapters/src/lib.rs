@@ -4,6 +4,7 @@
 //! folder ── peft::load_peft ──> LoadedAdapter (checked f32 weights, digest)
 //!    ── engine installs the weights ──> lease ──> Generation ── Registry::insert ──> Alias
 //! request's model name ── Registry::resolve ──> pinned Generation
+//! digest ── Residency::lease: disk ─> host memory ─> device ──> ResidentLease
 //! ```
 //!
 //! This crate reads what others wrote, so nothing here trusts a length, an offset or a pattern; what is not supported
@@ -13,8 +14,13 @@ pub mod digest;
 pub mod generation;
 pub mod peft;
 pub mod registry;
+pub mod residency;
 
 pub use digest::{GenerationDigest, base_kv_key};
 pub use generation::{Generation, GenerationInfo};
 pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft};
 pub use registry::{Alias, Registry, RegistryError, Resolution, UnknownModel};
+pub use residency::{
+    AdapterDevice, AdapterSource, InstallError, Residency, ResidencyConfig, ResidencyError,
+    ResidencyLimits, ResidencyStats, ResidentLease, Tier,
+};
