@@ -290,5 +290,6 @@ async fn a_policy_of_ones_own_orders_the_queue() {
     }
     engine.shutdown(PATIENCE).await;
     audit.check_end(&engine.stats());
-    assert_eq!(audit.heard().n_admitted + audit.heard().n_left, 20);
+    let heard = audit.heard();
+    assert_eq!(heard.n_admitted + heard.n_left, 20);
 }
