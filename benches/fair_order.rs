@@ -36,7 +36,8 @@ struct Times {
 fn run(policy: &mut dyn QueuePolicy, n_flows: u64) -> Times {
     let mut times = Times::default();
     // One floods: every seventh sequence is its.
-    let flow_of = |ticket: u64| if ticket % 7 == 0 { FlowId(0) } else { FlowId(ticket % n_flows) };
+    let flow_of =
+        |ticket: u64| if ticket.is_multiple_of(7) { FlowId(0) } else { FlowId(ticket % n_flows) };
     let mut waiting = BTreeSet::new();
     for ticket in 0..N_WAITING {
         policy.arrived(Queued { ticket: Ticket(ticket), flow: flow_of(ticket) });

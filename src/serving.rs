@@ -78,9 +78,7 @@ impl DeviceChoice {
         match self {
             Self::Cuda(ordinal) => Some(ordinal),
             // Exact products are the CPU's.
-            Self::Auto => {
-                (activations == Activations::Int8 && probe().is_usable()).then_some(0)
-            }
+            Self::Auto => (activations == Activations::Int8 && probe().is_usable()).then_some(0),
             Self::Cpu => None,
         }
     }

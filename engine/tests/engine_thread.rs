@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fake::{Accident, FakeRunner, NAN_TOKEN, VOCAB};
+use fake::{Accident, FakeRunner, NAN_TOKEN, VOCAB, audit::Audit};
 use pleach_engine::{
     adapter_weights::{AdapterWeights, SiteWeights},
     backend::RunError,
@@ -267,4 +267,29 @@ async fn without_handles_sequences_still_finish() {
     let (tokens, last) = collect(stream).await;
     assert!(tokens.len() == 30 && is_finished(last.as_ref(), FinishReason::Length));
     drop(lease);
+}
+
+#[tokio::test]
+async fn a_policy_of_ones_own_orders_the_queue() {
+    let audit = Audit::new(true);
+    let runner = Box::new(FakeRunner::new(16, 250, 64));
+    let config = EngineConfig { max_batch: 2, ..EngineConfig::default() };
+    let engine = EngineHandle::start_with_policy(runner, config, Box::new(audit.clone())).unwrap();
+    let mut streams: Vec<_> = (0..20)
+        .map(|i| {
+            let flow = FlowId(u64::from(i % 3));
+            engine.submit(SequenceRequest { flow, ..request(i, 20, 5) }).unwrap()
+        })
+        .collect();
+    // One of the last vanishes, wherever it is.
+    drop(streams.pop());
+    for stream in streams {
+        let (tokens, last) = collect(stream).await;
+        assert_eq!(tokens.len(), 5);
+        assert!(is_finished(last.as_ref(), FinishReason::Length));
+    }
+    engine.shutdown(PATIENCE).await;
+    audit.check_end(&engine.stats());
+    let heard = audit.heard();
+    assert_eq!(heard.n_admitted + heard.n_left, 20);
 }

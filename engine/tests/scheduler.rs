@@ -321,10 +321,8 @@ fn decode_rows_come_first_and_prefill_shares_the_rest() {
 fn a_policy_hears_of_everything_once() {
     let audit = Audit::new(false);
     let mut bench = Bench::with_policy(limits(20, 2, 64), true, Box::new(audit.clone()));
-    let of_flow = |flow, seed| SequenceRequest {
-        flow: FlowId(flow),
-        ..request(tokens(seed, 40), 3)
-    };
+    let of_flow =
+        |flow, seed| SequenceRequest { flow: FlowId(flow), ..request(tokens(seed, 40), 3) };
     bench.submit(of_flow(1, 1));
     bench.step();
     // The second finds 32 of its 40 tokens in the cache.

@@ -40,7 +40,9 @@ pub enum ServiceError {
         rank_max: usize,
     },
     /// It could never be brought to the device.
-    #[error("the adapter needs {needed} bytes of device memory, all adapters together have {capacity} (--adapter-memory)")]
+    #[error(
+        "the adapter needs {needed} bytes of device memory, all adapters together have {capacity} (--adapter-memory)"
+    )]
     NeverFits {
         /// Its bytes.
         needed: usize,
@@ -60,7 +62,9 @@ pub enum ServiceError {
         bytes_max: u64,
     },
     /// An upload that is larger than any adapter of this model.
-    #[error("{file} is larger than {bytes_max} bytes, the most that an adapter of this model can have")]
+    #[error(
+        "{file} is larger than {bytes_max} bytes, the most that an adapter of this model can have"
+    )]
     UploadTooLarge {
         /// Which file.
         file: &'static str,

@@ -62,7 +62,10 @@ enum SourceError {
 impl AdapterSource for FolderSource {
     type Packed = PackedAdapter;
 
-    fn load(&self, digest: &GenerationDigest) -> Result<PackedAdapter, Box<dyn Error + Send + Sync>> {
+    fn load(
+        &self,
+        digest: &GenerationDigest,
+    ) -> Result<PackedAdapter, Box<dyn Error + Send + Sync>> {
         let began = Instant::now();
         let generation = self.registry.find(digest).ok_or(SourceError::Gone)?;
         let adapter = load_peft(generation.files.folder(), &self.spec)?;

@@ -38,9 +38,9 @@ impl AllowedRoots {
             }
             Ok((std::path::absolute(root)?, real))
         };
-        let roots = roots.iter().map(|root| {
-            follow(root).map_err(|source| RootError { root: root.clone(), source })
-        });
+        let roots = roots
+            .iter()
+            .map(|root| follow(root).map_err(|source| RootError { root: root.clone(), source }));
         Ok(Self { roots: roots.collect::<Result<_, _>>()? })
     }
 

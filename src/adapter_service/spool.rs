@@ -134,10 +134,10 @@ impl SpoolFolder {
     /// When it becomes too large, all copies together become too large, or the disk fails.
     pub fn write(&self, to: &mut IncomingFile, bytes: &[u8]) -> Result<(), ServiceError> {
         let n_bytes = bytes.len() as u64;
-        to.room = to.room.checked_sub(n_bytes).ok_or(ServiceError::UploadTooLarge {
-            file: to.name,
-            bytes_max: to.bytes_max,
-        })?;
+        to.room = to
+            .room
+            .checked_sub(n_bytes)
+            .ok_or(ServiceError::UploadTooLarge { file: to.name, bytes_max: to.bytes_max })?;
         let before = self.run.n_bytes.fetch_add(n_bytes, Ordering::AcqRel);
         self.n_bytes.fetch_add(n_bytes, Ordering::AcqRel);
         if before.saturating_add(n_bytes) > SPOOL_BYTES_MAX {

@@ -6,7 +6,10 @@ use axum::extract::{
     FromRequest, Multipart, Request,
     multipart::{Field, MultipartError},
 };
-use pleach_adapters::{Expect, peft::{CONFIG_FILE, TENSOR_FILE}};
+use pleach_adapters::{
+    Expect,
+    peft::{CONFIG_FILE, TENSOR_FILE},
+};
 use tokio::time::timeout;
 
 use super::{error::ApiError, state::AppState};
@@ -72,9 +75,8 @@ async fn read(
             written.map(|()| (folder, file))
         };
         let written = tokio::task::spawn_blocking(write).await;
-        (folder, file) = written
-            .unwrap_or(Err(ServiceError::Panicked))
-            .map_err(|error| match error {
+        (folder, file) =
+            written.unwrap_or(Err(ServiceError::Panicked)).map_err(|error| match error {
                 ServiceError::UploadTooLarge { bytes_max, .. } => ApiError::BodyTooLarge {
                     bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
                 },

@@ -104,9 +104,9 @@ impl VllmError {
                 "The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set \
                  'load_inplace' to True."
             )),
-            ServiceError::Registry(RegistryError::AliasIsBase { .. }) => {
-                invalid(format!("The lora adapter name '{name}' conflicts with a served base model."))
-            }
+            ServiceError::Registry(RegistryError::AliasIsBase { .. }) => invalid(format!(
+                "The lora adapter name '{name}' conflicts with a served base model."
+            )),
             ServiceError::NoAdapter { path } => Self::new(
                 StatusCode::NOT_FOUND,
                 "NotFoundError",

@@ -92,9 +92,9 @@ fn run(policy: Box<dyn QueuePolicy>) -> Outcome {
     }
 }
 
-/// A tenant below its share enters level with the least served of the others: so it is overtaken at most by those that
-/// stand exactly there and came before, each once. It waits until the next place but those is free, which is at most as
-/// many steps as a completion is long.
+/// A tenant that gets less than its share enters level with the least served of the others, or above it by what its last
+/// sequence cost if that was a moment ago: so each of the others overtakes it at most once. As these are fewer than the
+/// places of the batch, it waits at most as many steps as the longest completion has tokens.
 #[test]
 fn who_floods_holds_up_nobody() {
     let fair = run(fair(&[]).0);

@@ -37,7 +37,11 @@ pub struct ResidencyConfig {
 impl Default for ResidencyConfig {
     fn default() -> Self {
         Self {
-            limits: ResidencyLimits { host_bytes_max: 1 << 30, max_loras: 1024, max_cpu_loras: 4096 },
+            limits: ResidencyLimits {
+                host_bytes_max: 1 << 30,
+                max_loras: 1024,
+                max_cpu_loras: 4096,
+            },
             max_waiting: 4096,
             max_loads: 4,
             max_installs: 2,

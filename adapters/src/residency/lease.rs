@@ -66,6 +66,9 @@ impl Drop for Ending {
 // By hand: a derive would ask for `L: Debug`.
 impl<L> fmt::Debug for ResidentLease<L> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("ResidentLease").field("digest", &self.digest()).finish_non_exhaustive()
+        formatter
+            .debug_struct("ResidentLease")
+            .field("digest", &self.digest())
+            .finish_non_exhaustive()
     }
 }

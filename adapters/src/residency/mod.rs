@@ -203,10 +203,7 @@ impl<D: AdapterDevice, S> Shared<D, S> {
 
 impl<D: AdapterDevice, S: AdapterSource<Packed = D::Packed>> Shared<D, S> {
     /// One event: changes the state, decides what follows, and does that after the lock.
-    fn update<T>(
-        self: &Arc<Self>,
-        event: impl FnOnce(&mut Tiers<D::Packed, D::Lease>) -> T,
-    ) -> T {
+    fn update<T>(self: &Arc<Self>, event: impl FnOnce(&mut Tiers<D::Packed, D::Lease>) -> T) -> T {
         let mut tiers = self.lock();
         tiers.set_now(Instant::now());
         let result = event(&mut tiers);

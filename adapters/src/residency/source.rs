@@ -14,5 +14,6 @@ pub trait AdapterSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// Any reason; everyone who waits for this load gets it.
-    fn load(&self, digest: &GenerationDigest) -> Result<Self::Packed, Box<dyn Error + Send + Sync>>;
+    fn load(&self, digest: &GenerationDigest)
+    -> Result<Self::Packed, Box<dyn Error + Send + Sync>>;
 }

@@ -248,7 +248,10 @@ mod tests {
             "two",
         ]);
         assert_eq!(args.lora_modules, ["a=x", r#"{"name": "b", "path": "y,z"}"#]);
-        assert_eq!((args.max_loras, args.max_cpu_loras, args.max_lora_rank), (Some(4), Some(8), Some(64)));
+        assert_eq!(
+            (args.max_loras, args.max_cpu_loras, args.max_lora_rank),
+            (Some(4), Some(8), Some(64))
+        );
         assert_eq!(args.adapter_root, [PathBuf::from("one"), PathBuf::from("two")]);
         assert_eq!(args.enable_lora, Some(true));
     }

@@ -243,7 +243,10 @@ mod tests {
             (Args { max_loras: Some(0), ..Args::default() }, "--max-loras 0"),
             (Args { max_lora_rank: Some(0), ..Args::default() }, "--max-lora-rank 0"),
             (Args { adapter_memory: text("much"), ..Args::default() }, "--adapter-memory"),
-            (Args { adapter_root: vec!["no/where".into()], ..Args::default() }, "--adapter-root no/where"),
+            (
+                Args { adapter_root: vec!["no/where".into()], ..Args::default() },
+                "--adapter-root no/where",
+            ),
             (Args { api_key: text(" "), ..Args::default() }, "--api-key"),
             (Args { shutdown_grace: Some(-1.0), ..Args::default() }, "--shutdown-grace"),
             (Args { shutdown_grace: Some(f64::NAN), ..Args::default() }, "--shutdown-grace"),

@@ -90,10 +90,13 @@ impl From<AdapterView> for AdapterCard {
             generation_created: unix_seconds(*created),
             base_model_name: info.base_model_name.clone(),
             requests: alias.n_requests.load(Ordering::Relaxed),
-            history: history.iter().map(|generation| EarlierGeneration {
-                generation: generation.digest.to_string(),
-                created: unix_seconds(generation.created),
-            }).collect(),
+            history: history
+                .iter()
+                .map(|generation| EarlierGeneration {
+                    generation: generation.digest.to_string(),
+                    created: unix_seconds(generation.created),
+                })
+                .collect(),
         }
     }
 }

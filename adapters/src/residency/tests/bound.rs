@@ -39,6 +39,7 @@ proptest! {
         let mut ends: BTreeMap<u64, Vec<_>> = BTreeMap::new();
         let started = Instant::now();
         let mut served = vec![None; cold.len()];
+        let mut round = 0;
         let (first, warm_up) = (cold.len() as u64, 100);
         let last = warm_up + drain_after + (first + 1) * (longest + 2);
         for millisecond in 0..=last {
@@ -53,11 +54,12 @@ proptest! {
             }
             // Everything but a use takes no time.
             world.finish_all();
+            round += 1;
             for (index, digest) in world.take_granted().into_iter().enumerate() {
                 if let Some(place) = cold.iter().position(|cold| *cold == digest) {
                     served[place].get_or_insert(millisecond);
                 }
-                let life = lives[(millisecond as usize * 7 + index) % lives.len()] % longest + 1;
+                let life = lives[(round * 7 + index) % lives.len()] % longest + 1;
                 ends.entry(millisecond + life).or_default().push(digest);
             }
             for digest in ends.remove(&(millisecond + 1)).into_iter().flatten() {

@@ -30,10 +30,8 @@ async fn while_it_waits_for_a_load_that_runs() {
 
 #[tokio::test(start_paused = true)]
 async fn before_its_load_began() {
-    let bench = Bench::with(
-        100,
-        crate::residency::ResidencyConfig { max_loads: 1, ..super::fake::CONFIG },
-    );
+    let bench =
+        Bench::with(100, crate::residency::ResidencyConfig { max_loads: 1, ..super::fake::CONFIG });
     bench.source.hold(generation(1, 10));
     let first = bench.ask(generation(1, 10)).await;
     let second = bench.ask(generation(2, 10)).await;

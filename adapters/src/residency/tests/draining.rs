@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::fake::{Bench, CONFIG, generation, now, settle};
 
@@ -108,7 +108,7 @@ async fn one_that_never_ends_does_not_keep_its_place_in_the_way() {
     });
     sleep(Duration::from_millis(50)).await;
     let asked = Instant::now();
-    let lease = bench.lease(generation(9, 40)).await;
+    let lease = timeout(Duration::from_secs(10), bench.lease(generation(9, 40))).await.unwrap();
     let waited = asked.elapsed();
     // The endless one first, another after as long again.
     assert!(waited <= 2 * DRAIN_AFTER + Duration::from_millis(35), "waited {waited:?}");
@@ -144,7 +144,49 @@ async fn pinning_a_draining_generation_ends_its_draining() {
     bench.residency.shared.update(|tiers| tiers.pin(hot));
     now(held_back).await.unwrap();
     let error = now(cold).await.unwrap_err().to_string();
-    assert!(error.contains("needs 100 bytes of device memory, 50 of 100 are not pinned"), "{error}");
+    assert!(
+        error.contains("needs 100 bytes of device memory, 50 of 100 are not pinned"),
+        "{error}"
+    );
     drop(lease);
+    bench.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_idle_keep_their_place_until_it_is_of_use() {
+    let bench = Bench::new(100);
+    let (held, idle) = (generation(1, 60), generation(2, 40));
+    let lease = bench.lease(held).await;
+    drop(bench.lease(idle).await);
+    let large = bench.ask(generation(3, 80)).await;
+    sleep(DRAIN_AFTER / 2).await;
+    // Evicting it would not make room.
+    drop(now(bench.ask(idle).await).await.unwrap());
+    assert_eq!(bench.device.installs(idle), 1);
+    // From now on every byte that falls free is kept for the large one.
+    sleep(DRAIN_AFTER).await;
+    assert!(!bench.device.has(idle));
+    drop(lease);
+    now(large).await.unwrap();
+    bench.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_use_that_was_held_back_counts_as_a_use() {
+    let bench = Bench::new(100);
+    let (one, two) = (generation(1, 50), generation(2, 50));
+    let leases = (bench.lease(one).await, bench.lease(two).await);
+    let cold = bench.ask(generation(3, 50)).await;
+    sleep(2 * DRAIN_AFTER).await;
+    let held_back = bench.ask(one).await;
+    settle().await;
+    cold.abort();
+    let again = now(held_back).await.unwrap();
+    let next = bench.ask(generation(4, 50)).await;
+    sleep(DRAIN_AFTER + Duration::from_millis(10)).await;
+    // The other one is drained now: it was asked for less recently.
+    drop(now(bench.ask(one).await).await.unwrap());
+    drop((leases.1, again));
+    now(next).await.unwrap();
     bench.check();
 }

@@ -30,7 +30,7 @@ pub(super) fn generation(number: u64, bytes: usize) -> GenerationDigest {
 }
 
 pub(super) fn bytes_of(digest: &GenerationDigest) -> usize {
-    u64::from_be_bytes(digest.0[8..16].try_into().unwrap()) as usize
+    usize::try_from(u64::from_be_bytes(digest.0[8..16].try_into().unwrap())).unwrap()
 }
 
 #[derive(Debug, Default)]
@@ -231,6 +231,14 @@ impl Bench {
         let request = tokio::spawn(async move { residency.lease(digest).await });
         tokio::task::yield_now().await;
         request
+    }
+
+    /// A request like [`Self::ask`]'s that gives its lease back at once, whoever awaits it when.
+    pub(super) async fn visit(&self, digest: GenerationDigest) -> JoinHandle<()> {
+        let residency = self.residency.clone();
+        let visit = tokio::spawn(async move { drop(residency.lease(digest).await.unwrap()) });
+        tokio::task::yield_now().await;
+        visit
     }
 
     /// Waits, in real time if need be, for what blocking threads do; the paused clock stands still.

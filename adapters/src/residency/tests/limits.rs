@@ -20,7 +20,10 @@ async fn a_pinned_generation_stays() {
 
     let too_large = bench.residency.lease(generation(7, 61)).await.unwrap_err();
     assert!(
-        matches!(too_large, ResidencyError::NeverFits { needed: 61, available: 60, capacity: 100, .. }),
+        matches!(
+            too_large,
+            ResidencyError::NeverFits { needed: 61, available: 60, capacity: 100, .. }
+        ),
         "{too_large}"
     );
     bench.residency.unpin(pinned);
@@ -90,10 +93,10 @@ async fn host_memory_keeps_the_most_recently_used_within_its_limits() {
     // Without any room in host memory, one by one.
     let mut requests = Vec::new();
     for &digest in &digests {
-        requests.push(bench.ask(digest).await);
+        requests.push(bench.visit(digest).await);
     }
     for request in requests {
-        drop(request.await.unwrap().unwrap());
+        request.await.unwrap();
     }
     assert_eq!(bench.residency.stats().host_bytes, 0);
     bench.check();
@@ -106,7 +109,7 @@ async fn those_who_wait_do_not_fill_host_memory() {
     let holder = bench.lease(generation(0, 40)).await;
     let mut requests = Vec::new();
     for number in 1..=50 {
-        requests.push(bench.ask(generation(number, 40)).await);
+        requests.push(bench.visit(generation(number, 40)).await);
     }
     settle().await;
     let stats = bench.residency.stats();
@@ -114,7 +117,7 @@ async fn those_who_wait_do_not_fill_host_memory() {
     assert_eq!(stats.waiting, 50);
     drop(holder);
     for request in requests {
-        drop(request.await.unwrap().unwrap());
+        request.await.unwrap();
         assert!(bench.residency.stats().host_bytes <= 100 + 2 * 40);
     }
     bench.check();
@@ -126,7 +129,7 @@ async fn the_line_has_an_end() {
     let holder = bench.lease(generation(0, 100)).await;
     let mut requests = Vec::new();
     for number in 1..=3 {
-        requests.push(bench.ask(generation(number, 100)).await);
+        requests.push(bench.visit(generation(number, 100)).await);
     }
     let error = bench.residency.lease(generation(4, 100)).await.unwrap_err();
     assert!(matches!(error, ResidencyError::QueueFull { waiting: 3 }), "{error}");
@@ -135,7 +138,7 @@ async fn the_line_has_an_end() {
     drop(bench.lease(generation(0, 100)).await);
     drop(holder);
     for request in requests {
-        drop(request.await.unwrap().unwrap());
+        request.await.unwrap();
     }
     bench.check();
 }

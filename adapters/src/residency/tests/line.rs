@@ -140,7 +140,10 @@ async fn a_large_generation_is_not_passed_by_small_ones() {
     bench.until(|bench| bench.residency.tier(generation(2, 80)) == Tier::Host).await;
     let small = bench.ask(generation(3, 30)).await;
     settle().await;
-    assert!(!large.is_finished() && !small.is_finished(), "30 bytes are free, but it is not its turn");
+    assert!(
+        !large.is_finished() && !small.is_finished(),
+        "30 bytes are free, but it is not its turn"
+    );
     drop(holder);
     let large = now(large).await.unwrap();
     settle().await;

@@ -125,10 +125,10 @@ impl World {
         }
         self.wake_at = wake_at;
         assert!(wake_at.is_none_or(|at| at > self.now), "a wake-up in the past");
+        self.collect_answers();
         for digest in started {
             self.check_order(digest);
         }
-        self.collect_answers();
         self.check();
     }
 
@@ -138,13 +138,14 @@ impl World {
         assert!(self.n_users(digest) == 0, "evicted while in use");
         assert!(!self.pinned.contains(&digest), "evicted while pinned");
         if !self.forgotten.contains(&digest) {
-            let earliest = self
-                .resident
-                .iter()
-                .filter(|other| self.n_users(**other) == 0 && !self.pinned.contains(other))
-                .map(|other| self.used_at[other])
-                .min();
-            assert!(earliest.is_none_or(|at| self.used_at[&digest] <= at), "not the oldest");
+            for other in &self.resident {
+                let is_evictable = self.n_users(*other) == 0 && !self.pinned.contains(other);
+                let (at, other_at) = (self.used_at[&digest], self.used_at[other]);
+                assert!(
+                    !is_evictable || at <= other_at,
+                    "{digest}, used at {at}, went before {other}, used at {other_at}",
+                );
+            }
         }
     }
 
@@ -180,7 +181,10 @@ impl World {
         match error {
             ResidencyError::NeverFits { needed, available, .. } => {
                 let pinned: usize = self.pinned.iter().map(bytes_of).sum();
-                assert_eq!((*needed, *available), (bytes_of(&digest), self.device.capacity - pinned));
+                assert_eq!(
+                    (*needed, *available),
+                    (bytes_of(&digest), self.device.capacity - pinned)
+                );
                 assert!(needed > available);
             }
             ResidencyError::AllPlacesPinned { max_loras, .. } => {
@@ -383,8 +387,8 @@ impl World {
     /// Everybody goes home: all who wait must be served or refused on the way, and nothing may be left.
     fn end(&mut self) {
         self.kept_elsewhere.clear();
-        for digest in std::mem::take(&mut self.pinned) {
-            self.unpin(digest);
+        while let Some(digest) = self.pinned.first() {
+            self.unpin(*digest);
         }
         for _ in 0..1000 {
             self.finish_all();

@@ -26,8 +26,7 @@ fn mix(state: &mut u64) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_threads_over_little_room() {
     let limits = ResidencyLimits { host_bytes_max: 600, max_loras: 20, max_cpu_loras: 50 };
-    let config =
-        ResidencyConfig { limits, drain_after: Duration::from_millis(2), ..CONFIG };
+    let config = ResidencyConfig { limits, drain_after: Duration::from_millis(2), ..CONFIG };
     let bench = Arc::new(Bench::with(400, config));
     let n_served = Arc::new(AtomicU64::new(0));
     let rounds = u64::from(cases(300));
@@ -39,7 +38,8 @@ async fn many_threads_over_little_room() {
             for _ in 0..rounds {
                 // Skewed, so that some are hot.
                 let number = mix(&mut state) % (mix(&mut state) % N_GENERATIONS + 1);
-                let digest = generation(number, (number as usize * 37) % 100 + 1);
+                let bytes = usize::try_from(number * 37 % 100).unwrap() + 1;
+                let digest = generation(number, bytes);
                 match mix(&mut state) % 20 {
                     0 => bench.residency.prefetch(digest),
                     1 => bench.residency.forget(digest),
@@ -52,11 +52,11 @@ async fn many_threads_over_little_room() {
                         Ok(lease) => {
                             n_served.fetch_add(1, Ordering::Relaxed);
                             assert!(bench.device.has(digest), "in use and not on the device");
-                            if mix(&mut state) % 4 == 0 {
+                            if mix(&mut state).is_multiple_of(4) {
                                 tokio::task::yield_now().await;
                             }
                             assert!(bench.device.has(digest), "evicted while in use");
-                            if mix(&mut state) % 8 == 0 {
+                            if mix(&mut state).is_multiple_of(8) {
                                 std::thread::spawn(move || drop(lease)).join().unwrap();
                             }
                         }

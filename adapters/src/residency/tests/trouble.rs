@@ -16,8 +16,10 @@ async fn a_broken_file_is_told_to_all_and_not_parsed_again_at_once() {
     let (one, two) = (bench.ask(broken).await, bench.ask(broken).await);
     bench.source.let_go(broken);
     let errors = [one.await.unwrap().unwrap_err(), two.await.unwrap().unwrap_err()];
-    let [ResidencyError::LoadFailed { reason, .. }, ResidencyError::LoadFailed { reason: same, .. }] =
-        &errors
+    let [
+        ResidencyError::LoadFailed { reason, .. },
+        ResidencyError::LoadFailed { reason: same, .. },
+    ] = &errors
     else {
         panic!("{errors:?}")
     };

@@ -19,8 +19,11 @@ impl<P, L: Clone> Tiers<P, L> {
             List::Loading,
         ];
         for list in all {
-            let members: Vec<_> =
-                self.entries.values().filter(|entry| entry.ranks()[list as usize].is_some()).collect();
+            let members: Vec<_> = self
+                .entries
+                .values()
+                .filter(|entry| entry.ranks()[list as usize].is_some())
+                .collect();
             assert_eq!(self.lists.len(list), members.len(), "{list:?}");
             let bytes: usize = members.iter().map(|entry| entry.bytes).sum();
             assert_eq!(self.lists.bytes(list), bytes, "{list:?}");
@@ -32,7 +35,10 @@ impl<P, L: Clone> Tiers<P, L> {
             assert_eq!(entry.ready_since.is_some(), entry.listed[List::Ready as usize].is_some());
             n_waiting += entry.n_waiting();
             if let Place::Resident { is_draining, .. } = entry.place {
-                assert!(is_draining || entry.n_waiting() == 0, "{digest} is resident, yet has waiters");
+                assert!(
+                    is_draining || entry.n_waiting() == 0,
+                    "{digest} is resident, yet has waiters"
+                );
                 assert!(!(is_draining && entry.is_pinned), "{digest} is pinned and draining");
             } else {
                 assert!(!entry.is_pinned, "{digest} is pinned and not resident");

@@ -86,12 +86,12 @@ impl<P, L: Clone> Tiers<P, L> {
 
     /// A resident takes requests again: those that were held back are granted.
     pub(super) fn undrain(&mut self, digest: GenerationDigest) {
-        if let Some(entry) = self.entries.get_mut(&digest) {
-            if let Place::Resident { is_draining, .. } = &mut entry.place {
-                *is_draining = false;
-                self.n_waiting -= usize::from(entry.prefetch.take().is_some());
-                self.grant(digest);
-            }
+        if let Some(entry) = self.entries.get_mut(&digest)
+            && let Place::Resident { is_draining, .. } = &mut entry.place
+        {
+            *is_draining = false;
+            self.n_waiting -= usize::from(entry.prefetch.take().is_some());
+            self.grant(digest);
         }
     }
 
@@ -113,11 +113,11 @@ impl<P, L: Clone> Tiers<P, L> {
     }
 
     fn drain(&mut self, digest: GenerationDigest) {
-        if let Some(entry) = self.entries.get_mut(&digest) {
-            if let Place::Resident { is_draining, .. } = &mut entry.place {
-                self.counted.drains += 1;
-                *is_draining = true;
-            }
+        if let Some(entry) = self.entries.get_mut(&digest)
+            && let Place::Resident { is_draining, .. } = &mut entry.place
+        {
+            self.counted.drains += 1;
+            *is_draining = true;
         }
         self.settle(digest);
     }

@@ -41,8 +41,15 @@ pub(super) type Loaded<P> = Result<(Arc<P>, usize), Box<dyn std::error::Error + 
 #[derive(Debug)]
 pub(super) enum Effect<P, L> {
     /// Hand out a lease; it is counted as a user already.
-    Grant { reply: Reply<L>, digest: GenerationDigest, lease: L },
-    Refuse { reply: Reply<L>, error: ResidencyError },
+    Grant {
+        reply: Reply<L>,
+        digest: GenerationDigest,
+        lease: L,
+    },
+    Refuse {
+        reply: Reply<L>,
+        error: ResidencyError,
+    },
     /// Load, then call [`Tiers::loaded`].
     Load(GenerationDigest),
     /// Install, then call [`Tiers::installed`].
@@ -135,15 +142,15 @@ impl<P, L: Clone> Tiers<P, L> {
             return Err(ResidencyError::ShuttingDown);
         }
         let number = self.next_number();
-        if let Some(entry) = self.entries.get_mut(&digest) {
-            if let Place::Resident { lease, n_users, is_draining: false } = &mut entry.place {
-                *n_users += 1;
-                entry.used_at = number;
-                let lease = lease.clone();
-                self.counted.device_hits += 1;
-                self.settle(digest);
-                return Ok(Requested::Granted(lease));
-            }
+        if let Some(entry) = self.entries.get_mut(&digest)
+            && let Place::Resident { lease, n_users, is_draining: false } = &mut entry.place
+        {
+            *n_users += 1;
+            entry.used_at = number;
+            let lease = lease.clone();
+            self.counted.device_hits += 1;
+            self.settle(digest);
+            return Ok(Requested::Granted(lease));
         }
         self.refusal(digest)?;
         let entry = self.entries.entry(digest).or_insert_with(|| Entry::new(number));
@@ -189,17 +196,22 @@ impl<P, L: Clone> Tiers<P, L> {
     pub(super) fn prefetch(&mut self, digest: GenerationDigest) {
         let number = self.next_number();
         if let Some(entry) = self.entries.get_mut(&digest) {
-            if let Place::Resident { is_draining: false, .. } = entry.place {
-                // So that it is still there when the request comes.
-                entry.used_at = number;
+            let is_served = match entry.place {
+                Place::Absent => false,
+                Place::Installing => true,
+                Place::Resident { is_draining, .. } => {
+                    // So that it is still there when the request comes.
+                    entry.used_at = number;
+                    !is_draining
+                }
+            };
+            if is_served || entry.is_wanted() {
                 self.settle(digest);
-                return;
-            }
-            if entry.is_wanted() || !matches!(entry.place, Place::Absent) {
                 return;
             }
         }
         if self.is_shut_down || self.refusal(digest).is_err() {
+            self.settle(digest);
             return;
         }
         self.entries.entry(digest).or_insert_with(|| Entry::new(number)).prefetch = Some(number);

@@ -155,14 +155,13 @@ impl<P, L: Clone> Tiers<P, L> {
     /// Evicts the least recently used of those that may go. Whether there was one.
     fn evict_idle(&mut self) -> bool {
         let Some((_, digest)) = self.lists.first(List::Idle) else { return false };
-        if let Some(entry) = self.entries.get_mut(&digest) {
-            if let Place::Resident { lease, n_users, .. } =
+        if let Some(entry) = self.entries.get_mut(&digest)
+            && let Place::Resident { lease, n_users, .. } =
                 std::mem::replace(&mut entry.place, Place::Absent)
-            {
-                assert_eq!(n_users, 0, "generation {} is in use", digest.short());
-                self.counted.device_evictions += 1;
-                self.effects.push(Effect::DropLease(lease));
-            }
+        {
+            assert_eq!(n_users, 0, "generation {} is in use", digest.short());
+            self.counted.device_evictions += 1;
+            self.effects.push(Effect::DropLease(lease));
         }
         self.settle(digest);
         true

@@ -15,11 +15,11 @@ impl<P, L: Clone> Tiers<P, L> {
                 self.counted.device_evictions += 1;
                 entry.place = Place::Absent;
             }
-            if !entry.is_installing() {
-                if let Some(packed) = entry.packed.take() {
-                    self.counted.host_evictions += 1;
-                    self.effects.push(Effect::DropPacked(packed));
-                }
+            if !entry.is_installing()
+                && let Some(packed) = entry.packed.take()
+            {
+                self.counted.host_evictions += 1;
+                self.effects.push(Effect::DropPacked(packed));
             }
         }
         let ranks = entry.ranks();

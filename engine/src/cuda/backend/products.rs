@@ -19,8 +19,9 @@ use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, StepMode
 const CTAS_WANTED: usize = 264;
 /// Most splits of K.
 const SPLITS_MAX: usize = 8;
-/// Fewest rows, and fewest stripes × rows (48 CTAs of 2 stripes and 128 rows), from which on the wide product is the
-/// faster one; measured on an H100, where the others do better at few CTAs because they split K.
+/// The wide product is the faster one from so many rows on, and for fewer rows if it has CTAs enough, 48 of 2 stripes and
+/// 128 rows; measured on an H100, where the others do better at few CTAs because they split K.
+const WIDE_ROWS: usize = 256;
 const WIDE_ROWS_MIN: usize = 64;
 const WIDE_AREA_MIN: usize = 48 * 2 * 128;
 /// Columns of a split of the adapters' first half.
@@ -39,9 +40,7 @@ impl CudaBackend {
         let n_stripes: usize = parts.iter().map(|part| part.n_stripes()).sum();
         let any_dense = parts.iter().any(|part| part.is_dense());
         let n_units = parts[0].n_in_padded / ROW_ALIGN;
-        let is_wide = self.has_wide
-            && rows as usize >= WIDE_ROWS_MIN
-            && n_stripes * rows as usize >= WIDE_AREA_MIN;
+        let is_wide = self.has_wide && is_wide(n_stripes, rows as usize);
         // Fixed for a matrix, so that a row's bits do not depend on how many rows there are (below the wide kernel).
         let n_splits =
             if any_dense || sampled || is_wide { 1 } else { splits(n_stripes, n_units) };
@@ -244,6 +243,11 @@ impl CudaBackend {
             reserved: 0,
         })
     }
+}
+
+/// Whether the wide product is the faster one.
+fn is_wide(n_stripes: usize, rows: usize) -> bool {
+    rows >= WIDE_ROWS || (rows >= WIDE_ROWS_MIN && n_stripes * rows >= WIDE_AREA_MIN)
 }
 
 /// `layer * 7 + module`.
