@@ -74,8 +74,9 @@ async fn uploads_that_are_no_adapter_leave_nothing() {
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let mut huge_header = good.clone();
     huge_header[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
-    let dora = json!({"peft_type": "LORA", "r": 2, "use_dora": true, "target_modules": ["q_proj"]});
-    let rank = json!({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}).to_string();
+    let dora = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": true, "target_modules": ["q_proj"]});
+    let rank = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]})
+        .to_string();
     for (name, config, tensors, reason) in [
         ("truncated", config, &good[..good.len() - 1], ""),
         ("empty", config, &[][..], ""),
