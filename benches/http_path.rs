@@ -28,9 +28,9 @@ use pleach_adapters::Registry;
 use pleach_engine::{
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
-    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     gguf::GgufFile,
     model::read_spec,
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     sampler::SampledToken,
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},

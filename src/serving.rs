@@ -77,9 +77,7 @@ impl DeviceChoice {
         match self {
             Self::Cuda(ordinal) => Some(ordinal),
             // Exact products are the CPU's.
-            Self::Auto => {
-                (activations == Activations::Int8 && probe().is_usable()).then_some(0)
-            }
+            Self::Auto => (activations == Activations::Int8 && probe().is_usable()).then_some(0),
             Self::Cpu => None,
         }
     }
@@ -318,10 +316,10 @@ async fn load_adapter(
     } else {
         let weights = std::mem::take(&mut adapter.weights);
         let packer = engine.adapter_packer();
-        let packed = tokio::task::spawn_blocking(move || packer.pack(&weights))
+        let ready = tokio::task::spawn_blocking(move || packer.pack(&weights))
             .await
             .context("the packer died")??;
-        let lease = engine.install_adapter(packed).await?;
+        let lease = engine.install_adapter(ready).await?;
         Generation::new(name, &adapter, lease)
     };
     registry.insert(name, generation)?;

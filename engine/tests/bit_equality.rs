@@ -55,8 +55,14 @@ fn load(
     let spec = pleach_engine::model::read_spec(&file).unwrap();
     let element = if activations == Activations::Int8 { 2 } else { 4 };
     let block = spec.n_layers * 2 * spec.n_kv_heads * spec.head_dim * KV_BLOCK_TOKENS * element;
-    let options =
-        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, adapter_bytes: 1 << 30, max_rows: ROWS_MAX };
+    let options = CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: n_blocks * block,
+        adapter_bytes: 1 << 30,
+        max_rows: ROWS_MAX,
+    };
     let mut model = load_cpu(&file, options).unwrap();
     let mut random = Random::new(1);
     for index in 0..ADAPTERS {

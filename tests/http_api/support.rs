@@ -24,8 +24,8 @@ use pleach_engine::{
     adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
-    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     gguf::{GgufBuilder, GgufFile},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
     sampler::SampledToken,
     sampler::SamplingParams,
     spec::{Architecture, ModelSpec, RopeScaling},
@@ -208,7 +208,10 @@ pub(crate) async fn serve(setup: Setup) -> Server {
     let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
     let registry = Registry::new(vec![BASE.to_owned(), "tiny/two".to_owned()]).unwrap();
     for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
-        let lease = engine.install_adapter(engine.adapter_packer().pack(&AdapterWeights::default()).unwrap()).await.unwrap();
+        let lease = engine
+            .install_adapter(engine.adapter_packer().pack(&AdapterWeights::default()).unwrap())
+            .await
+            .unwrap();
         registry.insert(alias, Generation::new(alias, &adapter(byte), lease)).unwrap();
     }
     let facts = ServerFacts {

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart},
+    backend::{
+        Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart,
+    },
     kv::KV_BLOCK_TOKENS,
     model::{Activations, CpuOptions},
     packed_adapter::{AdapterPacker, PackedAdapter},
@@ -180,10 +182,7 @@ impl CpuBackend {
             shrink: Vec::new(),
             scratch: (0..team.n_threads()).map(|_| vec![0.0; scratch]).collect(),
             head: HeadBuffers::new(spec, options.max_rows),
-            gate_up: CpuBuffer::new(
-                options.max_rows,
-                2 * spec.ffn.next_multiple_of(OUTPUT_ALIGN),
-            ),
+            gate_up: CpuBuffer::new(options.max_rows, 2 * spec.ffn.next_multiple_of(OUTPUT_ALIGN)),
             team,
         })
     }

@@ -88,8 +88,7 @@ impl Case {
     ) -> Self {
         let spec = spec();
         let mut backend = CpuBackend::new(&spec, options).unwrap();
-        let slots =
-            adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
+        let slots = adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
         let (mut weights, mut biases, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
@@ -232,7 +231,14 @@ fn install(backend: &mut CpuBackend, weights: &AdapterWeights) -> AdapterSlot {
 }
 
 fn options(isa: Isa, threads: usize, activations: Activations) -> CpuOptions {
-    CpuOptions { isa, threads, activations, kv_bytes: 1 << 16, adapter_bytes: 1 << 30, max_rows: ROWS_MAX }
+    CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: 1 << 16,
+        adapter_bytes: 1 << 30,
+        max_rows: ROWS_MAX,
+    }
 }
 
 #[test]

@@ -65,7 +65,10 @@ impl AdapterPacker for CudaPacker {
         });
         let places = places.collect();
         let n_bytes = halves.len() * 2;
-        Ok(PackedAdapter::new(PackedHalves { halves, places, n_sites: n_sites(&self.spec) }, n_bytes))
+        Ok(PackedAdapter::new(
+            PackedHalves { halves, places, n_sites: n_sites(&self.spec) },
+            n_bytes,
+        ))
     }
 
     fn capacity_bytes(&self) -> usize {
