@@ -4,7 +4,7 @@ use crate::adapter_weights::SiteWeights;
 
 use super::matmul::matmul;
 
-/// What one adapter adds to the output of one linear for one row; a row without an adapter adds nothing.
+/// What one plain adapter adds to the output of one linear for one row; a row without an adapter adds nothing.
 ///
 /// | buffer | shape | type |
 /// |---|---|---|
@@ -27,12 +27,9 @@ pub fn lora(weights: &SiteWeights, x: &[f64]) -> Vec<f64> {
 /// # Panics
 /// As [`lora`].
 pub fn lora_magnitude(weights: &SiteWeights, x: &[f64]) -> Vec<f64> {
-    let absolute = SiteWeights {
-        lora_scale: weights.lora_scale.abs(),
-        a: weights.a.iter().map(|v| v.abs()).collect(),
-        b: weights.b.iter().map(|v| v.abs()).collect(),
-        ..*weights
-    };
+    let absolute = |values: &[f32]| values.iter().map(|v| v.abs()).collect();
+    let (scale, a, b) = (weights.lora_scale.abs(), absolute(&weights.a), absolute(&weights.b));
+    let absolute = SiteWeights::lora(weights.site, weights.rank, scale, a, b);
     lora(&absolute, &x.iter().map(|v| v.abs()).collect::<Vec<_>>())
 }
 

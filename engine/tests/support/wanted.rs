@@ -68,10 +68,10 @@ pub(crate) fn random_adapter(random: &mut Random, spec: &ModelSpec) -> AdapterWe
             let (n_out, n_in) = spec.linear_shape(module);
             let a = random.units(rank * n_in).iter().map(|v| v / (n_in as f32).sqrt()).collect();
             let b = random.units(n_out * rank).iter().map(|v| v / (rank as f32).sqrt()).collect();
-            sites.push(SiteWeights { site: Site { layer, module }, rank, lora_scale: 0.5, a, b });
+            sites.push(SiteWeights::lora(Site { layer, module }, rank, 0.5, a, b));
         }
     }
-    AdapterWeights { sites }
+    AdapterWeights { sites, ..AdapterWeights::default() }
 }
 
 /// Sequences of every adapter and the base: prompts that share their heads, greedy for the most part.

@@ -55,16 +55,10 @@ fn adapter(random: &mut Random, rank: usize, modules: &[TargetModule]) -> Adapte
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
             let (a, b) = (values(rank * n_in), values(n_out * rank));
-            sites.push(SiteWeights {
-                site: Site { layer, module },
-                rank,
-                lora_scale: 3.0 / rank as f32,
-                a,
-                b,
-            });
+            sites.push(SiteWeights::lora(Site { layer, module }, rank, 3.0 / rank as f32, a, b));
         }
     }
-    AdapterWeights { sites }
+    AdapterWeights { sites, ..AdapterWeights::default() }
 }
 
 /// A projection of a layer on a backend, and what it was made of.
@@ -94,7 +88,7 @@ impl Case {
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
             let rows = random_rows(random, format, n_out, n_in, true);
-            let matrix = CpuMatrix(PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]));
+            let matrix = CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]));
             let bias = random.units(n_out);
             let on_device = backend.vector(&bias).unwrap();
             parts.push(Linear { module, matrix, bias: Some(on_device) });
