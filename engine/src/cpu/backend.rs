@@ -114,7 +114,7 @@ pub struct CpuBackend {
     cache: KvCache,
     pub(crate) plan: StepPlan,
     /// The model's weights, once they are loaded.
-    base: Option<Arc<BaseMatrices>>,
+    pub(crate) base: Option<Arc<BaseMatrices>>,
     pub(crate) adapters: Vec<Option<Arc<ResidentAdapter>>>,
     /// Bytes of the adapter in each slot.
     slot_bytes: Vec<usize>,

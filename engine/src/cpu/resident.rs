@@ -111,9 +111,9 @@ pub(crate) fn site_index(spec: &ModelSpec, site: Site) -> usize {
 #[derive(Debug)]
 pub(crate) struct BaseMatrices {
     /// By [`site_index`], the head last.
-    linears: Vec<Arc<PackedMatrix>>,
+    pub(crate) linears: Vec<Arc<PackedMatrix>>,
     /// The head is the embedding.
-    is_tied: bool,
+    pub(crate) is_tied: bool,
 }
 
 impl BaseMatrices {
