@@ -12,7 +12,7 @@
 //! "pleach more kinds 1\0"
 //! in the order of sites, those of a site in the order of kinds, then embedding and head, for each array:
 //!   u8 kind   u32 layer   u8 index of the module   u64 number of values, the values as f32
-//!   kinds: 1 magnitudes (DoRA), 2 lora_bias, 3 a matrix of one's own (modules_to_save), 4 one for the base's (base_layer)
+//!   kinds: 1 magnitudes (`DoRA`), 2 lora_bias, 3 a matrix of one's own (modules_to_save), 4 one for the base's (base_layer)
 //! ```
 //!
 //! Tensor order, dtype and names in the file, and settings that change nothing (`task_type`, dropout), do not take part.

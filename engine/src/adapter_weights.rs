@@ -1,9 +1,6 @@
 //! The weights of one adapter as the engine takes them: checked, named by site, in Hugging Face row order.
 
-use crate::{
-    site::{Site, TargetModule},
-    spec::ModelSpec,
-};
+use crate::{site::Site, spec::ModelSpec};
 
 /// Largest rank of one adapter at one site.
 pub const LORA_RANK_MAX: usize = 256;
@@ -23,7 +20,7 @@ pub struct SiteWeights {
     pub b: Vec<f32>,
     /// `lora_bias`, `[N]`: `y += lora_scale * (B (A x) + bias)`.
     pub bias: Option<Vec<f32>>,
-    /// DoRA's magnitudes `m`, `[N]` (arXiv 2402.09353): row `n` of `W + lora_scale * B A` is scaled to the norm `m[n]`.
+    /// `DoRA`'s magnitudes `m`, `[N]` (arXiv 2402.09353): row `n` of `W + lora_scale * B A` is scaled to the norm `m[n]`.
     pub magnitude: Option<Vec<f32>>,
 }
 
@@ -131,8 +128,10 @@ pub enum AdapterWeightsError {
         /// The device.
         device: &'static str,
     },
-    /// DoRA divides by the norm of a row that is zero, or beyond f32.
-    #[error("{site}: row {row} of the adapted weight cannot be scaled to its magnitude, its norm is {norm}")]
+    /// `DoRA` divides by the norm of a row that is zero, or beyond f32.
+    #[error(
+        "{site}: row {row} of the adapted weight cannot be scaled to its magnitude, its norm is {norm}"
+    )]
     Norm {
         /// Where the weights act.
         site: Site,
@@ -225,17 +224,21 @@ impl AdapterWeights {
     /// # Errors
     /// [`AdapterWeightsError::Unsupported`] with the first kind beyond it.
     pub fn check_plain(&self, device: &'static str) -> Result<(), AdapterWeightsError> {
-        let refuse =
-            |site, kind| Err(AdapterWeightsError::Unsupported { site, kind, device });
+        let refuse = |site, kind| Err(AdapterWeightsError::Unsupported { site, kind, device });
         for weights in &self.sites {
             let site = weights.site;
-            match site.module {
-                TargetModule::EmbedTokens => return refuse(site, "LoRA on the embedding"),
-                TargetModule::LmHead => return refuse(site, "LoRA on the head"),
-                _ if weights.magnitude.is_some() => return refuse(site, "DoRA (`use_dora`)"),
-                _ if weights.bias.is_some() => return refuse(site, "a bias of lora_B (`lora_bias`)"),
-                _ => {}
-            }
+            let kind = if site == Site::EMBEDDING {
+                "LoRA on the embedding"
+            } else if site == Site::HEAD {
+                "LoRA on the head"
+            } else if weights.magnitude.is_some() {
+                "DoRA (`use_dora`)"
+            } else if weights.bias.is_some() {
+                "a bias of lora_B (`lora_bias`)"
+            } else {
+                continue;
+            };
+            return refuse(site, kind);
         }
         match self.own_matrices().next() {
             Some((site, _)) => refuse(site, "a whole matrix of the adapter's own"),
@@ -305,11 +308,20 @@ mod tests {
         let of_sites =
             |sites: Vec<SiteWeights>| AdapterWeights { sites, ..AdapterWeights::default() };
         for (weights, message) in [
-            (with(|site| site.magnitude = Some(vec![1.0])), "model.layers.2.self_attn.q_proj: DoRA (`use_dora`)"),
-            (with(|site| site.bias = Some(vec![1.0])), "model.layers.2.self_attn.q_proj: a bias of lora_B (`lora_bias`)"),
+            (
+                with(|site| site.magnitude = Some(vec![1.0])),
+                "model.layers.2.self_attn.q_proj: DoRA (`use_dora`)",
+            ),
+            (
+                with(|site| site.bias = Some(vec![1.0])),
+                "model.layers.2.self_attn.q_proj: a bias of lora_B (`lora_bias`)",
+            ),
             (of_sites(vec![plain(linear), plain(Site::HEAD)]), "lm_head: LoRA on the head"),
             (of_sites(vec![plain(Site::EMBEDDING)]), "model.embed_tokens: LoRA on the embedding"),
-            (AdapterWeights { head: own(), ..AdapterWeights::default() }, "lm_head: a whole matrix of the adapter's own"),
+            (
+                AdapterWeights { head: own(), ..AdapterWeights::default() },
+                "lm_head: a whole matrix of the adapter's own",
+            ),
             (
                 AdapterWeights { embedding: own(), ..AdapterWeights::default() },
                 "model.embed_tokens: a whole matrix of the adapter's own",

@@ -87,6 +87,7 @@ const SAVED_MODULES: [(&str, TargetModule); 3] = [
 
 /// The settings of one PEFT `LoRA` adapter that its result depends on.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the keys of the file, one field each")]
 pub struct AdapterConfig {
     /// `r`, the rank where `rank_pattern` says nothing.
     pub rank: usize,

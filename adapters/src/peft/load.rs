@@ -233,7 +233,10 @@ fn parse_names<'a>(
             });
         }
         if !parsed.is_empty() && !parsed[model].agrees_with(&tensor) {
-            return Err(AdapterError::MixedNames { tensor: name.clone(), other: names[model].clone() });
+            return Err(AdapterError::MixedNames {
+                tensor: name.clone(),
+                other: names[model].clone(),
+            });
         }
         // Names of the base's weights tell the least about the others.
         if parsed.get(model).is_some_and(|model| model.matrix == Matrix::Base) {

@@ -49,8 +49,8 @@ impl TreeRoot {
 
     /// Every site of a model in this tree; the bare decoder has no head.
     fn sites(self, n_layers: usize) -> Vec<Site> {
-        let layers = (0..n_layers)
-            .flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+        let layers =
+            (0..n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
         let head = (self == Self::CausalLm).then_some(Site::HEAD);
         layers.chain([Site::EMBEDDING]).chain(head).collect()
     }
@@ -121,7 +121,11 @@ impl AdapterConfig {
         for (is_on, key, what) in [
             (embedding && self.use_dora, "use_dora", "DoRA of an embedding"),
             (embedding && self.lora_bias, "lora_bias", "a bias beside lora_B of an embedding"),
-            (ends && self.ensure_weight_tying, "ensure_weight_tying", "one adapter for embedding and head"),
+            (
+                ends && self.ensure_weight_tying,
+                "ensure_weight_tying",
+                "one adapter for embedding and head",
+            ),
         ] {
             if is_on {
                 return Err(ConfigError::Unsupported { key, what, value: "true".to_owned() });

@@ -28,7 +28,7 @@ pub(super) enum Matrix {
     B,
     /// Of `lora_B`, `[N]`.
     Bias,
-    /// DoRA's, `[N]`.
+    /// `DoRA`'s, `[N]`.
     Magnitude,
     /// A whole matrix beside the base's (`modules_to_save`).
     Saved,
@@ -54,7 +54,9 @@ impl NameStyle<'_> {
         let adapter = self.adapter.map(|adapter| format!(".{adapter}")).unwrap_or_default();
         let embedding = site == Site::EMBEDDING;
         let rest = match (matrix, self.adapter) {
-            (Matrix::A | Matrix::B, _) if embedding => format!("lora_embedding_{matrix:?}{adapter}"),
+            (Matrix::A | Matrix::B, _) if embedding => {
+                format!("lora_embedding_{matrix:?}{adapter}")
+            }
             (Matrix::A | Matrix::B, _) => format!("lora_{matrix:?}{adapter}.weight"),
             (Matrix::Bias, _) => format!("lora_B{adapter}.bias"),
             (Matrix::Magnitude, None) => "lora_magnitude_vector".to_owned(),
@@ -155,7 +157,10 @@ pub(super) fn feature_of(name: &str) -> Option<&'static str> {
     const FEATURES: [(&str, &str); 7] = [
         ("lora_magnitude_vector", "DoRA of an embedding"),
         ("lora_diag", "KaSA (`kasa_config`)"),
-        ("modules_to_save", "a whole saved module (`modules_to_save`) other than embed_tokens and lm_head"),
+        (
+            "modules_to_save",
+            "a whole saved module (`modules_to_save`) other than embed_tokens and lm_head",
+        ),
         ("token_adapter", "trained token rows (`trainable_token_indices`)"),
         ("base_layer", "a weight of the base"),
         ("embed_tokens", "the embedding"),
@@ -200,7 +205,12 @@ mod tests {
     fn names_of_every_kind() {
         let linear = Site { layer: 10, module: TargetModule::OProj };
         for (site, matrix, saved, raw) in [
-            (linear, Matrix::Bias, "model.layers.10.self_attn.o_proj.lora_B.bias", "lora_B.default.bias"),
+            (
+                linear,
+                Matrix::Bias,
+                "model.layers.10.self_attn.o_proj.lora_B.bias",
+                "lora_B.default.bias",
+            ),
             (
                 linear,
                 Matrix::Magnitude,
@@ -208,17 +218,41 @@ mod tests {
                 "lora_magnitude_vector.default.weight",
             ),
             (Site::HEAD, Matrix::A, "lm_head.lora_A.weight", "lora_A.default.weight"),
-            (Site::HEAD, Matrix::Magnitude, "lm_head.lora_magnitude_vector", "lora_magnitude_vector.default.weight"),
+            (
+                Site::HEAD,
+                Matrix::Magnitude,
+                "lm_head.lora_magnitude_vector",
+                "lora_magnitude_vector.default.weight",
+            ),
             (Site::HEAD, Matrix::Saved, "lm_head.weight", "modules_to_save.default.weight"),
-            (Site::EMBEDDING, Matrix::A, "model.embed_tokens.lora_embedding_A", "lora_embedding_A.default"),
-            (Site::EMBEDDING, Matrix::B, "model.embed_tokens.lora_embedding_B", "lora_embedding_B.default"),
-            (Site::EMBEDDING, Matrix::Saved, "model.embed_tokens.weight", "modules_to_save.default.weight"),
+            (
+                Site::EMBEDDING,
+                Matrix::A,
+                "model.embed_tokens.lora_embedding_A",
+                "lora_embedding_A.default",
+            ),
+            (
+                Site::EMBEDDING,
+                Matrix::B,
+                "model.embed_tokens.lora_embedding_B",
+                "lora_embedding_B.default",
+            ),
+            (
+                Site::EMBEDDING,
+                Matrix::Saved,
+                "model.embed_tokens.weight",
+                "modules_to_save.default.weight",
+            ),
         ] {
             let saved = format!("base_model.model.{saved}");
             let raw = format!("base_model.model.{}.{raw}", site.path());
             for (name, adapter) in [(&saved, None), (&raw, Some("default"))] {
                 let parsed = TensorName::parse(name).unwrap();
-                assert_eq!((parsed.site, parsed.matrix, parsed.style.adapter), (site, matrix, adapter), "{name}");
+                assert_eq!(
+                    (parsed.site, parsed.matrix, parsed.style.adapter),
+                    (site, matrix, adapter),
+                    "{name}"
+                );
                 assert_eq!(parsed.style.name(site, matrix), *name);
                 for end in [Site::EMBEDDING, Site::HEAD] {
                     let base = format!("base_model.model.{}.base_layer.weight", end.path());

@@ -113,14 +113,20 @@ fn the_ends_of_the_model_are_targeted_as_by_peft() {
     ] {
         assert_eq!(ends(edits.clone(), TreeRoot::CausalLm), expected, "{edits}");
     }
-    assert_eq!(ends(json!({"target_modules": ".*(embed_tokens|q_proj)|embed_tokens"}), TreeRoot::Decoder), both[..1]);
+    assert_eq!(
+        ends(json!({"target_modules": ".*(embed_tokens|q_proj)|embed_tokens"}), TreeRoot::Decoder),
+        both[..1]
+    );
     let ranks = config_with(json!({
         "target_modules": ["lm_head", "embed_tokens"], "rank_pattern": {"lm_head": 3}, "alpha_pattern": {"embed_tokens": 1},
     }));
     let sites = AdapterConfig::from_json(ranks.to_string().as_bytes()).unwrap();
     let sites = sites.sites(&toy_spec(2), TreeRoot::CausalLm).unwrap();
     assert_eq!((sites[&Site::HEAD].rank, sites[&Site::EMBEDDING].rank), (3, 2));
-    assert_eq!((sites[&Site::HEAD].lora_scale, sites[&Site::EMBEDDING].lora_scale), (4.0 / 3.0, 0.5));
+    assert_eq!(
+        (sites[&Site::HEAD].lora_scale, sites[&Site::EMBEDDING].lora_scale),
+        (4.0 / 3.0, 0.5)
+    );
     check_refused(
         json!({"target_modules": ["lm_head"], "r": 300}),
         "lm_head: rank 300 is outside 1..=256",

@@ -158,9 +158,14 @@ fn every_tensor_must_belong_to_a_targeted_site() {
     for (rest, feature) in [
         (name("0.self_attn.q_proj.bias"), "a bias of the base (`bias`)"),
         (name("0.self_attn.q_proj.base_layer.weight"), "a weight of the base"),
-        ("base_model.model.model.embed_tokens.lora_magnitude_vector".to_owned(), "DoRA of an embedding"),
-        ("base_model.model.model.norm.modules_to_save.default.weight".to_owned(),
-            "a whole saved module (`modules_to_save`) other than embed_tokens and lm_head"),
+        (
+            "base_model.model.model.embed_tokens.lora_magnitude_vector".to_owned(),
+            "DoRA of an embedding",
+        ),
+        (
+            "base_model.model.model.norm.modules_to_save.default.weight".to_owned(),
+            "a whole saved module (`modules_to_save`) other than embed_tokens and lm_head",
+        ),
     ] {
         check_refused(extra(&rest), &format!("tensor `{rest}` is not supported: {feature}"));
     }
@@ -182,7 +187,8 @@ fn every_tensor_must_belong_to_a_targeted_site() {
 /// What PEFT writes for this kind on the toy model, in eighths.
 fn tensors_of_kind(config: &Value) -> crate::support::Tensors {
     let mut tensors = tensors_for(config, &toy_spec(2));
-    let eighths = |shape: &[usize]| Tensor::f32(shape, (0..).map(|i| f32::from(i as u16 % 13) / 8.0));
+    let eighths =
+        |shape: &[usize]| Tensor::f32(shape, (0..13_u8).cycle().map(|i| f32::from(i) / 8.0));
     let rows: Vec<(String, usize)> = tensors
         .iter()
         .filter(|(name, _)| name.contains("lora_B.weight"))
@@ -216,7 +222,8 @@ fn every_kind_must_have_its_tensors_in_its_shapes() {
     ] {
         let config = config_with(edits);
         let whole = tensors_of_kind(&config);
-        let plain = load(&crate::support::config(), &tensors_for(&crate::support::config(), &toy_spec(2)));
+        let plain =
+            load(&crate::support::config(), &tensors_for(&crate::support::config(), &toy_spec(2)));
         let loaded = load(&config, &whole).unwrap();
         assert_ne!(loaded.digest, plain.unwrap().digest, "{part}");
         let tensor = match part {

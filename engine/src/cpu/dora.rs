@@ -1,4 +1,4 @@
-//! Norms of the rows of an adapted weight, `||W[n] + lora_scale (B A)[n]||`: what DoRA (arXiv 2402.09353) divides by.
+//! Norms of the rows of an adapted weight, `||W[n] + lora_scale (B A)[n]||`: what `DoRA` (arXiv 2402.09353) divides by.
 //!
 //! Computed once, when an adapter is packed, from the resident weight, tile by tile: the adapted weight is never there
 //! as a whole. One lane is one row, sixteen rows at a time, in four chains along K.

@@ -80,12 +80,7 @@ impl Kernel for AddTiles<'_> {
 }
 
 impl CpuBackend {
-    pub(crate) fn embed_rows(
-        &self,
-        batch: &StepBatch,
-        table: &CpuMatrix,
-        out: &mut CpuBuffer,
-    ) {
+    pub(crate) fn embed_rows(&self, batch: &StepBatch, table: &CpuMatrix, out: &mut CpuBuffer) {
         let hidden = self.spec.hidden;
         for (row, &token) in batch.token_ids.iter().enumerate() {
             let token = token as usize;

@@ -152,13 +152,7 @@ impl CpuBackend {
     }
 
     /// Writes the logits of at most [`HEAD_ROWS_MAX`] rows, in the order of the head's plan.
-    fn logits(
-        &mut self,
-        rows: &[SampleRow],
-        x: &CpuBuffer,
-        norm: &CpuVector,
-        head: &CpuMatrix,
-    ) {
+    fn logits(&mut self, rows: &[SampleRow], x: &CpuBuffer, norm: &CpuVector, head: &CpuMatrix) {
         let matrix = &*head.0;
         let quantize =
             self.activations == Activations::Int8 && matches!(matrix.storage, Storage::Codes(_));
@@ -199,8 +193,9 @@ impl CpuBackend {
 
     /// The adapters' first half at the head.
     fn shrink_head(&mut self) {
-        let Self { isa, ref spec, ref mut team, ref adapters, ref mut v, head: ref buffers, .. } =
-            *self;
+        let Self {
+            isa, ref spec, ref mut team, ref adapters, ref mut v, head: ref buffers, ..
+        } = *self;
         if buffers.plan.shrink.is_empty() {
             return;
         }

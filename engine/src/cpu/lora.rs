@@ -124,7 +124,7 @@ impl ExpandRows<'_> {
 }
 
 impl MoreOfSite {
-    /// `y + lora_scale * (delta + lora_bias)`, or DoRA's `gain * (sum + lora_scale * delta) + bias`.
+    /// `y + lora_scale * (delta + lora_bias)`, or `DoRA`'s `gain * (sum + lora_scale * delta) + bias`.
     #[inline(always)]
     unsafe fn add<S: Simd>(
         &self,

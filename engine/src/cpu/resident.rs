@@ -36,13 +36,17 @@ pub(crate) struct ResidentSite {
 pub(crate) struct MoreOfSite {
     /// Of `lora_B`.
     pub(crate) bias: Option<Vec<f32>>,
-    /// DoRA's `m[n] / ||W[n] + lora_scale (B A)[n]||`.
+    /// `DoRA`'s `m[n] / ||W[n] + lora_scale (B A)[n]||`.
     pub(crate) gain: Option<Vec<f32>>,
 }
 
 impl MoreOfSite {
     fn n_bytes(&self) -> usize {
-        [&self.bias, &self.gain].into_iter().flatten().map(|values| values.len() * size_of::<f32>()).sum()
+        [&self.bias, &self.gain]
+            .into_iter()
+            .flatten()
+            .map(|values| values.len() * size_of::<f32>())
+            .sum()
     }
 }
 

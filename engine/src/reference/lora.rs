@@ -33,7 +33,7 @@ pub fn lora_magnitude(weights: &SiteWeights, x: &[f64]) -> Vec<f64> {
     lora(&absolute, &x.iter().map(|v| v.abs()).collect::<Vec<_>>())
 }
 
-/// DoRA's `m[n] / ||W[n] + lora_scale (B A)[n]||` (arXiv 2402.09353), `[N]`: what row `n` of the adapted weight is scaled
+/// `DoRA`'s `m[n] / ||W[n] + lora_scale (B A)[n]||` (arXiv 2402.09353), `[N]`: what row `n` of the adapted weight is scaled
 /// by. `w` is `[N, K]`, row-major.
 ///
 /// # Panics

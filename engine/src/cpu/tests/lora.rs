@@ -328,10 +328,9 @@ fn a_row_without_a_norm_is_refused_by_its_number() {
     let case = Case::new(&mut random, options, BlockFormat::F32, &[module], Vec::new());
     let (n_out, n_in) = spec().linear_shape(module);
     let mut backend = case.backend;
-    let linears = vec![
-        Arc::new(PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &vec![0.0; n_out * n_in]));
-        site_index(&spec(), Site::HEAD) + 1
-    ];
+    let zeros = PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &vec![0.0; n_out * n_in]);
+    let zeros = Arc::new(zeros);
+    let linears = (0..=site_index(&spec(), Site::HEAD)).map(|_| Arc::clone(&zeros)).collect();
     let site = Site { layer: LAYER, module };
     let mut b = vec![1.0; n_out];
     b[3] = 0.0;
