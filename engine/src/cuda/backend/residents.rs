@@ -51,6 +51,7 @@ pub(super) struct CudaPacker {
 impl AdapterPacker for CudaPacker {
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
         weights.check(&self.spec)?;
+        weights.check_plain("cuda")?;
         weights.check_f16()?;
         let mut halves = Vec::new();
         let places = weights.sites.iter().map(|site| {
