@@ -16,6 +16,7 @@ use std::{
 };
 
 use pleach::{
+    adapter_service::{AdapterService, AdapterSettings},
     http::{
         cpu_work::CpuWork,
         router,
@@ -24,7 +25,6 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
 };
-use pleach_adapters::Registry;
 use pleach_engine::{
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
@@ -143,8 +143,11 @@ fn app(path: &Path, runner: IdleRunner, max_batch: usize, file: &GgufFile) -> Ar
         kv_blocks: KV_BLOCKS,
         prefix_cache: true,
     };
+    let adapters =
+        AdapterService::new(engine.clone(), vec![model_name], AdapterSettings::default()).unwrap();
     Arc::new(AppState {
         engine,
+        adapters,
         base: Base {
             tokenizer: Arc::new(Tokenizer::from_gguf(file).unwrap()),
             chat_template: ChatTemplate::from_gguf(file)
@@ -153,7 +156,6 @@ fn app(path: &Path, runner: IdleRunner, max_batch: usize, file: &GgufFile) -> Ar
             fingerprint: "fp_000000000000".to_owned(),
             loaded_unix: 0,
         },
-        registry: Registry::new(vec![model_name]).unwrap(),
         telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
         limits: HttpLimits::default(),
         api_key: None,
@@ -187,7 +189,7 @@ fn main() {
         runtime.worker_threads(workers);
     }
     let runtime = runtime.enable_all().build().unwrap();
-    let state = app(&path, runner, clients, &file);
+    let state = runtime.block_on(async { app(&path, runner, clients, &file) });
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let routes = router(Arc::clone(&state));

@@ -3,6 +3,7 @@
 //! This crate is the serving process: command line, HTTP, telemetry. The engine, text and adapters are crates of their
 //! own; `main.rs` only reads the arguments.
 
+pub mod adapter_service;
 pub mod bench;
 pub mod cli;
 pub mod http;

@@ -1,13 +1,13 @@
 //! From checked settings to a loaded server: model file, engine, text, adapters, telemetry in one [`AppState`].
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use pleach_adapters::{Alias, Generation, Registry, load_peft};
+use pleach_adapters::Alias;
 use pleach_engine::{
     backend::StepRunner,
     cpu::Isa,
@@ -21,6 +21,7 @@ use pleach_text::{ChatTemplate, Tokenizer};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    adapter_service::{AdapterService, AdapterSettings},
     http::{
         auth::ApiKey,
         cpu_work::CpuWork,
@@ -35,7 +36,7 @@ const KV_SHARE_OF_FREE: u64 = 4;
 /// Most memory that keys and values take unless told otherwise: what they take, the prefix cache fills in time.
 const KV_BYTES_DEFAULT_MAX: u64 = 2 << 30;
 /// Bytes of resident adapters on the CPU.
-const ADAPTER_BYTES_CPU: usize = 4 << 30;
+const ADAPTER_BYTES_CPU: u64 = 4 << 30;
 /// Share of a GPU's free memory that is taken; the rest is left to the driver and to others.
 const GPU_MEMORY_PERCENT: u64 = 90;
 /// Share of a GPU's free memory that resident adapters may take.
@@ -92,6 +93,10 @@ pub struct LoadSettings {
     pub model_names: Vec<String>,
     /// Adapters by alias.
     pub adapters: Vec<(String, PathBuf)>,
+    /// How adapters are taken in and kept.
+    pub adapter_settings: AdapterSettings,
+    /// Bytes of resident adapters; absent: a default of the device.
+    pub adapter_bytes: Option<u64>,
     /// Where to compute.
     pub device: DeviceChoice,
     /// Kernels of the CPU.
@@ -133,12 +138,16 @@ pub struct LoadReport {
 /// What could not be loaded, by file and name.
 pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, LoadReport)> {
     let began = Instant::now();
-    let registry = Registry::new(settings.model_names.clone())?;
     let opened = {
         let settings = settings.clone();
         tokio::task::spawn_blocking(move || open(&settings)).await.context("the loader died")??
     };
-    load_adapters(&opened.engine, &registry, &settings.adapters).await?;
+    let adapters = AdapterService::new(
+        opened.engine.clone(),
+        settings.model_names.clone(),
+        settings.adapter_settings.clone(),
+    )?;
+    load_adapters(&adapters, &settings.adapters).await?;
     let facts = ServerFacts {
         model_name: settings.model_names.first().cloned().unwrap_or_default(),
         context: opened.engine.spec().context,
@@ -150,13 +159,13 @@ pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, Load
         model_bytes: opened.model_bytes,
         device: opened.device,
         kv_bytes: opened.kv_bytes,
-        adapters: registry.list(),
+        adapters: adapters.registry().list(),
         elapsed: began.elapsed(),
     };
     let state = AppState {
         engine: opened.engine,
         base: opened.base,
-        registry,
+        adapters,
         telemetry: Arc::new(Telemetry::new(&facts)?),
         limits: settings.limits,
         api_key: settings.api_key,
@@ -213,7 +222,7 @@ fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> 
         threads: settings.threads,
         activations: settings.activations,
         kv_bytes: bytes_of_kv_memory(kv_bytes)?,
-        adapter_bytes: ADAPTER_BYTES_CPU,
+        adapter_bytes: bytes_of_adapters(settings, ADAPTER_BYTES_CPU)?,
         max_rows: settings.engine.max_step_rows,
     };
     let device = format!(
@@ -234,7 +243,7 @@ fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow
     let kv_bytes = settings.kv_bytes.unwrap_or(free / KV_SHARE_OF_FREE);
     let options = CudaOptions {
         kv_bytes: bytes_of_kv_memory(kv_bytes)?,
-        adapter_bytes: usize::try_from(free / GPU_ADAPTER_SHARE).unwrap_or(usize::MAX),
+        adapter_bytes: bytes_of_adapters(settings, free / GPU_ADAPTER_SHARE)?,
         max_rows: settings.engine.max_step_rows,
     };
     let name = format!("cuda:{ordinal}, {}, f16 activations", device.info().name);
@@ -247,6 +256,11 @@ fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow
 
 fn bytes_of_kv_memory(kv_bytes: u64) -> anyhow::Result<usize> {
     usize::try_from(kv_bytes).context("--kv-memory does not fit this machine's address space")
+}
+
+fn bytes_of_adapters(settings: &LoadSettings, default: u64) -> anyhow::Result<usize> {
+    usize::try_from(settings.adapter_bytes.unwrap_or(default))
+        .context("--adapter-memory does not fit this machine's address space")
 }
 
 fn open_base(file: &GgufFile) -> anyhow::Result<Base> {
@@ -271,70 +285,17 @@ pub fn fingerprint(file: &[u8]) -> String {
     format!("fp_{}", &hex[..FINGERPRINT_DIGITS])
 }
 
-/// Loads adapters in order. Equal files become one generation, installed once.
-///
-/// # Errors
-/// The first that cannot be served, by name and folder.
-pub async fn load_adapters(
-    engine: &EngineHandle,
-    registry: &Registry,
+async fn load_adapters(
+    service: &AdapterService,
     adapters: &[(String, PathBuf)],
 ) -> anyhow::Result<()> {
     for (name, folder) in adapters {
-        load_adapter(engine, registry, name, folder)
+        service
+            .register_configured(name, folder.clone())
             .await
             .with_context(|| format!("cannot load adapter {name:?} from {}", folder.display()))?;
     }
     Ok(())
-}
-
-async fn load_adapter(
-    engine: &EngineHandle,
-    registry: &Registry,
-    name: &str,
-    folder: &Path,
-) -> anyhow::Result<()> {
-    registry.check_new_alias(name)?;
-    let (path, spec) = (folder.to_owned(), engine.spec().clone());
-    let mut adapter = tokio::task::spawn_blocking(move || load_peft(&path, &spec))
-        .await
-        .context("the loader died")??;
-    if let Some(claimed) = &adapter.base_model_name {
-        let spec_name = engine.spec().name.as_str();
-        let mut known = registry.base_names().iter().map(String::as_str).chain([spec_name]);
-        if !known.any(|known| may_be_same_model(claimed, known)) {
-            tracing::warn!(
-                adapter = name,
-                trained_on = claimed,
-                base = spec_name,
-                "the adapter names another base model; its shapes fit this one"
-            );
-        }
-    }
-    let generation = if let Some(resident) = registry.find(&adapter.digest) {
-        resident
-    } else {
-        let weights = std::mem::take(&mut adapter.weights);
-        let packer = engine.adapter_packer();
-        let ready = tokio::task::spawn_blocking(move || packer.pack(&weights))
-            .await
-            .context("the packer died")??;
-        let lease = engine.install_adapter(ready).await?;
-        Generation::new(name, &adapter, lease)
-    };
-    registry.insert(name, generation)?;
-    Ok(())
-}
-
-/// Whether two names can mean the same model: one holds the other, but for the owner, case and punctuation. Files are
-/// named freely, so that this is only good enough for a warning.
-fn may_be_same_model(one: &str, other: &str) -> bool {
-    let core = |name: &str| -> String {
-        let name = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
-        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
-    };
-    let (one, other) = (core(one), core(other));
-    !one.is_empty() && !other.is_empty() && (one.contains(&other) || other.contains(&one))
 }
 
 /// A quarter of the free memory, unless less is enough for the largest batch at full context, or it is very much.
@@ -353,22 +314,4 @@ fn kv_token_bytes(spec: &ModelSpec, activations: Activations) -> u64 {
         Activations::F32 => 4,
     };
     (2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * value_bytes) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::may_be_same_model;
-
-    #[test]
-    fn names_of_one_model_differ_in_owner_case_and_tail() {
-        let claimed = "HuggingFaceTB/SmolLM2-135M-Instruct";
-        for known in
-            ["smollm2-135m-instruct", "SmolLM2-135M-Instruct.Q4_1", "SmolLM2 135M Instruct"]
-        {
-            assert!(may_be_same_model(claimed, known), "{known}");
-        }
-        for other in ["smollm2-360m-instruct", "Qwen/Qwen3-0.6B", "", "/"] {
-            assert!(!may_be_same_model(claimed, other), "{other}");
-        }
-    }
 }

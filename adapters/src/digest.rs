@@ -17,7 +17,7 @@
 //!
 //! Tensor order, dtype and names in the file, and settings that change nothing (`task_type`, dropout), do not take part.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use pleach_engine::{adapter_weights::AdapterWeights, site::Site};
 use sha2::{Digest, Sha256};
@@ -122,6 +122,28 @@ fn hash_values(hasher: &mut Sha256, values: &[f32]) {
     }
 }
 
+/// Not the 64 hexadecimal digits of a digest.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a generation is named by the 64 hexadecimal digits of its digest")]
+pub struct NotADigest;
+
+impl FromStr for GenerationDigest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let mut bytes = [0; 32];
+        let digits = text.as_bytes();
+        if digits.len() != 2 * bytes.len() {
+            return Err(NotADigest);
+        }
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or(NotADigest);
+            *byte = u8::try_from(digit(0)? << 4 | digit(1)?).map_err(|_| NotADigest)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
 impl fmt::Display for GenerationDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -142,6 +164,16 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn a_digest_is_read_as_it_is_shown() {
+        let digest = GenerationDigest(std::array::from_fn(|i| u8::try_from(7 * i).unwrap()));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        assert_eq!(digest.to_string().to_uppercase().parse(), Ok(digest));
+        for bad in ["", "00", &"g".repeat(64), &"0".repeat(63), &"0".repeat(65), &"é".repeat(32)] {
+            assert_eq!(bad.parse::<GenerationDigest>(), Err(NotADigest), "{bad:?}");
+        }
+    }
 
     fn weights() -> AdapterWeights {
         let site = |layer, module| {

@@ -1,12 +1,21 @@
-//! One resident, immutable adapter.
+//! One immutable adapter, as the catalogue knows it.
 
-use std::sync::Arc;
+use std::{
+    any::Any,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::SystemTime,
+};
 
-use pleach_engine::{engine::AdapterLease, site::TargetModule};
+use pleach_engine::site::TargetModule;
 
 use crate::{digest::GenerationDigest, peft::LoadedAdapter};
 
-/// What is worth telling about a generation once its weights are on the device.
+/// What is worth telling about a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GenerationInfo {
     /// The base that the adapter says it was trained on.
@@ -33,30 +42,87 @@ impl From<&LoadedAdapter> for GenerationInfo {
     }
 }
 
-/// One immutable set of adapter weights and settings, resident as long as its lease lives.
+/// The folder that a generation is read from whenever it is in no memory.
+pub struct AdapterFiles {
+    folder: PathBuf,
+    /// Removes the folder when it is dropped, if the folder is ours.
+    _keeper: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl AdapterFiles {
+    /// A folder of somebody else's. Should its content change, loading it again fails: a generation never changes.
+    pub fn in_place(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), _keeper: None }
+    }
+
+    /// A folder that `keeper` keeps while it lives.
+    pub fn kept_by(folder: impl Into<PathBuf>, keeper: impl Any + Send + Sync) -> Self {
+        Self { folder: folder.into(), _keeper: Some(Box::new(keeper)) }
+    }
+
+    /// Where the two files of the adapter are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+}
+
+// By hand: the keeper may be anything.
+impl fmt::Debug for AdapterFiles {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("AdapterFiles").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+/// One immutable set of adapter weights and settings: what it is and where its files are. Where its weights are just
+/// now is [`crate::residency`]'s business.
 ///
-/// Held by every alias that points at it and by every request that resolved to it: a sequence ends on the generation
-/// it began with, wherever the alias points by then. `L` is the engine's lease; tests use a lease of their own.
+/// Held by every alias that points at it or did, and by every request that resolved to it: a sequence ends on the
+/// generation it began with, wherever the alias points by then. When the last one goes, so do its files, if they are
+/// ours.
 #[derive(Debug)]
-pub struct Generation<L = AdapterLease> {
+pub struct Generation {
     /// Its name.
     pub digest: GenerationDigest,
     /// The alias under which it was first loaded; for logs.
     pub loaded_as: String,
-    /// Keeps it on the device.
-    pub lease: L,
     /// For listings.
     pub info: GenerationInfo,
+    /// Where it is read from.
+    pub files: AdapterFiles,
+    /// When it was made known.
+    pub created: SystemTime,
+    /// Aliases that point at it now. Written by the registry, under its lock.
+    n_aliases: AtomicUsize,
 }
 
-impl<L> Generation<L> {
-    /// The generation of a loaded adapter whose weights the engine has taken.
-    pub fn new(loaded_as: impl Into<String>, adapter: &LoadedAdapter, lease: L) -> Arc<Self> {
+impl Generation {
+    /// The generation of an adapter that was loaded from `files`.
+    pub fn new(
+        loaded_as: impl Into<String>,
+        adapter: &LoadedAdapter,
+        files: AdapterFiles,
+    ) -> Arc<Self> {
         Arc::new(Self {
             digest: adapter.digest,
             loaded_as: loaded_as.into(),
-            lease,
             info: adapter.into(),
+            files,
+            created: SystemTime::now(),
+            n_aliases: AtomicUsize::new(0),
         })
+    }
+
+    /// Whether no alias points at it any more (or yet): it needs no memory but for the requests that use it.
+    pub fn is_retired(&self) -> bool {
+        self.n_aliases.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn gains_alias(&self) {
+        self.n_aliases.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn loses_alias(&self) {
+        let before = self.n_aliases.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "generation {} lost an alias that it had not", self.digest.short());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! folder ── peft::load_peft ──> LoadedAdapter (checked f32 weights, digest)
-//!    ── engine installs the weights ──> lease ──> Generation ── Registry::insert ──> Alias
+//!    ──> Generation (where its files are) ── Registry::point ──> Alias, moved by compare-and-swap
 //! request's model name ── Registry::resolve ──> pinned Generation
 //! digest ── Residency::lease: disk ─> host memory ─> device ──> ResidentLease
 //! ```
@@ -16,10 +16,10 @@ pub mod peft;
 pub mod registry;
 pub mod residency;
 
-pub use digest::{GenerationDigest, base_kv_key};
-pub use generation::{Generation, GenerationInfo};
+pub use digest::{GenerationDigest, NotADigest, base_kv_key};
+pub use generation::{AdapterFiles, Generation, GenerationInfo};
 pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft};
-pub use registry::{Alias, Registry, RegistryError, Resolution, UnknownModel};
+pub use registry::{Alias, Expect, Moved, Registry, RegistryError, Resolution};
 pub use residency::{
     AdapterDevice, AdapterSource, InstallError, Residency, ResidencyConfig, ResidencyError,
     ResidencyLimits, ResidencyStats, ResidentLease, Tier,

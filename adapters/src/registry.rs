@@ -4,141 +4,97 @@
 //! name that fits, the longest first. Aliases that could be taken for one of the other two are refused, so the order
 //! never decides what a name means.
 
+mod error;
+mod history;
+
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak, atomic::AtomicU64},
     time::SystemTime,
 };
 
-use pleach_engine::engine::AdapterLease;
+pub use error::RegistryError;
+pub use history::HISTORY_MAX;
+use history::History;
 
 use crate::{digest::GenerationDigest, generation::Generation};
 
 /// Longest alias: it is echoed in every response and is a metric label.
 pub const ALIAS_BYTES_MAX: usize = 256;
+/// Most aliases of a server.
+pub const ALIASES_MAX: usize = 1 << 16;
+/// Entries of ended generations are swept out when there are this many and twice as many as after the last sweep.
+const SWEEP_MIN: usize = 64;
 
 /// Separates base and alias in a model name.
 const SEPARATOR: char = ':';
 
-/// A name that cannot be served.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum RegistryError {
-    /// No base name at all.
-    #[error("a server needs at least one name of its base model")]
-    NoBaseName,
-    /// A base name that is empty or holds a comma, white space or a control character.
-    #[error(
-        "base model name {name:?} is empty or holds a comma, white space or a control character"
-    )]
-    InvalidBaseName {
-        /// The name.
-        name: String,
-    },
-    /// An empty alias.
-    #[error("an adapter's name may not be empty")]
-    EmptyAlias,
-    /// An alias beyond the limit.
-    #[error(
-        "an adapter's name of {bytes} bytes is too long, at most {ALIAS_BYTES_MAX} are allowed"
-    )]
-    AliasTooLong {
-        /// Its length.
-        bytes: usize,
-    },
-    /// A comma, white space or control character.
-    #[error(
-        "adapter name {alias:?} holds {character:?}: commas, white space and control characters are not allowed"
-    )]
-    AliasCharacter {
-        /// The alias.
-        alias: String,
-        /// The first such character.
-        character: char,
-    },
-    /// The alias is a base name.
-    #[error("adapter name `{alias}` is a name of the base model")]
-    AliasIsBase {
-        /// The alias.
-        alias: String,
-    },
-    /// The alias could be taken for `BASE:ALIAS`.
-    #[error("adapter name `{alias}` begins with the base model's name `{base}` and a colon")]
-    AliasBeginsWithBase {
-        /// The alias.
-        alias: String,
-        /// The base name.
-        base: String,
-    },
-    /// The alias points at a generation already.
-    #[error("an adapter named `{alias}` is loaded already, generation {}", generation.short())]
-    AliasExists {
-        /// The alias.
-        alias: String,
-        /// Where it points.
-        generation: GenerationDigest,
-    },
-}
-
-/// No base name and no alias.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the model `{model_name}` does not exist")]
-pub struct UnknownModel {
-    /// What was asked for.
-    pub model_name: String,
-}
-
 /// A name that users send, and the generation it points at now.
-#[derive(Debug)]
-pub struct Alias<L = AdapterLease> {
+#[derive(Clone, Debug)]
+pub struct Alias {
     /// The name.
     pub name: Arc<str>,
     /// Where it points.
-    pub generation: Arc<Generation<L>>,
+    pub generation: Arc<Generation>,
     /// When it was made.
     pub created: SystemTime,
-}
-
-// By hand: a derive would ask for `L: Clone`.
-impl<L> Clone for Alias<L> {
-    fn clone(&self) -> Self {
-        Self {
-            name: Arc::clone(&self.name),
-            generation: Arc::clone(&self.generation),
-            created: self.created,
-        }
-    }
+    /// Requests that it was resolved for and that got their adapter; whoever serves them counts.
+    pub n_requests: Arc<AtomicU64>,
 }
 
 /// What a model name means.
-#[derive(Debug)]
-pub enum Resolution<L = AdapterLease> {
+#[derive(Clone, Debug)]
+pub enum Resolution {
     /// The plain base.
     Base,
-    /// An adapter: its alias (without `BASE:`), and the generation, pinned for the request by this `Arc`.
-    Adapter(Arc<str>, Arc<Generation<L>>),
+    /// An adapter: its alias (without `BASE:`), with the generation that is pinned for the request.
+    Adapter(Alias),
 }
 
-impl<L> Clone for Resolution<L> {
-    fn clone(&self) -> Self {
-        match self {
-            Self::Base => Self::Base,
-            Self::Adapter(alias, generation) => {
-                Self::Adapter(Arc::clone(alias), Arc::clone(generation))
-            }
-        }
-    }
+/// Where an alias must point for a change to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Anywhere, or nowhere.
+    Anything,
+    /// It must not exist.
+    Absent,
+    /// At this generation.
+    Generation(GenerationDigest),
+}
+
+/// A change that was made.
+#[derive(Clone, Debug)]
+pub struct Moved {
+    /// The alias now; for a removed one, as it was.
+    pub alias: Alias,
+    /// The generation that it left, if no other alias points there: it is retired. Requests may still use it.
+    pub retired: Option<Arc<Generation>>,
 }
 
 /// All names of one server. Share it in an `Arc`; no method blocks for longer than a map operation, none is async, so
 /// its lock is never held over an await.
 #[derive(Debug)]
-pub struct Registry<L = AdapterLease> {
+pub struct Registry {
     /// The first is the one to show; at least one.
     base_names: Vec<String>,
-    aliases: RwLock<HashMap<Arc<str>, Alias<L>>>,
+    names: RwLock<Names>,
 }
 
-impl<L> Registry<L> {
+#[derive(Debug, Default)]
+struct Names {
+    aliases: HashMap<Arc<str>, Entry>,
+    /// Every generation that somebody holds, so that equal files are one.
+    generations: HashMap<GenerationDigest, Weak<Generation>>,
+    sweep_at: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    alias: Alias,
+    history: History,
+}
+
+impl Registry {
     /// A registry without adapters, for a base that answers to all of `base_names`.
     ///
     /// # Errors
@@ -152,7 +108,7 @@ impl<L> Registry<L> {
         {
             return Err(RegistryError::InvalidBaseName { name: name.clone() });
         }
-        Ok(Self { base_names, aliases: RwLock::default() })
+        Ok(Self { base_names, names: RwLock::default() })
     }
 
     /// The names of the base; the first is the one to show.
@@ -163,86 +119,190 @@ impl<L> Registry<L> {
     /// What a model name means now. A later move of the alias does not change what was returned.
     ///
     /// # Errors
-    /// [`UnknownModel`].
-    pub fn resolve(&self, model_name: &str) -> Result<Resolution<L>, UnknownModel> {
-        if self.base_names.iter().any(|base| base == model_name) {
+    /// [`RegistryError::UnknownName`].
+    pub fn resolve(&self, model_name: &str) -> Result<Resolution, RegistryError> {
+        if self.is_base(model_name) {
             return Ok(Resolution::Base);
         }
-        let aliases = self.read();
-        let alias = aliases.get(model_name).or_else(|| {
-            let qualified = self.base_names.iter().filter_map(|base| {
-                let alias = strip_base(model_name, base)?;
-                Some((base.len(), aliases.get(alias)?))
-            });
-            qualified.max_by_key(|(base_bytes, _)| *base_bytes).map(|(_, alias)| alias)
-        });
-        match alias {
-            Some(alias) => {
-                Ok(Resolution::Adapter(Arc::clone(&alias.name), Arc::clone(&alias.generation)))
-            }
-            None => Err(UnknownModel { model_name: model_name.to_owned() }),
+        let names = self.read();
+        Ok(Resolution::Adapter(self.entry(&names, model_name)?.alias.clone()))
+    }
+
+    /// The alias that a model name means, with a certain generation of its own: the present one or one of its history.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownName`], also for a base; [`RegistryError::UnknownGeneration`] when nobody has it,
+    /// [`RegistryError::ForeignGeneration`] when it is not this alias's.
+    pub fn resolve_generation(
+        &self,
+        model_name: &str,
+        digest: GenerationDigest,
+    ) -> Result<Alias, RegistryError> {
+        let names = self.read();
+        let entry = self.entry(&names, model_name)?;
+        if entry.alias.generation.digest == digest {
+            return Ok(entry.alias.clone());
+        }
+        match entry.history.find(digest) {
+            Some(generation) => Ok(Alias { generation, ..entry.alias.clone() }),
+            None => Err(names.not_of(&entry.alias.name, digest)),
         }
     }
 
-    /// Whether [`Self::insert`] would take this name now. Ask before the work of loading.
+    /// Whether [`Self::point`] would make this change now. Ask before the work of loading.
     ///
     /// # Errors
-    /// The rule that the name breaks.
-    pub fn check_new_alias(&self, name: &str) -> Result<(), RegistryError> {
+    /// The rule that the name breaks, or what the alias is instead.
+    pub fn check(&self, name: &str, expect: Expect) -> Result<(), RegistryError> {
         self.check_name(name)?;
-        match self.read().get(name) {
-            Some(alias) => Err(exists(alias)),
-            None => Ok(()),
-        }
+        self.read().check(name, expect)
     }
 
-    /// A resident generation with this digest, so that equal files need not be installed twice.
-    pub fn find(&self, digest: &GenerationDigest) -> Option<Arc<Generation<L>>> {
-        find_in(&self.read(), digest)
+    /// A generation with this digest that somebody holds.
+    pub fn find(&self, digest: &GenerationDigest) -> Option<Arc<Generation>> {
+        self.read().generations.get(digest)?.upgrade()
     }
 
-    /// Makes a new alias. If a generation of equal digest is resident, the alias points at that one and the given one
-    /// (with its lease) is dropped: equal files are one generation.
+    /// Points an alias at a generation, and makes the alias if there is none. If a generation of equal digest is known,
+    /// the alias points at that one and the given one is dropped: equal files are one generation. What the alias pointed
+    /// at goes into its history.
     ///
     /// # Errors
-    /// When the name breaks a rule or exists; nothing changed then.
-    pub fn insert(
+    /// When the name breaks a rule or the alias is not as expected; nothing changed then.
+    pub fn point(
         &self,
         name: &str,
-        generation: Arc<Generation<L>>,
-    ) -> Result<Alias<L>, RegistryError> {
+        generation: Arc<Generation>,
+        expect: Expect,
+    ) -> Result<Moved, RegistryError> {
         self.check_name(name)?;
-        let mut aliases = self.write();
-        let resident = find_in(&aliases, &generation.digest);
-        let alias = match aliases.entry(Arc::from(name)) {
-            Entry::Occupied(entry) => return Err(exists(entry.get())),
-            Entry::Vacant(entry) => {
-                let name = Arc::clone(entry.key());
-                let generation = resident.unwrap_or_else(|| Arc::clone(&generation));
-                entry.insert(Alias { name, generation, created: SystemTime::now() }).clone()
+        let mut names = self.write();
+        names.check(name, expect)?;
+        let known = names.admit(&generation);
+        let mut cut = None;
+        let moved = if let Some(entry) = names.aliases.get_mut(name) {
+            let before = entry.moves_to(Arc::clone(&known));
+            if let Some(before) = &before {
+                entry.history.forget(known.digest);
+                cut = entry.history.push(Arc::clone(before));
             }
+            Moved { alias: entry.alias.clone(), retired: retired(before) }
+        } else {
+            let name: Arc<str> = Arc::from(name);
+            known.gains_alias();
+            let alias = Alias {
+                name: Arc::clone(&name),
+                generation: known,
+                created: SystemTime::now(),
+                n_requests: Arc::default(),
+            };
+            names.aliases.insert(name, Entry { alias: alias.clone(), history: History::default() });
+            Moved { alias, retired: None }
         };
-        // The lease of a duplicate ends after the lock: giving a slot back is the engine's business, not a reader's.
-        drop(aliases);
-        drop(generation);
-        Ok(alias)
+        // What was given up ends after the lock: removing its files is none of the readers' business.
+        drop(names);
+        drop((generation, cut));
+        Ok(moved)
+    }
+
+    /// Points an alias back at a generation of its history: the last one, or `to`. The history turns like a wheel, so
+    /// that rolling back again goes further back, and what was left is the last to come.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownAlias`], [`RegistryError::Mismatch`], [`RegistryError::NoHistory`],
+    /// [`RegistryError::UnknownGeneration`], [`RegistryError::ForeignGeneration`]; nothing changed then.
+    pub fn roll_back(
+        &self,
+        name: &str,
+        to: Option<GenerationDigest>,
+        expect: Expect,
+    ) -> Result<Moved, RegistryError> {
+        let mut names = self.write();
+        names.check(name, expect)?;
+        let foreign = |names: &Names, to| names.not_of(name, to);
+        let target = match names.aliases.get(name) {
+            None => return Err(RegistryError::UnknownAlias { alias: name.to_owned() }),
+            Some(entry) if to == Some(entry.alias.generation.digest) => {
+                return Ok(Moved { alias: entry.alias.clone(), retired: None });
+            }
+            Some(entry) => match to {
+                Some(to) => entry.history.find(to).ok_or_else(|| foreign(&names, to))?,
+                None => entry
+                    .history
+                    .last()
+                    .ok_or_else(|| RegistryError::NoHistory { alias: name.to_owned() })?,
+            },
+        };
+        let Some(entry) = names.aliases.get_mut(name) else {
+            return Err(RegistryError::UnknownAlias { alias: name.to_owned() });
+        };
+        let before = entry.moves_to(Arc::clone(&target));
+        if let Some(before) = &before {
+            entry.history.turn_to(target.digest, Arc::clone(before));
+        }
+        Ok(Moved { alias: entry.alias.clone(), retired: retired(before) })
+    }
+
+    /// Removes an alias and its history. Requests that resolved to it go on.
+    ///
+    /// # Errors
+    /// [`RegistryError::UnknownAlias`] or [`RegistryError::Mismatch`]; nothing changed then.
+    pub fn remove(&self, name: &str, expect: Expect) -> Result<Moved, RegistryError> {
+        let mut names = self.write();
+        names.check(name, expect)?;
+        let Some(Entry { alias, history }) = names.aliases.remove(name) else {
+            return Err(RegistryError::UnknownAlias { alias: name.to_owned() });
+        };
+        alias.generation.loses_alias();
+        drop(names);
+        drop(history);
+        let retired = retired(Some(Arc::clone(&alias.generation)));
+        Ok(Moved { alias, retired })
+    }
+
+    /// An alias by its own name.
+    pub fn get(&self, name: &str) -> Option<Alias> {
+        self.read().aliases.get(name).map(|entry| entry.alias.clone())
+    }
+
+    /// Where an alias pointed before, the last first; empty for an unknown one.
+    pub fn history(&self, name: &str) -> Vec<Arc<Generation>> {
+        self.read().aliases.get(name).map(|entry| entry.history.list()).unwrap_or_default()
     }
 
     /// All aliases, sorted by name.
-    pub fn list(&self) -> Vec<Alias<L>> {
-        let mut aliases: Vec<_> = self.read().values().cloned().collect();
+    pub fn list(&self) -> Vec<Alias> {
+        let mut aliases: Vec<_> =
+            self.read().aliases.values().map(|entry| entry.alias.clone()).collect();
         aliases.sort_unstable_by(|one, other| one.name.cmp(&other.name));
         aliases
     }
 
     /// How many aliases there are.
     pub fn len(&self) -> usize {
-        self.read().len()
+        self.read().aliases.len()
     }
 
     /// Whether only the base is served.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether this is a name of the base.
+    pub fn is_base(&self, model_name: &str) -> bool {
+        self.base_names.iter().any(|base| base == model_name)
+    }
+
+    fn entry<'n>(&self, names: &'n Names, model_name: &str) -> Result<&'n Entry, RegistryError> {
+        let whole = names.aliases.get(model_name);
+        let entry = whole.or_else(|| {
+            let qualified = self.base_names.iter().filter_map(|base| {
+                let alias = strip_base(model_name, base)?;
+                Some((base.len(), names.aliases.get(alias)?))
+            });
+            qualified.max_by_key(|(base_bytes, _)| *base_bytes).map(|(_, entry)| entry)
+        });
+        entry.ok_or_else(|| RegistryError::UnknownName { model_name: model_name.to_owned() })
     }
 
     fn check_name(&self, name: &str) -> Result<(), RegistryError> {
@@ -256,7 +316,7 @@ impl<L> Registry<L> {
         if let Some(character) = name.chars().find(|character| is_forbidden(*character)) {
             return Err(RegistryError::AliasCharacter { alias: alias(), character });
         }
-        if self.base_names.iter().any(|base| base == name) {
+        if self.is_base(name) {
             return Err(RegistryError::AliasIsBase { alias: alias() });
         }
         match self.base_names.iter().find(|base| strip_base(name, base).is_some()) {
@@ -267,31 +327,72 @@ impl<L> Registry<L> {
         }
     }
 
-    // No code runs under the lock that could leave the map half changed, so a poisoned lock is still good.
-    fn read(&self) -> RwLockReadGuard<'_, HashMap<Arc<str>, Alias<L>>> {
-        self.aliases.read().unwrap_or_else(PoisonError::into_inner)
+    // No code runs under the lock that could leave the maps half changed, so a poisoned lock is still good.
+    fn read(&self) -> RwLockReadGuard<'_, Names> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Arc<str>, Alias<L>>> {
-        self.aliases.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, Names> {
+        self.names.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn find_in<L>(
-    aliases: &HashMap<Arc<str>, Alias<L>>,
-    digest: &GenerationDigest,
-) -> Option<Arc<Generation<L>>> {
-    aliases
-        .values()
-        .find(|alias| alias.generation.digest == *digest)
-        .map(|alias| Arc::clone(&alias.generation))
+impl Names {
+    fn check(&self, name: &str, expect: Expect) -> Result<(), RegistryError> {
+        let found = self.aliases.get(name).map(|entry| entry.alias.generation.digest);
+        let alias = || name.to_owned();
+        match (expect, found) {
+            (Expect::Absent, Some(generation)) => {
+                Err(RegistryError::AliasExists { alias: alias(), generation })
+            }
+            (Expect::Generation(expected), found) if found != Some(expected) => {
+                Err(RegistryError::Mismatch { alias: alias(), expected, found })
+            }
+            (Expect::Absent | Expect::Anything, None) if self.aliases.len() >= ALIASES_MAX => {
+                Err(RegistryError::TooManyAliases)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The known generation of this digest, which may be the given one from now on.
+    fn admit(&mut self, generation: &Arc<Generation>) -> Arc<Generation> {
+        if let Some(known) = self.generations.get(&generation.digest).and_then(Weak::upgrade) {
+            return known;
+        }
+        if self.generations.len() >= self.sweep_at.max(SWEEP_MIN) {
+            self.generations.retain(|_, generation| generation.strong_count() > 0);
+            self.sweep_at = 2 * self.generations.len();
+        }
+        self.generations.insert(generation.digest, Arc::downgrade(generation));
+        Arc::clone(generation)
+    }
+
+    /// Why an alias has not this generation.
+    fn not_of(&self, alias: &str, generation: GenerationDigest) -> RegistryError {
+        let alias = alias.to_owned();
+        if self.generations.get(&generation).is_some_and(|known| known.strong_count() > 0) {
+            RegistryError::ForeignGeneration { alias, generation }
+        } else {
+            RegistryError::UnknownGeneration { alias, generation }
+        }
+    }
 }
 
-fn exists<L>(alias: &Alias<L>) -> RegistryError {
-    RegistryError::AliasExists {
-        alias: alias.name.to_string(),
-        generation: alias.generation.digest,
+impl Entry {
+    /// Points elsewhere; where it pointed, if that is somewhere else.
+    fn moves_to(&mut self, generation: Arc<Generation>) -> Option<Arc<Generation>> {
+        if generation.digest == self.alias.generation.digest {
+            return None;
+        }
+        generation.gains_alias();
+        self.alias.generation.loses_alias();
+        Some(std::mem::replace(&mut self.alias.generation, generation))
     }
+}
+
+fn retired(left: Option<Arc<Generation>>) -> Option<Arc<Generation>> {
+    left.filter(|generation| generation.is_retired())
 }
 
 /// `ALIAS` of `BASE:ALIAS`.

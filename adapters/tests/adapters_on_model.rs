@@ -93,8 +93,11 @@ fn tiny(
         }
     };
     add("", None);
-    for expected in
-        json(&format!("models/{folder}/expected.json")).as_array().unwrap().iter().filter(|e| e["base"] == base)
+    for expected in json(&format!("models/{folder}/expected.json"))
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|e| e["base"] == base)
     {
         let name = expected["name"].as_str().unwrap();
         let (slot, weights) = install(&mut runner, &models.join(folder).join(base).join(name));
@@ -180,7 +183,8 @@ fn f32_equals_peft_on_tiny_models() {
                 let scores = score(&mut runner, &mut prompts, &mut random, vocab);
                 let tokens = greedy(&mut runner, &mut runs(group), 16);
                 for ((golden, scores), tokens) in group.iter().zip(scores).zip(tokens) {
-                    let what = format!("{folder} {base} {isa} {:?}, one of {}", golden.name, group.len());
+                    let what =
+                        format!("{folder} {base} {isa} {:?}, one of {}", golden.name, group.len());
                     check_tiny(&what, (folder, base), golden, Activations::F32, &scores);
                     let (file, name) = tiny_tensors(folder, base)(golden, "greedy_ids");
                     let tokens: Vec<u32> = tokens.into_iter().map(|(token, _)| token).collect();

@@ -22,7 +22,10 @@ use support::{
     fixtures, isas,
     random::{Random, case_seed, cases},
     through_engine::through_engine,
-    wanted::{Chosen, Wanted, assert_adapters_differ, assert_equal, catalogue, random_adapter, random_kinds},
+    wanted::{
+        Chosen, Wanted, assert_adapters_differ, assert_equal, catalogue, random_adapter,
+        random_kinds,
+    },
 };
 
 /// Every architecture, head size and grouping; a format of each kind (codes of 4, 5, 6 and 8 bits, minima, K formats, dense).
@@ -67,8 +70,7 @@ fn load(
     };
     let mut model = load_cpu(&file, options).unwrap();
     let mut random = Random::new(1);
-    let plain: Vec<_> =
-        (0..PLAIN_ADAPTERS).map(|_| random_adapter(&mut random, &spec)).collect();
+    let plain: Vec<_> = (0..PLAIN_ADAPTERS).map(|_| random_adapter(&mut random, &spec)).collect();
     let slots: Vec<AdapterSlot> = plain
         .into_iter()
         .chain(random_kinds(&mut random, &spec))

@@ -1,6 +1,7 @@
 //! `pleach serve`: load, say what is served, answer until told to stop.
 #![expect(clippy::print_stderr, reason = "the start-up message is for the person at the terminal")]
 
+mod adapter_args;
 pub mod args;
 pub mod settings;
 
@@ -88,6 +89,8 @@ impl Serving {
         // It may have stopped already.
         let _ = self.stop.send(());
         let server = self.accepting.await;
+        // Whoever waits for an adapter would wait longer than the grace.
+        self.state.adapters.shutdown();
         self.state.engine.shutdown(grace).await;
         match server {
             Ok(server) => server.finish().await,
@@ -165,7 +168,7 @@ fn announce(settings: &Settings, serving: &Serving) {
     let LoadReport { spec, model_bytes, device, kv_bytes, adapters, elapsed } = &serving.report;
     let load = settings.load_settings(std::path::PathBuf::new());
     let stats = serving.state.engine.stats();
-    let names = serving.state.registry.base_names();
+    let names = serving.state.adapters.registry().base_names();
     let url = format!("http://{}", serving.address);
     eprintln!("pleach {} serves {} at {url}", env!("CARGO_PKG_VERSION"), names.join(", "));
     eprintln!(

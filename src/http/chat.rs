@@ -39,7 +39,7 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model)?;
+    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
     let head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),
@@ -60,7 +60,7 @@ pub async fn create(
         arrived,
         param: PARAM,
     };
-    let running = generate::start(&state, &job)?;
+    let running = generate::start(&state, &job).await?;
     let tokenizer = Arc::clone(&state.base.tokenizer);
     if stream {
         let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted: vec![false; n] };

@@ -39,7 +39,7 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model)?;
+    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
     let head = Head::new("cmpl-", &state, &model);
@@ -66,7 +66,7 @@ pub async fn create(
         param: PARAM,
     };
     let n_choices = job.prompts.len() * view.n;
-    let running = generate::start(&state, &job)?;
+    let running = generate::start(&state, &job).await?;
     if stream {
         let scores = (0..n_choices).map(|_| None).collect();
         let chunks = Chunks { head, view, include_usage, scores };

@@ -6,9 +6,11 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use pleach_adapters::{RegistryError, ResidencyError};
 use pleach_engine::engine::SubmitError;
 
 use super::wire::error::{ErrorBody, ErrorEnvelope};
+use crate::adapter_service::ServiceError;
 
 /// What a client is told to wait when the queue is full. The queue moves by a step every few milliseconds, so this is
 /// the shortest wait that the header can say.
@@ -159,6 +161,14 @@ pub enum ApiError {
         /// Bytes of their bodies.
         held_bytes: usize,
     },
+    /// Something about an adapter that was asked for.
+    #[error("{message}")]
+    Adapter {
+        /// What kind of refusal it is.
+        refusal: AdapterRefusal,
+        /// The words of what refused.
+        message: String,
+    },
     /// The server stops, or stopped while the request ran.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -168,6 +178,48 @@ pub enum ApiError {
         /// What is fit to be told.
         detail: String,
     },
+}
+
+/// Kinds of refusals that have to do with adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdapterRefusal {
+    /// A name that no adapter may have.
+    Name,
+    /// Files that cannot be an adapter here.
+    Files,
+    /// A path that may not be read.
+    Path,
+    /// A path with no adapter.
+    NoFiles,
+    /// No adapter of that name.
+    Unknown,
+    /// No such generation.
+    UnknownGeneration,
+    /// The alias is not as the change expects it, or has not that generation.
+    Conflict,
+    /// Too large for this server's disk or list.
+    Full,
+    /// It is registered but cannot be brought to the device.
+    Unavailable,
+    /// Too many wait.
+    Busy,
+}
+
+impl AdapterRefusal {
+    fn status_and_code(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Name => (StatusCode::BAD_REQUEST, "invalid_adapter_name"),
+            Self::Files => (StatusCode::BAD_REQUEST, "invalid_adapter"),
+            Self::Path => (StatusCode::FORBIDDEN, "adapter_path_not_allowed"),
+            Self::NoFiles => (StatusCode::NOT_FOUND, "adapter_files_not_found"),
+            Self::Unknown => (StatusCode::NOT_FOUND, "adapter_not_found"),
+            Self::UnknownGeneration => (StatusCode::NOT_FOUND, "generation_not_found"),
+            Self::Conflict => (StatusCode::CONFLICT, "generation_conflict"),
+            Self::Full => (StatusCode::INSUFFICIENT_STORAGE, "adapters_full"),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "adapter_unavailable"),
+            Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+        }
+    }
 }
 
 impl ApiError {
@@ -197,6 +249,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::QueueFull { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Adapter { refusal, .. } => refusal.status_and_code().0,
             Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -222,6 +275,7 @@ impl ApiError {
             Self::NotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
+            Self::Adapter { refusal, .. } => refusal.status_and_code().1,
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal_error",
         }
@@ -273,9 +327,69 @@ impl ApiError {
             | Self::MethodNotAllowed { .. }
             | Self::QueueFull { .. }
             | Self::Busy { .. }
+            | Self::Adapter { .. }
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }
+    }
+
+    /// What the registry's refusal is to a client.
+    pub fn from_registry(error: RegistryError) -> Self {
+        let refusal = match &error {
+            RegistryError::UnknownName { model_name } => {
+                return Self::UnknownModel { name: model_name.clone() };
+            }
+            RegistryError::NoBaseName
+            | RegistryError::InvalidBaseName { .. }
+            | RegistryError::EmptyAlias
+            | RegistryError::AliasTooLong { .. }
+            | RegistryError::AliasCharacter { .. }
+            | RegistryError::AliasIsBase { .. }
+            | RegistryError::AliasBeginsWithBase { .. } => AdapterRefusal::Name,
+            RegistryError::TooManyAliases => AdapterRefusal::Full,
+            RegistryError::UnknownAlias { .. } => AdapterRefusal::Unknown,
+            RegistryError::UnknownGeneration { .. } => AdapterRefusal::UnknownGeneration,
+            RegistryError::AliasExists { .. }
+            | RegistryError::Mismatch { .. }
+            | RegistryError::NoHistory { .. }
+            | RegistryError::ForeignGeneration { .. } => AdapterRefusal::Conflict,
+        };
+        Self::Adapter { refusal, message: error.to_string() }
+    }
+
+    /// What the memory tiers' refusal is to a client.
+    pub fn from_residency(error: ResidencyError) -> Self {
+        let refusal = match &error {
+            ResidencyError::ShuttingDown => return Self::ShuttingDown,
+            ResidencyError::QueueFull { .. } => AdapterRefusal::Busy,
+            ResidencyError::NeverFits { .. }
+            | ResidencyError::AllPlacesPinned { .. }
+            | ResidencyError::LoadFailed { .. }
+            | ResidencyError::DeviceFailed { .. }
+            | ResidencyError::DeviceFull { .. } => AdapterRefusal::Unavailable,
+        };
+        tracing::warn!(%error, "an adapter cannot be had");
+        Self::Adapter { refusal, message: error.to_string() }
+    }
+
+    /// Why an adapter was not registered.
+    pub fn from_service(error: ServiceError) -> Self {
+        let refusal = match error {
+            ServiceError::Registry(error) => return Self::from_registry(error),
+            ServiceError::NoRoots | ServiceError::OutsideRoots { .. } => AdapterRefusal::Path,
+            ServiceError::NoAdapter { .. } => AdapterRefusal::NoFiles,
+            ServiceError::Adapter(_)
+            | ServiceError::RankTooLarge { .. }
+            | ServiceError::NeverFits { .. }
+            | ServiceError::Pack(_)
+            | ServiceError::UploadTooLarge { .. } => AdapterRefusal::Files,
+            ServiceError::SpoolFull { .. } => AdapterRefusal::Full,
+            ServiceError::Busy { .. } => AdapterRefusal::Busy,
+            ServiceError::Spool(_) | ServiceError::Panicked => {
+                return Self::Internal { detail: error.to_string() };
+            }
+        };
+        Self::Adapter { refusal, message: error.to_string() }
     }
 
     /// What the engine's refusal is to a client whose prompt came in `param`.
@@ -303,7 +417,7 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), axum::Json(self.envelope())).into_response();
         response.extensions_mut().insert(ErrorCode(self.code()));
         let headers = response.headers_mut();
-        if matches!(self, Self::QueueFull { .. } | Self::Busy { .. } | Self::ShuttingDown) {
+        if self.status() == StatusCode::TOO_MANY_REQUESTS || self == Self::ShuttingDown {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
         }
         if matches!(self, Self::MissingKey | Self::WrongKey) {

@@ -19,6 +19,7 @@ use super::{
     state::{AppState, Model},
     wire::{sampling::Sampling, usage::Usage},
 };
+use crate::adapter_service::AdapterInUse;
 
 /// Most choices of one request, over all its prompts.
 pub const CHOICES_MAX: usize = 512;
@@ -46,6 +47,8 @@ pub struct Job {
 #[derive(Debug)]
 pub struct Running {
     choices: Choices,
+    /// After the choices: it is given back when their sequences have been told to end.
+    _adapter: Option<AdapterInUse>,
     n: usize,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -86,12 +89,19 @@ impl Choices {
     }
 }
 
-/// Queues every choice of a request, or none.
+/// Waits for the request's adapter, then queues every choice, or none. Dropping the future takes the request back.
 ///
 /// # Errors
-/// What the request asks that this model cannot do, or the engine's refusal.
-pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
+/// What the request asks that this model cannot do, an adapter that cannot be had, or the engine's refusal.
+pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     check(state, job)?;
+    let in_use = match &job.model.adapter {
+        Some(pinned) => {
+            let _waiting = state.telemetry.waits_for(&pinned.alias.name);
+            Some(state.adapters.lease(pinned).await.map_err(ApiError::from_residency)?)
+        }
+        None => None,
+    };
     let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let n = job.sampling.n;
     let base_seed = job.sampling.seed.unwrap_or_else(ids::random_u64);
@@ -100,7 +110,7 @@ pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
         (0..n as u64).map(|choice| Arc::new(params(job, base_seed.wrapping_add(choice)))).collect();
     let rules = Arc::new(Rules::new(&job.sampling, &state.base.tokenizer));
     let kv_key = job.model.kv_key(job.sampling.cache_salt.as_bytes());
-    let adapter = job.model.adapter.as_ref().map(|adapter| adapter.generation.lease.clone());
+    let adapter = in_use.as_ref().map(|in_use| in_use.engine_lease().clone());
     let mut choices = Vec::with_capacity(job.prompts.len() * n);
     for (prompt_index, prompt) in job.prompts.iter().enumerate() {
         for (choice_index, params) in params.iter().enumerate() {
@@ -125,7 +135,14 @@ pub fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
         }
     }
     let choices = Choices::new(choices);
-    Ok(Running { choices, n, prompt_tokens, cached_tokens: 0, completion_tokens: 0 })
+    Ok(Running {
+        choices,
+        _adapter: in_use,
+        n,
+        prompt_tokens,
+        cached_tokens: 0,
+        completion_tokens: 0,
+    })
 }
 
 impl Running {

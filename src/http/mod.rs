@@ -7,6 +7,8 @@
 //!
 //! `wire/` holds every type that is JSON; `error` maps every refusal to its status.
 
+pub mod adapter_upload;
+pub mod adapters;
 pub mod auth;
 pub mod chat;
 pub mod choice;
@@ -17,6 +19,7 @@ pub mod generate;
 pub mod head;
 pub mod ids;
 pub mod json_body;
+pub mod lora;
 pub mod models;
 pub mod observe;
 pub mod probes;
@@ -31,7 +34,7 @@ use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::Request,
+    extract::{DefaultBodyLimit, Request},
     middleware::from_fn_with_state,
     routing::{get, post},
 };
@@ -48,6 +51,18 @@ pub fn router(state: Arc<AppState>) -> Router {
         // Names may hold slashes.
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/latency", get(observe::latency))
+        .route("/v1/load_lora_adapter", post(lora::load))
+        .route("/v1/unload_lora_adapter", post(lora::unload))
+        .route("/v1/adapters", get(adapters::list))
+        .route(
+            "/v1/adapters/{name}",
+            get(adapters::get)
+                .put(adapters::put)
+                .delete(adapters::delete)
+                // An upload has limits of its own, file by file.
+                .layer(DefaultBodyLimit::disable()),
+        )
+        .route("/v1/adapters/{name}/rollback", post(adapters::roll_back))
         .route_layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
     Router::new()
         .merge(guarded)

@@ -30,15 +30,17 @@ pub async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
     let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
-    let model = state.resolve(&id)?;
+    let model = state.resolve(&id, None)?;
     let name = model.alias().unwrap_or(&model.name);
     let card = cards(&state).into_iter().find(|card| card.id == name);
     card.map(Json).ok_or(ApiError::UnknownModel { name: id })
 }
 
 fn cards(state: &AppState) -> Vec<ModelCard> {
-    let bases = state.registry.base_names().iter().map(|name| base_card(state, name));
-    bases.chain(state.registry.list().iter().map(|alias| adapter_card(state, alias))).collect()
+    let bases = state.adapters.registry().base_names().iter().map(|name| base_card(state, name));
+    bases
+        .chain(state.adapters.registry().list().iter().map(|alias| adapter_card(state, alias)))
+        .collect()
 }
 
 fn base_card(state: &AppState, name: &str) -> ModelCard {
@@ -50,7 +52,7 @@ fn base_card(state: &AppState, name: &str) -> ModelCard {
 
 fn adapter_card(state: &AppState, alias: &Alias) -> ModelCard {
     let created = alias.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let parent = state.registry.base_names().first().cloned();
+    let parent = state.adapters.registry().base_names().first().cloned();
     card(&alias.name, created, parent, Some(alias.generation.digest.to_string()))
 }
 

@@ -9,6 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use pleach_adapters::Tier;
+
 use super::{error::ApiError, state::AppState, wire::latency::LatencyReport};
 use crate::telemetry::AdapterFacts;
 
@@ -21,10 +23,12 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// [`ApiError::Internal`] when a series cannot be written.
 pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, ApiError> {
     let adapters: Vec<_> = state
-        .registry
+        .adapters
+        .registry()
         .list()
         .into_iter()
         .map(|alias| AdapterFacts {
+            resident: state.adapters.tier(alias.generation.digest) == Tier::Device,
             generation: alias.generation.digest.to_string(),
             waiting: state.telemetry.is_waiting(&alias.name),
             alias: alias.name.to_string(),
@@ -32,7 +36,7 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, Api
         .collect();
     let text = state
         .telemetry
-        .render(&state.engine.stats(), &adapters)
+        .render(&state.engine.stats(), &adapters, &state.adapters.tier_facts())
         .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }

@@ -8,12 +8,15 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::{Generation, Registry, Resolution, base_kv_key};
+use pleach_adapters::{GenerationDigest, base_kv_key};
 use pleach_engine::engine::EngineHandle;
 use pleach_text::{ChatTemplate, Tokenizer};
 
 use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError};
-use crate::telemetry::Telemetry;
+use crate::{
+    adapter_service::{AdapterService, PinnedAdapter},
+    telemetry::Telemetry,
+};
 
 /// Limits on what clients send.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +55,7 @@ pub struct AppState {
     /// The base, from the side of text.
     pub base: Base,
     /// Base names and adapters.
-    pub registry: Registry,
+    pub adapters: AdapterService,
     /// What is measured.
     pub telemetry: Arc<Telemetry>,
     /// Limits on what clients send.
@@ -71,19 +74,21 @@ impl AppState {
         !self.stopping.load(Ordering::Relaxed) && !self.engine.is_stopping()
     }
 
-    /// What the `model` field of a request means, pinned for the whole request.
+    /// What the `model` field of a request means, pinned for the whole request; `generation` is the adapter's that the
+    /// request insists on.
     ///
     /// # Errors
-    /// [`ApiError::UnknownModel`].
-    pub fn resolve(&self, name: &str) -> Result<Model, ApiError> {
-        match self.registry.resolve(name) {
-            Ok(Resolution::Base) => Ok(Model { name: name.to_owned(), adapter: None }),
-            Ok(Resolution::Adapter(alias, generation)) => Ok(Model {
-                name: name.to_owned(),
-                adapter: Some(PinnedAdapter { alias, generation }),
-            }),
-            Err(unknown) => Err(ApiError::UnknownModel { name: unknown.model_name }),
+    /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when the adapter has no such generation.
+    pub fn resolve(
+        &self,
+        name: &str,
+        generation: Option<GenerationDigest>,
+    ) -> Result<Model, ApiError> {
+        if generation.is_some() && self.adapters.registry().is_base(name) {
+            return Err(ApiError::invalid("adapter_generation", "'model' names no adapter"));
         }
+        let adapter = self.adapters.resolve(name, generation).map_err(ApiError::from_registry)?;
+        Ok(Model { name: name.to_owned(), adapter })
     }
 }
 
@@ -96,31 +101,23 @@ pub struct Model {
     pub adapter: Option<PinnedAdapter>,
 }
 
-/// An adapter, as the request found it: wherever the alias moves, the request ends on this generation.
-#[derive(Clone, Debug)]
-pub struct PinnedAdapter {
-    /// The name without the base's.
-    pub alias: Arc<str>,
-    /// Keeps the weights resident.
-    pub generation: Arc<Generation>,
-}
-
 impl Model {
     /// The label of what is measured.
     pub fn alias(&self) -> Option<&str> {
-        self.adapter.as_ref().map(|adapter| &*adapter.alias)
+        self.adapter.as_ref().map(|adapter| &*adapter.alias.name)
     }
 
     /// The digest that responses carry.
     pub fn generation_hex(&self) -> Option<String> {
-        self.adapter.as_ref().map(|adapter| adapter.generation.digest.to_string())
+        let adapter = self.adapter.as_ref()?;
+        Some(adapter.alias.generation.digest.to_string())
     }
 
     /// What separates cached prefixes: adapter and salt.
     pub fn kv_key(&self, salt: &[u8]) -> [u8; 32] {
         match &self.adapter {
             None => base_kv_key(salt),
-            Some(adapter) => adapter.generation.digest.kv_key(salt),
+            Some(adapter) => adapter.alias.generation.digest.kv_key(salt),
         }
     }
 }

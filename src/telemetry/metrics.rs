@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
+use pleach_adapters::ResidencyStats;
 use pleach_engine::{engine::EngineStats, kv::KV_BLOCK_TOKENS};
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use super::names;
+use super::{names, residency::TierSeries};
 
 /// What the series say of the server; fixed at start.
 #[derive(Clone, Debug)]
@@ -30,8 +31,21 @@ pub struct AdapterFacts {
     pub alias: String,
     /// Digest of its generation.
     pub generation: String,
-    /// Whether sequences wait for it.
+    /// Whether requests or sequences wait for it.
     pub waiting: bool,
+    /// Whether its generation is on the device.
+    pub resident: bool,
+}
+
+/// The memory tiers of adapters at a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TierFacts {
+    /// Their numbers.
+    pub stats: ResidencyStats,
+    /// Most generations on the device.
+    pub max_loras: usize,
+    /// Time spent on loading, all loads together.
+    pub load_seconds: f64,
 }
 
 /// All series of the process.
@@ -52,8 +66,10 @@ pub struct Metrics {
     pub(super) by_adapter: AdapterHistograms,
     pub(super) responses: IntCounterVec,
     pub(super) errors: IntCounterVec,
+    pub(super) adapter_wait: Histogram,
     engine: EngineSeries,
     adapters: AdapterSeries,
+    tiers: TierSeries,
 }
 
 /// The four latencies by adapter.
@@ -163,8 +179,16 @@ impl Metrics {
                 Opts::new(names::ERRORS, "Refused and failed requests by error code."),
                 &[names::LABEL_CODE],
             )?)?,
+            adapter_wait: make.register(Histogram::with_opts(
+                HistogramOpts::new(
+                    names::ADAPTER_WAIT,
+                    "Seconds that requests waited for their adapter to be on the device.",
+                )
+                .buckets(names::FINE_BUCKETS.to_vec()),
+            )?)?,
             engine: EngineSeries::new(&make)?,
             adapters: AdapterSeries::new(&make)?,
+            tiers: TierSeries::new(&make)?,
             registry: make.registry,
         })
     }
@@ -178,10 +202,12 @@ impl Metrics {
         last: &EngineStats,
         stats: &EngineStats,
         adapters: &[AdapterFacts],
+        tiers: &TierFacts,
         unix_time: f64,
     ) -> prometheus::Result<Vec<u8>> {
         self.engine.update(last, stats);
-        self.adapters.update(adapters, unix_time);
+        self.adapters.update(adapters, tiers.max_loras, unix_time);
+        self.tiers.update(tiers);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -278,7 +304,7 @@ impl AdapterSeries {
     }
 
     /// Old label sets go first: there is always exactly one series of adapters, the newest.
-    fn update(&self, adapters: &[AdapterFacts], unix_time: f64) {
+    fn update(&self, adapters: &[AdapterFacts], max_loras: usize, unix_time: f64) {
         self.count.set(i64::try_from(adapters.len()).unwrap_or(i64::MAX));
         self.info.reset();
         for adapter in adapters.iter().take(names::ADAPTER_LABELS_MAX) {
@@ -296,8 +322,8 @@ impl AdapterSeries {
         self.lora_info.reset();
         self.lora_info
             .with_label_values(&[
-                &adapters.len().to_string(),
-                &join(|_| true),
+                &max_loras.to_string(),
+                &join(|adapter| adapter.resident),
                 &join(|adapter| adapter.waiting),
             ])
             .set(unix_time);
@@ -305,13 +331,16 @@ impl AdapterSeries {
 }
 
 /// Makes series and registers them at once.
-struct Maker {
+pub(super) struct Maker {
     registry: Registry,
     model_name: String,
 }
 
 impl Maker {
-    fn register<C: Collector + Clone + 'static>(&self, series: C) -> prometheus::Result<C> {
+    pub(super) fn register<C: Collector + Clone + 'static>(
+        &self,
+        series: C,
+    ) -> prometheus::Result<C> {
         self.registry.register(Box::new(series.clone()))?;
         Ok(series)
     }

@@ -3,6 +3,7 @@
 pub mod latency;
 pub mod metrics;
 pub mod names;
+mod residency;
 pub mod sequence_clock;
 pub mod window;
 
@@ -17,7 +18,7 @@ use std::{
 use pleach_engine::engine::EngineStats;
 use prometheus::Histogram;
 
-pub use metrics::{AdapterFacts, ServerFacts};
+pub use metrics::{AdapterFacts, ServerFacts, TierFacts};
 pub use sequence_clock::{Outcome, SequenceClock};
 
 use crate::http::wire::latency::LatencyReport;
@@ -90,6 +91,13 @@ impl Telemetry {
         SequenceClock::start(Arc::clone(self), self.by_adapter.get(adapter), arrived, prompt_tokens)
     }
 
+    /// Follows a request that waits for its adapter, until what is returned is dropped.
+    pub fn waits_for(self: &Arc<Self>, adapter: &str) -> AdapterWait {
+        let series = self.by_adapter.get(Some(adapter));
+        series.waiting.fetch_add(1, Ordering::Relaxed);
+        AdapterWait { telemetry: Arc::clone(self), series, began: Instant::now() }
+    }
+
     /// Counts a response. `path` is a declared route, `code` the error's: both are bounded sets.
     pub fn count_response(&self, path: &str, status: u16, code: Option<&str>) {
         self.metrics.responses.with_label_values(&[path, &status.to_string()]).inc();
@@ -116,9 +124,10 @@ impl Telemetry {
         &self,
         stats: &EngineStats,
         adapters: &[AdapterFacts],
+        tiers: &TierFacts,
     ) -> prometheus::Result<Vec<u8>> {
         let mut scraped = self.scraped.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = self.metrics.render(&scraped, stats, adapters, unix_time().as_secs_f64());
+        let text = self.metrics.render(&scraped, stats, adapters, tiers, unix_time().as_secs_f64());
         *scraped = *stats;
         text
     }
@@ -139,6 +148,21 @@ impl Telemetry {
                 .map(|(label, series)| (label, series.recorder.report(now)))
                 .collect(),
         }
+    }
+}
+
+/// A request that waits for its adapter.
+#[derive(Debug)]
+pub struct AdapterWait {
+    telemetry: Arc<Telemetry>,
+    series: Arc<Series>,
+    began: Instant,
+}
+
+impl Drop for AdapterWait {
+    fn drop(&mut self) {
+        self.series.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.telemetry.metrics.adapter_wait.observe(self.began.elapsed().as_secs_f64());
     }
 }
 

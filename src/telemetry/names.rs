@@ -29,6 +29,10 @@ pub const LABEL_LORA_MAX: &str = "max_lora";
 pub const LABEL_LORA_RUNNING: &str = "running_lora_adapters";
 /// Of [`LORA_INFO`]: aliases with waiting sequences, comma-separated.
 pub const LABEL_LORA_WAITING: &str = "waiting_lora_adapters";
+/// Where an adapter is or was: `device`, `host` or `disk`.
+pub const LABEL_TIER: &str = "tier";
+/// `ok` or `failed`.
+pub const LABEL_RESULT: &str = "result";
 /// Of [`BUILD_INFO`].
 pub const LABEL_VERSION: &str = "version";
 
@@ -100,6 +104,30 @@ pub const ERRORS: &str = "pleach_request_errors_total";
 pub const ADAPTERS: &str = "pleach_adapters";
 /// Gauge, always 1, by [`LABEL_ADAPTER`] and [`LABEL_GENERATION`].
 pub const ADAPTER_INFO: &str = "pleach_adapter_info";
+/// Histogram, seconds that requests waited for their adapter to be on the device.
+pub const ADAPTER_WAIT: &str = "pleach_adapter_wait_seconds";
+/// Gauge of generations by [`LABEL_TIER`].
+pub const TIER_GENERATIONS: &str = "pleach_adapter_generations";
+/// Gauge of their bytes by [`LABEL_TIER`].
+pub const TIER_BYTES: &str = "pleach_adapter_bytes";
+/// Gauge, bytes of the device for adapters.
+pub const DEVICE_CAPACITY: &str = "pleach_adapter_device_capacity_bytes";
+/// Gauge of generations that sequences use.
+pub const TIERS_IN_USE: &str = "pleach_adapter_generations_in_use";
+/// Gauge of requests that wait for an adapter.
+pub const TIERS_WAITING: &str = "pleach_adapter_requests_waiting";
+/// Gauge of loads and installs under way.
+pub const TIERS_LOADING: &str = "pleach_adapter_loading";
+/// Counter of requests by where they found their adapter, [`LABEL_TIER`].
+pub const TIER_REQUESTS: &str = "pleach_adapter_requests_total";
+/// Counter of loads from disk by [`LABEL_RESULT`].
+pub const LOADS: &str = "pleach_adapter_loads_total";
+/// Counter of installs on the device by [`LABEL_RESULT`].
+pub const INSTALLS: &str = "pleach_adapter_installs_total";
+/// Counter of generations that left a tier, by [`LABEL_TIER`].
+pub const EVICTIONS: &str = "pleach_adapter_evictions_total";
+/// Counter of seconds spent on loading.
+pub const LOAD_SECONDS: &str = "pleach_adapter_load_seconds_total";
 /// Counter of steps.
 pub const STEPS: &str = "pleach_steps_total";
 /// Gauge, always 1, by [`LABEL_VERSION`].

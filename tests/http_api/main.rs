@@ -7,6 +7,9 @@
 
 mod support;
 
+mod adapter_churn;
+mod adapter_files;
+mod adapters;
 mod bad_input;
 mod chat;
 mod completions;

@@ -119,7 +119,7 @@ async fn metrics_have_vllms_names_and_count() {
     let again = server.get("/metrics").await.text;
     assert_eq!(value(&again, &format!("{}{labels}", names::GENERATION_TOKENS)), 14.0);
     let lora = format!(
-        "{}{{max_lora=\"2\",running_lora_adapters=\"extract,pirate\",waiting_lora_adapters=\"\"}}",
+        "{}{{max_lora=\"1024\",running_lora_adapters=\"extract,pirate\",waiting_lora_adapters=\"\"}}",
         names::LORA_INFO
     );
     assert!(value(&again, &lora) > 1.6e9);

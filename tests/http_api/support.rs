@@ -1,6 +1,8 @@
 //! The scripted server and small helpers over it.
 
 use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
@@ -11,6 +13,7 @@ use axum::{
     http::{HeaderMap, Request, StatusCode},
 };
 use pleach::{
+    adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
     http::{
         auth::ApiKey,
         cpu_work::CpuWork,
@@ -19,7 +22,9 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
 };
-use pleach_adapters::{Generation, GenerationDigest, LoadedAdapter, Registry};
+use pleach_adapters::{
+    AdapterFiles, Expect, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
+};
 use pleach_engine::{
     adapter_weights::AdapterWeights,
     backend::{RunError, StepRunner},
@@ -66,7 +71,10 @@ struct ScriptedRunner {
     spec: ModelSpec,
     kv_blocks: usize,
     script: Arc<Mutex<Script>>,
+    adapter_bytes: usize,
     slots: u32,
+    /// The letter that each resident adapter says instead of what the script says, if it has one.
+    letters: HashMap<AdapterSlot, Option<u32>>,
 }
 
 impl StepRunner for ScriptedRunner {
@@ -97,6 +105,12 @@ impl StepRunner for ScriptedRunner {
             .map(|row| {
                 let place = usize::try_from(row.sample_index).unwrap();
                 let scripted = script.tokens.get(place).copied().unwrap_or(IM_END);
+                let of_row =
+                    batch.sequences.iter().find(|sequence| sequence.rows.contains(&row.row));
+                // A slot that is not resident fails the step.
+                let letter = of_row.unwrap().adapter.and_then(|slot| self.letters[&slot]);
+                let scripted =
+                    if place < script.tokens.len() { letter.unwrap_or(scripted) } else { scripted };
                 let allowed =
                     if row.banned.contains(&scripted) { u32::from(b'.') } else { scripted };
                 let token = row.forced.unwrap_or(allowed);
@@ -112,15 +126,22 @@ impl StepRunner for ScriptedRunner {
     }
 
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
-        Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
+        Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: self.adapter_bytes })
     }
 
-    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+    fn install_adapter(&mut self, packed: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        let weights = packed.form::<AdapterWeights>()?;
         self.slots += 1;
-        Ok(AdapterSlot(self.slots))
+        let slot = AdapterSlot(self.slots);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a letter")]
+        let letter = weights.sites.first().map(|site| site.b[0] as u32);
+        self.letters.insert(slot, letter);
+        Ok(slot)
     }
 
-    fn remove_adapter(&mut self, _: AdapterSlot) {}
+    fn remove_adapter(&mut self, slot: AdapterSlot) {
+        self.letters.remove(&slot).expect("it was resident");
+    }
 }
 
 /// What a test may change before the server starts.
@@ -131,6 +152,11 @@ pub(crate) struct Setup {
     pub(crate) api_key: Option<&'static str>,
     pub(crate) template: Option<&'static str>,
     pub(crate) kv_blocks: usize,
+    /// Bytes of the device for adapters; [`write_adapter`]'s take [`LETTER_BYTES`] each.
+    pub(crate) adapter_bytes: usize,
+    /// Whether adapters may be loaded from [`Server::root`].
+    pub(crate) has_root: bool,
+    pub(crate) residency: ResidencyConfig,
 }
 
 impl Default for Setup {
@@ -147,11 +173,20 @@ impl Default for Setup {
             api_key: None,
             template: Some(TEMPLATE),
             kv_blocks: 512,
+            adapter_bytes: 1 << 30,
+            has_root: true,
+            residency: ResidencyConfig::default(),
         }
     }
 }
 
 pub(crate) struct Server {
+    /// Holds the folders below.
+    _world: tempfile::TempDir,
+    /// Where adapters may be loaded from.
+    pub(crate) root: PathBuf,
+    /// Where the server keeps its copies.
+    pub(crate) spool: PathBuf,
     pub(crate) router: Router,
     pub(crate) state: Arc<AppState>,
     pub(crate) script: Arc<Mutex<Script>>,
@@ -203,16 +238,30 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         spec: spec(),
         kv_blocks: setup.kv_blocks,
         script: Arc::clone(&script),
+        adapter_bytes: setup.adapter_bytes,
         slots: 0,
+        letters: HashMap::new(),
     };
     let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
-    let registry = Registry::new(vec![BASE.to_owned(), "tiny/two".to_owned()]).unwrap();
+    let world = tempfile::tempdir().unwrap();
+    let (root, spool) = (world.path().join("root"), world.path().join("spool"));
+    std::fs::create_dir(&root).unwrap();
+    let roots: &[PathBuf] = if setup.has_root { &[root.clone()] } else { &[] };
+    let settings = AdapterSettings {
+        roots: AllowedRoots::new(roots).unwrap(),
+        residency: setup.residency,
+        spool: spool.clone(),
+        ..AdapterSettings::default()
+    };
+    let names = vec![BASE.to_owned(), "tiny/two".to_owned()];
+    let adapters = AdapterService::new(engine.clone(), names, settings).unwrap();
     for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
-        let lease = engine
-            .install_adapter(engine.adapter_packer().pack(&AdapterWeights::default()).unwrap())
-            .await
-            .unwrap();
-        registry.insert(alias, Generation::new(alias, &adapter(byte), lease)).unwrap();
+        let packed = engine.adapter_packer().pack(&AdapterWeights::default()).unwrap();
+        let generation = Generation::new(alias, &adapter(byte), AdapterFiles::in_place("nowhere"));
+        let alias = adapters.register_packed(alias, generation, packed, Expect::Absent).unwrap();
+        while adapters.tier(alias.generation.digest) != Tier::Device {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
     let facts = ServerFacts {
         model_name: BASE.to_owned(),
@@ -230,14 +279,14 @@ pub(crate) async fn serve(setup: Setup) -> Server {
             fingerprint: "fp_test".to_owned(),
             loaded_unix: 1,
         },
-        registry,
+        adapters,
         telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
         limits: setup.limits,
         api_key: setup.api_key.map(ApiKey::new),
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     });
-    Server { router: router(Arc::clone(&state)), state, script }
+    Server { router: router(Arc::clone(&state)), state, script, _world: world, root, spool }
 }
 
 impl Server {
@@ -273,6 +322,34 @@ impl Server {
         self.post("/v1/chat/completions", &body).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: &Value) -> Reply {
+        let request = Request::put(path).header("content-type", "application/json");
+        self.send(request.body(body.to_string().into()).unwrap()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Reply {
+        self.send(Request::delete(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// The generation that a name points at.
+    pub(crate) async fn generation(&self, name: &str) -> String {
+        let card = self.get(&format!("/v1/adapters/{name}")).await.json();
+        card["generation"].as_str().unwrap_or_else(|| panic!("{card}")).to_owned()
+    }
+
+    /// Names that are registered.
+    pub(crate) async fn names(&self) -> Vec<String> {
+        let list = self.get("/v1/adapters").await.json();
+        let cards = list["data"].as_array().unwrap().iter();
+        cards.map(|card| card["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    /// Folders of adapters that the server keeps.
+    pub(crate) fn spooled(&self) -> usize {
+        let Ok(runs) = std::fs::read_dir(&self.spool) else { return 0 };
+        runs.map(|run| std::fs::read_dir(run.unwrap().path()).unwrap().count() - 1).sum()
+    }
+
     pub(crate) async fn complete(&self, extra: Value) -> Reply {
         let body = merge(serde_json::json!({"model": BASE, "prompt": "ab"}), extra);
         self.post("/v1/completions", &body).await
@@ -305,6 +382,35 @@ fn merge(mut body: Value, extra: Value) -> Value {
     };
     fields.extend(extra);
     body
+}
+
+/// Bytes of an adapter of [`write_adapter`] on the device.
+pub(crate) const LETTER_BYTES: usize = 2 * 2 * 32 * 4;
+
+/// The config of an adapter of rank 2 on one linear.
+pub(crate) fn adapter_config() -> Value {
+    serde_json::json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"]})
+}
+
+/// The tensors of an adapter that says `letter`.
+pub(crate) fn adapter_tensors(letter: char, n_in: usize) -> Vec<u8> {
+    let a: Vec<u8> = std::iter::repeat_n(1.0_f32, 2 * n_in).flat_map(f32::to_le_bytes).collect();
+    let value = f32::from(u16::try_from(u32::from(letter)).unwrap());
+    let b: Vec<u8> = std::iter::repeat_n(value, 32 * 2).flat_map(f32::to_le_bytes).collect();
+    let name = |part| format!("base_model.model.model.layers.0.self_attn.q_proj.{part}.weight");
+    let view = |shape: Vec<usize>, bytes| {
+        safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, bytes).unwrap()
+    };
+    let views =
+        [(name("lora_A"), view(vec![2, n_in], &a)), (name("lora_B"), view(vec![32, 2], &b))];
+    safetensors::serialize(views, None).unwrap()
+}
+
+/// Writes a PEFT folder that says `letter`.
+pub(crate) fn write_adapter(folder: &Path, letter: char) {
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("adapter_config.json"), adapter_config().to_string()).unwrap();
+    std::fs::write(folder.join("adapter_model.safetensors"), adapter_tensors(letter, 32)).unwrap();
 }
 
 fn adapter(byte: u8) -> LoadedAdapter {

@@ -8,6 +8,8 @@ use serde::Deserialize;
 
 /// The environment's `--adapter`.
 const ADAPTER_VARIABLE: &str = "PLEACH_ADAPTER";
+/// The environment's `--lora-modules`.
+const LORA_MODULES_VARIABLE: &str = "PLEACH_LORA_MODULES";
 
 /// Flags of `pleach serve`. Each is also an environment variable and, under its long name, a key of the configuration
 /// file. A flag goes before the environment, the environment before the file, the file before the default.
@@ -20,6 +22,27 @@ pub struct Args {
     /// Adapter to serve under NAME: a PEFT LoRA folder. Repeatable. [env: PLEACH_ADAPTER, several as NAME=DIR,NAME=DIR]
     #[arg(long, value_name = "NAME=DIR")]
     pub adapter: Vec<String>,
+    /// vLLM's way to say --adapter: NAME=DIR, or JSON with "name" and "path"; several after one flag. [env: PLEACH_LORA_MODULES]
+    #[arg(long, value_name = "NAME=DIR|JSON", num_args = 1..)]
+    pub lora_modules: Vec<String>,
+    /// Folder below which adapters may be loaded by path while the server runs. Repeatable [default: none].
+    #[arg(long, env = "PLEACH_ADAPTER_ROOT", value_name = "DIR", value_delimiter = ',')]
+    pub adapter_root: Vec<PathBuf>,
+    /// Memory of the device for adapters, such as 512MiB [default: 4GiB, on a GPU an eighth of what is free].
+    #[arg(long, env = "PLEACH_ADAPTER_MEMORY", value_name = "BYTES")]
+    pub adapter_memory: Option<String>,
+    /// Most adapters on the device at a time [default: 1024].
+    #[arg(long, env = "PLEACH_MAX_LORAS", value_name = "N")]
+    pub max_loras: Option<usize>,
+    /// Most adapters in host memory; others are read from disk when they are asked for [default: 4096].
+    #[arg(long, env = "PLEACH_MAX_CPU_LORAS", value_name = "N")]
+    pub max_cpu_loras: Option<usize>,
+    /// Largest rank of an adapter [default: 256].
+    #[arg(long, env = "PLEACH_MAX_LORA_RANK", value_name = "N")]
+    pub max_lora_rank: Option<usize>,
+    /// Accepted for vLLM's sake: adapters are always enabled.
+    #[arg(long, env = "PLEACH_ENABLE_LORA", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub enable_lora: Option<bool>,
     /// Name that requests use for the base. Repeatable; the first is shown [default: from the model].
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub served_model_name: Vec<String>,
@@ -84,6 +107,12 @@ impl Args {
         if let (true, Ok(list)) = (self.adapter.is_empty(), std::env::var(ADAPTER_VARIABLE)) {
             self.adapter = split_adapters(&list);
         }
+        let modules = std::env::var(LORA_MODULES_VARIABLE);
+        if let (true, Ok(list)) = (self.lora_modules.is_empty(), modules) {
+            // JSON holds commas of its own.
+            let is_json = list.trim_start().starts_with(['{', '[']);
+            self.lora_modules = if is_json { vec![list] } else { split_adapters(&list) };
+        }
         let Some(path) = &self.config else { return Ok(self) };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -97,6 +126,17 @@ impl Args {
         Self {
             model: self.model.or(file.model),
             adapter: list(self.adapter, file.adapter),
+            lora_modules: list(self.lora_modules, file.lora_modules),
+            adapter_root: if self.adapter_root.is_empty() {
+                file.adapter_root
+            } else {
+                self.adapter_root
+            },
+            adapter_memory: self.adapter_memory.or(file.adapter_memory),
+            max_loras: self.max_loras.or(file.max_loras),
+            max_cpu_loras: self.max_cpu_loras.or(file.max_cpu_loras),
+            max_lora_rank: self.max_lora_rank.or(file.max_lora_rank),
+            enable_lora: self.enable_lora.or(file.enable_lora),
             served_model_name: list(self.served_model_name, file.served_model_name),
             host: self.host.or(file.host),
             port: self.port.or(file.port),
@@ -188,6 +228,32 @@ mod tests {
         assert_eq!(split_adapters("a=x,y/z=1,b=w,"), ["a=x,y/z=1", "b=w,"]);
         assert_eq!(split_adapters("a=x"), ["a=x"]);
         assert!(split_adapters("").is_empty());
+    }
+
+    #[test]
+    fn flags_of_vllm_are_taken() {
+        let args = parse(&[
+            "--enable-lora",
+            "--lora-modules",
+            "a=x",
+            r#"{"name": "b", "path": "y,z"}"#,
+            "--max-loras",
+            "4",
+            "--max-cpu-loras=8",
+            "--max-lora-rank",
+            "64",
+            "--adapter-root",
+            "one",
+            "--adapter-root",
+            "two",
+        ]);
+        assert_eq!(args.lora_modules, ["a=x", r#"{"name": "b", "path": "y,z"}"#]);
+        assert_eq!(
+            (args.max_loras, args.max_cpu_loras, args.max_lora_rank),
+            (Some(4), Some(8), Some(64))
+        );
+        assert_eq!(args.adapter_root, [PathBuf::from("one"), PathBuf::from("two")]);
+        assert_eq!(args.enable_lora, Some(true));
     }
 
     #[test]

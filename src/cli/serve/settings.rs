@@ -9,8 +9,9 @@ use std::{
 use anyhow::{Context as _, ensure};
 use pleach_engine::{cpu::Isa, engine::EngineConfig, model::Activations};
 
-use super::args::Args;
+use super::{adapter_args, args::Args};
 use crate::{
+    adapter_service::AdapterSettings,
     http::{auth::ApiKey, state::HttpLimits},
     memory::parse_bytes,
     models::DEFAULT_MODEL,
@@ -44,6 +45,8 @@ pub struct Settings {
     pub is_open: bool,
     names: Vec<String>,
     adapters: Vec<(String, PathBuf)>,
+    adapter_settings: AdapterSettings,
+    adapter_bytes: Option<u64>,
     device: DeviceChoice,
     isa: Isa,
     threads: usize,
@@ -84,11 +87,13 @@ impl Settings {
             grace: read_grace(args.shutdown_grace)?,
             is_open,
             names,
-            adapters: args
-                .adapter
-                .iter()
-                .map(|text| read_adapter(text))
-                .collect::<Result<_, _>>()?,
+            adapters: adapter_args::read_adapters(args)?,
+            adapter_settings: adapter_args::read_settings(args)?,
+            adapter_bytes: args
+                .adapter_memory
+                .as_deref()
+                .map(|text| read_bytes("--adapter-memory", text))
+                .transpose()?,
             device,
             isa: read_isa(args.isa.as_deref())?,
             threads: read_threads(args.threads)?,
@@ -111,6 +116,8 @@ impl Settings {
             model_path,
             model_names: self.names.clone(),
             adapters: self.adapters.clone(),
+            adapter_settings: self.adapter_settings.clone(),
+            adapter_bytes: self.adapter_bytes,
             device: self.device,
             isa: self.isa,
             threads: self.threads,
@@ -138,13 +145,6 @@ fn name_of_model(model: &str) -> String {
     };
     // Spaces and commas cannot be part of a model name.
     name.replace([' ', ','], "-")
-}
-
-fn read_adapter(text: &str) -> anyhow::Result<(String, PathBuf)> {
-    let (name, folder) =
-        text.split_once('=').with_context(|| format!("--adapter {text:?} is not NAME=DIR"))?;
-    ensure!(!name.is_empty() && !folder.is_empty(), "--adapter {text:?} is not NAME=DIR");
-    Ok((name.to_owned(), PathBuf::from(folder)))
 }
 
 fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
@@ -207,7 +207,7 @@ fn read_grace(seconds: Option<f64>) -> anyhow::Result<Duration> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-fn in_range(flag: &str, value: usize, most: usize) -> anyhow::Result<usize> {
+pub(super) fn in_range(flag: &str, value: usize, most: usize) -> anyhow::Result<usize> {
     ensure!((1..=most).contains(&value), "{flag} {value} is outside 1..={most}");
     Ok(value)
 }
@@ -237,6 +237,16 @@ mod tests {
             ),
             (Args { adapter: vec!["x".to_owned()], ..Args::default() }, "NAME=DIR"),
             (Args { adapter: vec!["=x".to_owned()], ..Args::default() }, "NAME=DIR"),
+            (Args { lora_modules: vec!["{}".to_owned()], ..Args::default() }, "--lora-modules"),
+            (Args { lora_modules: vec!["[1]".to_owned()], ..Args::default() }, "--lora-modules"),
+            (Args { lora_modules: vec!["x".to_owned()], ..Args::default() }, "NAME=DIR"),
+            (Args { max_loras: Some(0), ..Args::default() }, "--max-loras 0"),
+            (Args { max_lora_rank: Some(0), ..Args::default() }, "--max-lora-rank 0"),
+            (Args { adapter_memory: text("much"), ..Args::default() }, "--adapter-memory"),
+            (
+                Args { adapter_root: vec!["no/where".into()], ..Args::default() },
+                "--adapter-root no/where",
+            ),
             (Args { api_key: text(" "), ..Args::default() }, "--api-key"),
             (Args { shutdown_grace: Some(-1.0), ..Args::default() }, "--shutdown-grace"),
             (Args { shutdown_grace: Some(f64::NAN), ..Args::default() }, "--shutdown-grace"),

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use pleach_adapters::{Expect, GenerationDigest, NotADigest};
 use serde_json::{Map, Value};
 
 use crate::http::error::ApiError;
@@ -44,6 +45,23 @@ impl Fields {
     /// When it is of another type.
     pub fn string(&self, param: &str) -> Result<Option<&str>, ApiError> {
         self.get(param).map(|value| as_string(value, param)).transpose()
+    }
+
+    /// The digest of a generation.
+    ///
+    /// # Errors
+    /// When it is of another type or no digest.
+    pub fn generation(&self, param: &str) -> Result<Option<GenerationDigest>, ApiError> {
+        self.string(param)?.map(|text| as_generation(text, param)).transpose()
+    }
+
+    /// `expected_generation`; without it anything is expected.
+    ///
+    /// # Errors
+    /// When it is of another type or no digest.
+    pub fn expected_generation(&self) -> Result<Expect, ApiError> {
+        let expected = self.generation("expected_generation")?;
+        Ok(expected.map_or(Expect::Anything, Expect::Generation))
     }
 
     /// A boolean, `false` when absent.
@@ -123,6 +141,14 @@ impl Fields {
 /// When it is not.
 pub fn as_string<'v>(value: &'v Value, param: &str) -> Result<&'v str, ApiError> {
     value.as_str().ok_or_else(|| wrong_type(param, "a string", value))
+}
+
+/// A text that must be the digest of a generation.
+///
+/// # Errors
+/// When it is not.
+pub fn as_generation(text: &str, param: &str) -> Result<GenerationDigest, ApiError> {
+    text.parse().map_err(|error: NotADigest| ApiError::invalid(param, error.to_string()))
 }
 
 /// A value that must be a list.

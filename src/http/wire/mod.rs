@@ -3,6 +3,7 @@
 //! Requests are read field by field ([`fields::Fields`]) and not by a derived deserializer: every refusal can then name
 //! its parameter, `null` is the same as absent, and unknown fields cost nothing.
 
+pub mod adapters;
 pub mod chat;
 pub mod chat_request;
 pub mod completion;

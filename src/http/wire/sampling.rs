@@ -1,5 +1,6 @@
 //! The fields that chat and plain completions share: how to choose tokens, when to stop, what to report.
 
+use pleach_adapters::GenerationDigest;
 use serde_json::Value;
 
 use super::fields::{Fields, as_integer, as_list, as_number, as_string, wrong_type};
@@ -69,6 +70,8 @@ pub struct Sampling {
     pub prompt_logprobs: Option<u32>,
     /// Separates cached prefixes.
     pub cache_salt: String,
+    /// The generation of the adapter that the request insists on.
+    pub adapter_generation: Option<GenerationDigest>,
     /// Send events.
     pub stream: bool,
     /// End the events with the usage.
@@ -106,6 +109,7 @@ impl Sampling {
             return_token_ids: fields.flag("return_token_ids")?,
             prompt_logprobs: fields.count("prompt_logprobs", 0..=TOP_LOGPROBS_MAX)?,
             cache_salt: read_cache_salt(fields)?,
+            adapter_generation: fields.generation("adapter_generation")?,
             stream,
             include_usage: read_include_usage(fields, stream)?,
         };

@@ -102,8 +102,7 @@ impl Case {
             biases.push(bias);
         }
         backend.base = Some(Arc::new(base_of(&parts)));
-        let slots =
-            adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
+        let slots = adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
         let projection = Projection { layer: LAYER, parts };
         Self { backend, projection, weights, biases, format, adapters, slots }
     }

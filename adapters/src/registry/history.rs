@@ -1,0 +1,49 @@
+//! Where an alias pointed before.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::{digest::GenerationDigest, generation::Generation};
+
+/// Most earlier generations that an alias keeps. They take no memory but keep their files.
+pub const HISTORY_MAX: usize = 7;
+
+/// Earlier generations of one alias, the last first, each once. Never the present one.
+#[derive(Debug, Default)]
+pub(super) struct History(VecDeque<Arc<Generation>>);
+
+impl History {
+    pub(super) fn last(&self) -> Option<Arc<Generation>> {
+        self.0.front().cloned()
+    }
+
+    pub(super) fn find(&self, digest: GenerationDigest) -> Option<Arc<Generation>> {
+        self.0.iter().find(|generation| generation.digest == digest).cloned()
+    }
+
+    pub(super) fn list(&self) -> Vec<Arc<Generation>> {
+        self.0.iter().cloned().collect()
+    }
+
+    /// Takes one out, because the alias points there now.
+    pub(super) fn forget(&mut self, digest: GenerationDigest) {
+        self.0.retain(|generation| generation.digest != digest);
+    }
+
+    /// Puts in where the alias pointed; the oldest that is now too many.
+    pub(super) fn push(&mut self, generation: Arc<Generation>) -> Option<Arc<Generation>> {
+        self.0.push_front(generation);
+        if self.0.len() > HISTORY_MAX { self.0.pop_back() } else { None }
+    }
+
+    /// The alias goes back from `left` to `target`: everything that came after the target, `left` first, is now what
+    /// comes last.
+    pub(super) fn turn_to(&mut self, target: GenerationDigest, left: Arc<Generation>) {
+        self.0.push_front(left);
+        while let Some(first) = self.0.pop_front() {
+            if first.digest == target {
+                return;
+            }
+            self.0.push_back(first);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The engine, as the memory tiers see it.
+
+use std::sync::Arc;
+
+use pleach_adapters::{AdapterDevice, InstallError};
+use pleach_engine::{
+    backend::RunError,
+    engine::{AdapterLease, EngineHandle},
+    packed_adapter::PackedAdapter,
+};
+
+/// Installs packed adapters between two steps.
+#[derive(Debug)]
+pub(super) struct EngineDevice(EngineHandle);
+
+impl EngineDevice {
+    pub(super) fn new(engine: EngineHandle) -> Self {
+        Self(engine)
+    }
+}
+
+impl AdapterDevice for EngineDevice {
+    type Packed = PackedAdapter;
+    type Lease = AdapterLease;
+
+    fn capacity_bytes(&self) -> usize {
+        self.0.adapter_packer().capacity_bytes()
+    }
+
+    fn packed_bytes(&self, packed: &PackedAdapter) -> usize {
+        packed.n_bytes()
+    }
+
+    async fn install(&self, packed: Arc<PackedAdapter>) -> Result<AdapterLease, InstallError> {
+        self.0.install_adapter((*packed).clone()).await.map_err(|error| {
+            if matches!(error, RunError::OutOfMemory { .. }) {
+                InstallError::OutOfMemory
+            } else {
+                InstallError::Failed(error.into())
+            }
+        })
+    }
+}

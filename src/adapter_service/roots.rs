@@ -1,0 +1,155 @@
+//! The folders below which adapters may be loaded by path.
+
+use std::{
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+use pleach_adapters::peft::CONFIG_FILE;
+
+use super::error::ServiceError;
+
+/// Folders that the operator named. What is loaded must lie below one of them after all links are followed.
+#[derive(Clone, Debug, Default)]
+pub struct AllowedRoots {
+    /// As named, and with links followed.
+    roots: Vec<(PathBuf, PathBuf)>,
+}
+
+/// A root that cannot be one.
+#[derive(Debug, thiserror::Error)]
+#[error("--adapter-root {}: {source}", root.display())]
+pub struct RootError {
+    /// As it was named.
+    root: PathBuf,
+    source: io::Error,
+}
+
+impl AllowedRoots {
+    /// Follows links now: a link that is changed later opens nothing new.
+    ///
+    /// # Errors
+    /// A root that is not there, or is no folder.
+    pub fn new(roots: &[PathBuf]) -> Result<Self, RootError> {
+        let follow = |root: &PathBuf| {
+            let real = std::fs::canonicalize(root)?;
+            if !real.is_dir() {
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
+            Ok((std::path::absolute(root)?, real))
+        };
+        let roots = roots
+            .iter()
+            .map(|root| follow(root).map_err(|source| RootError { root: root.clone(), source }));
+        Ok(Self { roots: roots.collect::<Result<_, _>>()? })
+    }
+
+    /// The folder that a client means, links followed. A relative path is looked for below each root in turn. Blocks.
+    ///
+    /// What lies outside is answered alike whether it is there or not: clients cannot ask which files a server has.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoRoots`], [`ServiceError::OutsideRoots`], [`ServiceError::NoAdapter`].
+    pub(super) fn find(&self, path: &str) -> Result<PathBuf, ServiceError> {
+        if self.roots.is_empty() {
+            return Err(ServiceError::NoRoots);
+        }
+        let outside = || ServiceError::OutsideRoots { path: path.to_owned() };
+        let asked = Path::new(path);
+        if asked.components().any(|part| part == Component::ParentDir) || path.contains('\0') {
+            return Err(outside());
+        }
+        let mut is_inside = false;
+        for (named, real) in &self.roots {
+            let below = if asked.is_absolute() {
+                let below = asked.strip_prefix(named).or_else(|_| asked.strip_prefix(real));
+                let Ok(below) = below else { continue };
+                below
+            } else {
+                asked
+            };
+            is_inside = true;
+            let Ok(folder) = std::fs::canonicalize(real.join(below)) else { continue };
+            if !self.holds(&folder) {
+                return Err(outside());
+            }
+            if folder.join(CONFIG_FILE).symlink_metadata().is_ok() {
+                return Ok(folder);
+            }
+        }
+        Err(if is_inside { ServiceError::NoAdapter { path: path.to_owned() } } else { outside() })
+    }
+
+    /// A file of an allowed folder, links followed. `None` if it is not there.
+    pub(super) fn file(&self, folder: &Path, name: &str) -> Result<Option<PathBuf>, ServiceError> {
+        let Ok(file) = std::fs::canonicalize(folder.join(name)) else { return Ok(None) };
+        if self.holds(&file) {
+            Ok(Some(file))
+        } else {
+            Err(ServiceError::OutsideRoots { path: name.to_owned() })
+        }
+    }
+
+    fn holds(&self, real: &Path) -> bool {
+        self.roots.iter().any(|(_, root)| real.starts_with(root))
+    }
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_what_lies_below_a_root_is_found() {
+        let world = tempfile::tempdir().unwrap();
+        let at = |path: &str| world.path().join(path);
+        for folder in ["root/a", "root/sub/b", "outside/c"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+            std::fs::write(at(folder).join(CONFIG_FILE), "{}").unwrap();
+        }
+        std::fs::create_dir_all(at("root/empty")).unwrap();
+        std::fs::create_dir_all(at("rootless")).unwrap();
+        symlink(at("outside/c"), at("root/escape")).unwrap();
+        symlink(at("root/a"), at("root/inner")).unwrap();
+        symlink(at("root"), at("link")).unwrap();
+        let roots = AllowedRoots::new(&[at("link")]).unwrap();
+        let find = |path: &str| roots.find(path);
+        let text = |path: &str| at(path).display().to_string();
+        for (path, found) in [
+            ("a".to_owned(), "root/a"),
+            ("sub/b".to_owned(), "root/sub/b"),
+            ("inner".to_owned(), "root/a"),
+            (text("link/a"), "root/a"),
+            (text("root/a"), "root/a"),
+        ] {
+            assert_eq!(find(&path).unwrap(), at(found).canonicalize().unwrap(), "{path}");
+        }
+        for outside in [
+            "escape".to_owned(),
+            "../outside/c".to_owned(),
+            "sub/../../outside/c".to_owned(),
+            "a\0".to_owned(),
+            text("outside/c"),
+            text("outside/nothing"),
+            text("rootless"),
+            text("root/../outside/c"),
+        ] {
+            let error = find(&outside).unwrap_err();
+            assert!(matches!(error, ServiceError::OutsideRoots { .. }), "{outside}: {error}");
+        }
+        for nothing in ["empty".to_owned(), "nothing".to_owned(), String::new(), text("root/no")] {
+            let error = find(&nothing).unwrap_err();
+            assert!(matches!(error, ServiceError::NoAdapter { .. }), "{nothing}: {error}");
+        }
+        symlink(at("outside/c").join(CONFIG_FILE), at("root/a/stolen")).unwrap();
+        roots.file(&at("root/a"), "stolen").unwrap_err();
+        assert!(roots.file(&at("root/a"), "missing").unwrap().is_none());
+        assert!(roots.file(&at("root/a"), CONFIG_FILE).unwrap().is_some());
+        assert!(matches!(AllowedRoots::default().find("a"), Err(ServiceError::NoRoots)));
+        let error = AllowedRoots::new(&[at("nowhere")]).unwrap_err().to_string();
+        assert!(error.contains("nowhere"), "{error}");
+    }
+}
