@@ -85,7 +85,14 @@ fn main() {
     let cpu_time = std::env::args().any(|argument| argument == "--cpu-time");
     let started = Instant::now();
     let file = GgufFile::open(&path).unwrap();
-    let options = CpuOptions { isa, threads, activations, kv_bytes: 1 << 30, adapter_bytes: 1 << 30, max_rows: 512 };
+    let options = CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: 1 << 30,
+        adapter_bytes: 1 << 30,
+        max_rows: 512,
+    };
     let mut runner = load_cpu(&file, options).unwrap();
     println!(
         "loaded in {:.2} s; {isa}, {threads} threads, {activations}",

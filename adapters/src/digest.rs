@@ -8,16 +8,22 @@
 //!   u32 layer   u8 index of the module   u32 rank R   f32 lora_scale
 //!   u64 number of values of A, the values as f32, row-major [R, K]
 //!   u64 number of values of B, the values as f32, row-major [N, R]
+//! then, if there is anything beyond plain LoRA on linears of layers or of the ends:
+//! "pleach more kinds 1\0"
+//! in the order of sites, those of a site in the order of kinds, then embedding and head, for each array:
+//!   u8 kind   u32 layer   u8 index of the module   u64 number of values, the values as f32
+//!   kinds: 1 magnitudes (`DoRA`), 2 lora_bias, 3 a matrix of one's own (modules_to_save), 4 one for the base's (base_layer)
 //! ```
 //!
 //! Tensor order, dtype and names in the file, and settings that change nothing (`task_type`, dropout), do not take part.
 
 use std::{fmt, str::FromStr};
 
-use pleach_engine::adapter_weights::AdapterWeights;
+use pleach_engine::{adapter_weights::AdapterWeights, site::Site};
 use sha2::{Digest, Sha256};
 
 const GENERATION_TAG: &[u8] = b"pleach lora generation 1\0";
+const MORE_KINDS_TAG: &[u8] = b"pleach more kinds 1\0";
 const KV_TAG: &[u8] = b"pleach kv 1\0";
 
 /// Hex digits of [`GenerationDigest::short`].
@@ -44,6 +50,14 @@ impl GenerationDigest {
             hash_values(&mut hasher, &site.a);
             hash_values(&mut hasher, &site.b);
         }
+        let mut tag = Some(MORE_KINDS_TAG);
+        for (kind, site, values) in more_kinds(weights) {
+            hasher.update(tag.take().unwrap_or_default());
+            hasher.update([kind]);
+            hasher.update(narrow(site.layer).to_le_bytes());
+            hasher.update([narrow(site.module.index()).to_le_bytes()[0]]);
+            hash_values(&mut hasher, values);
+        }
         Self(hasher.finalize().into())
     }
 
@@ -59,6 +73,18 @@ impl GenerationDigest {
     pub fn kv_key(&self, salt: &[u8]) -> [u8; 32] {
         kv_key(Some(self), salt)
     }
+}
+
+/// What there is beyond plain `LoRA`, with the kinds of the canonical form.
+fn more_kinds(weights: &AdapterWeights) -> impl Iterator<Item = (u8, Site, &[f32])> {
+    let of_sites = weights.sites.iter().flat_map(|site| {
+        let parts = [(1, &site.magnitude), (2, &site.bias)];
+        parts.into_iter().filter_map(|(kind, part)| Some((kind, site.site, part.as_deref()?)))
+    });
+    let own = weights
+        .own_matrices()
+        .map(|(site, own)| (if own.of_base { 4 } else { 3 }, site, own.values.as_slice()));
+    of_sites.chain(own)
 }
 
 /// [`GenerationDigest::kv_key`] of the plain base.
@@ -133,7 +159,7 @@ impl fmt::Debug for GenerationDigest {
 #[cfg(test)]
 mod tests {
     use pleach_engine::{
-        adapter_weights::SiteWeights,
+        adapter_weights::{OwnMatrix, SiteWeights},
         site::{Site, TargetModule},
     };
 
@@ -150,21 +176,29 @@ mod tests {
     }
 
     fn weights() -> AdapterWeights {
-        let site = |layer, module| SiteWeights {
-            site: Site { layer, module },
-            rank: 1,
-            lora_scale: 2.0,
-            a: vec![1.0, -2.0],
-            b: vec![0.5, 0.25, 0.125],
+        let site = |layer, module| {
+            let (a, b) = (vec![1.0, -2.0], vec![0.5, 0.25, 0.125]);
+            SiteWeights::lora(Site { layer, module }, 1, 2.0, a, b)
         };
         AdapterWeights {
             sites: vec![site(0, TargetModule::QProj), site(1, TargetModule::DownProj)],
+            ..AdapterWeights::default()
         }
     }
 
     #[test]
     fn every_part_of_the_content_changes_the_digest() {
-        let edits: [fn(&mut AdapterWeights); 7] = [
+        let edits: [fn(&mut AdapterWeights); 17] = [
+            |w| w.sites[1].site.module = TargetModule::LmHead,
+            |w| w.sites[0].bias = Some(vec![1.0, 2.0, 3.0]),
+            |w| w.sites[0].magnitude = Some(vec![1.0, 2.0, 3.0]),
+            |w| w.sites[1].magnitude = Some(vec![1.0, 2.0, 3.0]),
+            |w| w.sites[1].magnitude = Some(vec![1.0, 2.0, -3.0]),
+            |w| w.embedding = Some(OwnMatrix { values: vec![1.0], of_base: false }),
+            |w| w.embedding = Some(OwnMatrix { values: vec![1.0], of_base: true }),
+            |w| w.head = Some(OwnMatrix { values: vec![1.0], of_base: false }),
+            |w| w.head = Some(OwnMatrix { values: vec![1.0], of_base: true }),
+            |w| w.head = Some(OwnMatrix { values: vec![1.5], of_base: true }),
             |w| w.sites[0].site.layer = 1,
             |w| w.sites[0].site.module = TargetModule::KProj,
             |w| w.sites[0].rank = 2,

@@ -180,29 +180,24 @@ impl Registry {
         names.check(name, expect)?;
         let known = names.admit(&generation);
         let mut cut = None;
-        let moved = match names.aliases.get_mut(name) {
-            Some(entry) => {
-                let before = entry.moves_to(Arc::clone(&known));
-                if let Some(before) = &before {
-                    entry.history.forget(known.digest);
-                    cut = entry.history.push(Arc::clone(before));
-                }
-                Moved { alias: entry.alias.clone(), retired: retired(before) }
+        let moved = if let Some(entry) = names.aliases.get_mut(name) {
+            let before = entry.moves_to(Arc::clone(&known));
+            if let Some(before) = &before {
+                entry.history.forget(known.digest);
+                cut = entry.history.push(Arc::clone(before));
             }
-            None => {
-                let name: Arc<str> = Arc::from(name);
-                known.gains_alias();
-                let alias = Alias {
-                    name: Arc::clone(&name),
-                    generation: known,
-                    created: SystemTime::now(),
-                    n_requests: Arc::default(),
-                };
-                names
-                    .aliases
-                    .insert(name, Entry { alias: alias.clone(), history: History::default() });
-                Moved { alias, retired: None }
-            }
+            Moved { alias: entry.alias.clone(), retired: retired(before) }
+        } else {
+            let name: Arc<str> = Arc::from(name);
+            known.gains_alias();
+            let alias = Alias {
+                name: Arc::clone(&name),
+                generation: known,
+                created: SystemTime::now(),
+                n_requests: Arc::default(),
+            };
+            names.aliases.insert(name, Entry { alias: alias.clone(), history: History::default() });
+            Moved { alias, retired: None }
         };
         // What was given up ends after the lock: removing its files is none of the readers' business.
         drop(names);
@@ -376,9 +371,10 @@ impl Names {
     /// Why an alias has not this generation.
     fn not_of(&self, alias: &str, generation: GenerationDigest) -> RegistryError {
         let alias = alias.to_owned();
-        match self.generations.get(&generation).is_some_and(|known| known.strong_count() > 0) {
-            true => RegistryError::ForeignGeneration { alias, generation },
-            false => RegistryError::UnknownGeneration { alias, generation },
+        if self.generations.get(&generation).is_some_and(|known| known.strong_count() > 0) {
+            RegistryError::ForeignGeneration { alias, generation }
+        } else {
+            RegistryError::UnknownGeneration { alias, generation }
         }
     }
 }

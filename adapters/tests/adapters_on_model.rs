@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use pleach_adapters::load_peft;
+use pleach_adapters::{GenerationDigest, load_peft};
 use pleach_engine::{
     adapter_weights::AdapterWeights,
     backend::StepRunner,
@@ -67,8 +67,21 @@ fn runs(goldens: &[&Golden]) -> Vec<Run> {
     goldens.iter().zip(0..).map(run).collect()
 }
 
+/// Folders of adapters for tiny models, and the models that they are for: plain `LoRA`, and all that is more.
+const TINY: [(&str, &str); 4] = [
+    ("lora", "llama-plain"),
+    ("lora", "qwen2-untied"),
+    ("kinds", "llama-plain"),
+    ("kinds", "qwen2"),
+];
+
 /// A tiny model with all of its adapters, and the rows of both prompts with each adapter and with none.
-fn tiny(base: &str, isa: Isa, activations: Activations) -> (Decoder<CpuBackend>, Vec<Golden>) {
+fn tiny(
+    folder: &str,
+    base: &str,
+    isa: Isa,
+    activations: Activations,
+) -> (Decoder<CpuBackend>, Vec<Golden>) {
     let models = fixtures().join("models");
     let mut runner = load(&models.join(format!("{base}.gguf")), isa, 2, activations);
     let of_base = Tensors::open(&models.join(format!("{base}.safetensors")));
@@ -80,11 +93,17 @@ fn tiny(base: &str, isa: Isa, activations: Activations) -> (Decoder<CpuBackend>,
         }
     };
     add("", None);
-    for expected in
-        json("models/lora/expected.json").as_array().unwrap().iter().filter(|e| e["base"] == base)
+    for expected in json(&format!("models/{folder}/expected.json"))
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|e| e["base"] == base)
     {
         let name = expected["name"].as_str().unwrap();
-        let (slot, weights) = install(&mut runner, &models.join("lora").join(base).join(name));
+        let (slot, weights) = install(&mut runner, &models.join(folder).join(base).join(name));
+        if let Some(digest) = expected["digest"].as_str() {
+            assert_eq!(GenerationDigest::of(&weights).to_string(), digest, "{base}/{name}");
+        }
         check_sites(&format!("{base}/{name}"), &weights, &expected["sites"]);
         add(&format!("{name}."), Some(slot));
     }
@@ -93,7 +112,7 @@ fn tiny(base: &str, isa: Isa, activations: Activations) -> (Decoder<CpuBackend>,
 
 /// Rank and scale that PEFT itself used at every site.
 fn check_sites(what: &str, weights: &AdapterWeights, expected: &Value) {
-    let path = |site: Site| site.path().strip_prefix("model.").unwrap().to_owned();
+    let path = |site: Site| site.path().trim_start_matches("model.").to_owned();
     let found: BTreeMap<String, (u64, f32)> = weights
         .sites
         .iter()
@@ -113,22 +132,23 @@ fn check_sites(what: &str, weights: &AdapterWeights, expected: &Value) {
 }
 
 /// The row's tensors: of the base model's file or of the adapters'.
-fn tiny_tensors(base: &str) -> impl Fn(&Golden, &str) -> (Tensors, String) {
+fn tiny_tensors(folder: &str, base: &str) -> impl Fn(&Golden, &str) -> (Tensors, String) {
     move |golden, tensor| {
-        let folder = if golden.slot.is_some() { "models/lora" } else { "models" };
-        let file = Tensors::open(&fixtures().join(folder).join(format!("{base}.safetensors")));
+        let folder = if golden.slot.is_some() { folder } else { "" };
+        let file = fixtures().join("models").join(folder).join(format!("{base}.safetensors"));
+        let file = Tensors::open(&file);
         (file, format!("{}.{tensor}", golden.name))
     }
 }
 
 fn check_tiny(
     what: &str,
-    base: &str,
+    (folder, base): (&str, &str),
     golden: &Golden,
     activations: Activations,
     found: &[SampledToken],
 ) -> f64 {
-    let (file, name) = tiny_tensors(base)(golden, "logits");
+    let (file, name) = tiny_tensors(folder, base)(golden, "logits");
     let expected = log_probs(&file.f32s(&name), file.shape(&name)[1]);
     assert_eq!(found.len(), expected.len(), "{what}");
     let mut kl = 0.0;
@@ -151,9 +171,9 @@ fn check_tiny(
 #[test]
 fn f32_equals_peft_on_tiny_models() {
     let mut random = Random::new(case_seed(0));
-    for base in ["llama-plain", "qwen2-untied"] {
+    for (folder, base) in TINY {
         for isa in isas() {
-            let (mut runner, goldens) = tiny(base, isa, Activations::F32);
+            let (mut runner, goldens) = tiny(folder, base, isa, Activations::F32);
             assert!(goldens.len() >= 2 * 5, "adapters of {base} are missing");
             let vocab = u32::try_from(runner.spec().vocab).unwrap();
             let all: Vec<&Golden> = goldens.iter().collect();
@@ -163,9 +183,10 @@ fn f32_equals_peft_on_tiny_models() {
                 let scores = score(&mut runner, &mut prompts, &mut random, vocab);
                 let tokens = greedy(&mut runner, &mut runs(group), 16);
                 for ((golden, scores), tokens) in group.iter().zip(scores).zip(tokens) {
-                    let what = format!("{base} {isa} {:?}, one of {}", golden.name, group.len());
-                    check_tiny(&what, base, golden, Activations::F32, &scores);
-                    let (file, name) = tiny_tensors(base)(golden, "greedy_ids");
+                    let what =
+                        format!("{folder} {base} {isa} {:?}, one of {}", golden.name, group.len());
+                    check_tiny(&what, (folder, base), golden, Activations::F32, &scores);
+                    let (file, name) = tiny_tensors(folder, base)(golden, "greedy_ids");
                     let tokens: Vec<u32> = tokens.into_iter().map(|(token, _)| token).collect();
                     assert_eq!(tokens, file.u32s(&name), "{what}");
                 }
@@ -178,16 +199,16 @@ fn f32_equals_peft_on_tiny_models() {
 fn int8_stays_near_peft_on_tiny_models() {
     let mut random = Random::new(case_seed(1));
     let mut worst = 0f64;
-    for base in ["llama-plain", "qwen2-untied"] {
+    for (folder, base) in TINY {
         for isa in isas() {
-            let (mut runner, goldens) = tiny(base, isa, Activations::Int8);
+            let (mut runner, goldens) = tiny(folder, base, isa, Activations::Int8);
             let vocab = u32::try_from(runner.spec().vocab).unwrap();
             let all: Vec<&Golden> = goldens.iter().collect();
             let mut prompts = runs(&all);
             let scores = score(&mut runner, &mut prompts, &mut random, vocab);
             for (golden, scores) in all.iter().zip(scores) {
-                let what = format!("{base} {isa} {:?}", golden.name);
-                let kl = check_tiny(&what, base, golden, Activations::Int8, &scores);
+                let what = format!("{folder} {base} {isa} {:?}", golden.name);
+                let kl = check_tiny(&what, (folder, base), golden, Activations::Int8, &scores);
                 assert!(kl <= TINY_INT8_KL, "{what}: mean divergence {kl}");
                 worst = worst.max(kl);
             }

@@ -46,8 +46,14 @@ fn load(
     let spec = read_spec(&file).unwrap();
     let element = if activations == Activations::Int8 { 2 } else { 4 };
     let block = spec.n_layers * 2 * spec.n_kv_heads * spec.head_dim * KV_BLOCK_TOKENS * element;
-    let options =
-        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, adapter_bytes: 1 << 30, max_rows: 64 };
+    let options = CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: n_blocks * block,
+        adapter_bytes: 1 << 30,
+        max_rows: 64,
+    };
     let mut model = load_cpu(&file, options).unwrap();
     let mut weights: Vec<_> = ["pirate", "extract"]
         .into_iter()

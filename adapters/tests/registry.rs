@@ -275,7 +275,7 @@ fn rolling_back_turns_the_history() {
     for content in 20..40 {
         registry.point("one", generation(content), Expect::Anything).unwrap();
     }
-    assert_eq!(history(), (39 - HISTORY_MAX as u8..39).rev().collect::<Vec<_>>());
+    assert_eq!(history(), (39 - u8::try_from(HISTORY_MAX).unwrap()..39).rev().collect::<Vec<_>>());
     assert!(registry.find(&digest(1)).is_none(), "what is cut off is given up");
 }
 

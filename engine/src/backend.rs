@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     adapter_weights::{AdapterWeights, AdapterWeightsError},
+    model::DecoderWeights,
     packed_adapter::{AdapterPacker, PackedAdapter},
     quant::BlockFormat,
     sampler::SampledToken,
@@ -176,6 +177,9 @@ pub trait Backend: Send {
     /// [`RunError::OutOfMemory`].
     fn buffer(&mut self, width: usize) -> Result<Self::Buffer, RunError>;
 
+    /// All weights of the model are on the device: a last look, for what packing an adapter needs of them.
+    fn loaded(&mut self, _weights: &DecoderWeights<Self::Matrix, Self::Vector>) {}
+
     /// Blocks of the KV pool.
     fn n_kv_blocks(&self) -> usize;
 
@@ -189,13 +193,14 @@ pub trait Backend: Send {
     /// [`RunError::Device`].
     fn begin_step(&mut self, batch: &StepBatch) -> Result<StepStart, RunError>;
 
-    /// `out[t] = table[token_ids[t]]`.
+    /// `out[t] = table[token_ids[t]]`, each row with its own adapter.
     fn embed(&mut self, batch: &StepBatch, table: &Self::Matrix, out: &mut Self::Buffer);
 
     /// `out = rms_norm(x) * weight`.
     fn rms_norm(&mut self, x: &Self::Buffer, weight: &Self::Vector, out: &mut Self::Buffer);
 
-    /// `out (+)= W x + bias + lora_scale * B (A x)` for every part, each row with its own adapter.
+    /// `out (+)= W x + bias + lora_scale * B (A x)` for every part, each row with its own adapter; other kinds of
+    /// adapters as [`crate::adapter_weights`] says.
     fn project(
         &mut self,
         projection: &Projection<Self::Matrix, Self::Vector>,
@@ -224,7 +229,7 @@ pub trait Backend: Send {
         out: &mut Self::Buffer,
     );
 
-    /// Final norm, head and choice of a token for each of `batch.sample_rows`.
+    /// Final norm, head and choice of a token for each of `batch.sample_rows`, each row with its own adapter.
     ///
     /// # Errors
     /// [`RunError::Device`].

@@ -63,8 +63,7 @@ pub struct PlainPacker {
 impl AdapterPacker for PlainPacker {
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
         weights.check(&self.spec)?;
-        let n_values: usize = weights.sites.iter().map(|site| site.a.len() + site.b.len()).sum();
-        Ok(PackedAdapter::new(weights.clone(), n_values * size_of::<f32>()))
+        Ok(PackedAdapter::new(weights.clone(), weights.n_values() * size_of::<f32>()))
     }
 
     fn capacity_bytes(&self) -> usize {

@@ -72,7 +72,7 @@ pub struct ModelSpec {
 }
 
 impl ModelSpec {
-    /// `(out_features, in_features)` of a linear of every layer.
+    /// `(out_features, in_features)` of a linear of every layer, or of an end of the model.
     pub fn linear_shape(&self, module: TargetModule) -> (usize, usize) {
         let q_width = self.n_heads * self.head_dim;
         let kv_width = self.n_kv_heads * self.head_dim;
@@ -82,6 +82,8 @@ impl ModelSpec {
             TargetModule::OProj => (self.hidden, q_width),
             TargetModule::GateProj | TargetModule::UpProj => (self.ffn, self.hidden),
             TargetModule::DownProj => (self.hidden, self.ffn),
+            TargetModule::EmbedTokens => (self.hidden, self.vocab),
+            TargetModule::LmHead => (self.vocab, self.hidden),
         }
     }
 }

@@ -22,7 +22,10 @@ use support::{
     fixtures, isas,
     random::{Random, case_seed, cases},
     through_engine::through_engine,
-    wanted::{Chosen, Wanted, assert_adapters_differ, assert_equal, catalogue, random_adapter},
+    wanted::{
+        Chosen, Wanted, assert_adapters_differ, assert_equal, catalogue, random_adapter,
+        random_kinds,
+    },
 };
 
 /// Every architecture, head size and grouping; a format of each kind (codes of 4, 5, 6 and 8 bits, minima, K formats, dense).
@@ -41,9 +44,11 @@ const MODELS: [&str; 12] = [
     "format-mixed",
 ];
 const ROWS_MAX: usize = 64;
-const ADAPTERS: usize = 3;
+/// Plain ones, then those of [`random_kinds`].
+const PLAIN_ADAPTERS: usize = 3;
+const ADAPTERS: u32 = 6;
 
-/// The model with three random adapters, always the same.
+/// The model with random adapters of every kind, always the same.
 fn load(
     name: &str,
     isa: Isa,
@@ -55,21 +60,31 @@ fn load(
     let spec = pleach_engine::model::read_spec(&file).unwrap();
     let element = if activations == Activations::Int8 { 2 } else { 4 };
     let block = spec.n_layers * 2 * spec.n_kv_heads * spec.head_dim * KV_BLOCK_TOKENS * element;
-    let options =
-        CpuOptions { isa, threads, activations, kv_bytes: n_blocks * block, adapter_bytes: 1 << 30, max_rows: ROWS_MAX };
+    let options = CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: n_blocks * block,
+        adapter_bytes: 1 << 30,
+        max_rows: ROWS_MAX,
+    };
     let mut model = load_cpu(&file, options).unwrap();
     let mut random = Random::new(1);
-    for index in 0..ADAPTERS {
-        let slot = model.install_weights(&random_adapter(&mut random, &spec)).unwrap();
-        assert_eq!(slot, AdapterSlot(u32::try_from(index).unwrap()));
-    }
+    let plain: Vec<_> = (0..PLAIN_ADAPTERS).map(|_| random_adapter(&mut random, &spec)).collect();
+    let slots: Vec<AdapterSlot> = plain
+        .into_iter()
+        .chain(random_kinds(&mut random, &spec))
+        .map(|weights| model.install_weights(&weights).unwrap())
+        .collect();
+    assert!(slots.into_iter().eq((0..ADAPTERS).map(AdapterSlot)));
     model
 }
 
 /// Sequences, and what each gives alone on one thread.
 fn catalogue_alone(name: &str, isa: Isa, activations: Activations) -> Vec<(Wanted, Vec<Chosen>)> {
     let mut model = load(name, isa, 1, activations, 16);
-    let adapters = [None, Some(AdapterSlot(0)), Some(AdapterSlot(1)), Some(AdapterSlot(2))];
+    let slots = (0..ADAPTERS).map(|slot| Some(AdapterSlot(slot)));
+    let adapters: Vec<_> = std::iter::once(None).chain(slots).collect();
     let spec = model.spec().clone();
     let wanted = catalogue(&mut Random::new(case_seed(0)), &spec, &adapters, 40, 4..=40);
     let alone: Vec<_> =

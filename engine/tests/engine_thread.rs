@@ -176,8 +176,11 @@ async fn a_slot_is_freed_after_the_last_sequence_that_uses_it() {
 async fn an_adapter_that_does_not_fit_is_refused() {
     let engine = start(FakeRunner::new(16, 250, 64), EngineConfig::default());
     let site = Site { layer: 9, module: TargetModule::QProj };
-    let weights = SiteWeights { site, rank: 1, lora_scale: 1.0, a: vec![0.0; 4], b: vec![0.0; 4] };
-    let error = engine.adapter_packer().pack(&AdapterWeights { sites: vec![weights] }).unwrap_err();
+    let weights = AdapterWeights {
+        sites: vec![SiteWeights::lora(site, 1, 1.0, vec![0.0; 4], vec![0.0; 4])],
+        ..AdapterWeights::default()
+    };
+    let error = engine.adapter_packer().pack(&weights).unwrap_err();
     assert!(matches!(error, RunError::Adapter(_)), "{error}");
 }
 

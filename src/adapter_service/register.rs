@@ -148,12 +148,12 @@ impl AdapterService {
             base_names.push(spec.name.clone());
             warn_of_other_base(&loaded_as, adapter.base_model_name.as_deref(), spec, &base_names);
             let packer = engine.adapter_packer();
-            let packed = packer.pack(&adapter.weights)?;
-            let (needed, capacity) = (packed.n_bytes(), packer.capacity_bytes());
+            let ready = packer.pack(&adapter.weights)?;
+            let (needed, capacity) = (ready.n_bytes(), packer.capacity_bytes());
             if needed > capacity {
                 return Err(ServiceError::NeverFits { needed, capacity });
             }
-            Ok((Generation::new(loaded_as, &adapter, files), packed))
+            Ok((Generation::new(loaded_as, &adapter, files), ready))
         };
         let (generation, packed) =
             tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)??;

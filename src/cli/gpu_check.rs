@@ -130,8 +130,7 @@ fn check(args: &Args) -> anyhow::Result<()> {
             pass: row.pass,
         });
         let ModelReport { rows: model, timings, profile } = model;
-        let report =
-            Report { gpu: info.name, kernels: kernels.collect(), model, timings, profile };
+        let report = Report { gpu: info.name, kernels: kernels.collect(), model, timings, profile };
         std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .with_context(|| path.display().to_string())?;
     }

@@ -75,13 +75,13 @@ async fn read(
             written.map(|()| (folder, file))
         };
         let written = tokio::task::spawn_blocking(write).await;
-        (folder, file) =
-            written.unwrap_or(Err(ServiceError::Panicked)).map_err(|error| match error {
-                ServiceError::UploadTooLarge { bytes_max, .. } => ApiError::BodyTooLarge {
-                    bytes_max: usize::try_from(bytes_max).unwrap_or(usize::MAX),
-                },
-                other => ApiError::from_service(other),
-            })?;
+        (folder, file) = written.unwrap_or(Err(ServiceError::Panicked)).map_err(|error| {
+            if let ServiceError::UploadTooLarge { bytes_max, .. } = error {
+                let bytes_max = usize::try_from(bytes_max).unwrap_or(usize::MAX);
+                return ApiError::BodyTooLarge { bytes_max };
+            }
+            ApiError::from_service(error)
+        })?;
     }
     Ok(folder)
 }

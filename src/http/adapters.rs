@@ -1,6 +1,6 @@
 //! `/v1/adapters`: what is registered, and changing it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
@@ -20,6 +20,9 @@ use super::{
         fields::{as_generation, as_string},
     },
 };
+
+/// What follows the question mark, by name.
+type QueryFields = BTreeMap<String, String>;
 
 const EXPECTED: &str = "expected_generation";
 
@@ -48,7 +51,7 @@ pub async fn get(
 pub async fn put(
     State(state): State<Arc<AppState>>,
     name: Result<Path<String>, PathRejection>,
-    query: Query<HashMap<String, String>>,
+    query: Query<QueryFields>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let name = read_name(name)?;
@@ -76,11 +79,13 @@ pub async fn put(
 pub async fn delete(
     State(state): State<Arc<AppState>>,
     name: Result<Path<String>, PathRejection>,
-    query: Query<HashMap<String, String>>,
+    query: Query<QueryFields>,
 ) -> Result<Json<AdapterDeleted>, ApiError> {
     let name = read_name(name)?;
-    let removed =
-        state.adapters.remove(&name, read_expected(&query)?).map_err(ApiError::from_registry)?;
+    let removed = state
+        .adapters
+        .remove(&name, read_expected(&query)?)
+        .map_err(|error| ApiError::from_registry(&error))?;
     Ok(Json(AdapterDeleted {
         name,
         object: "adapter",
@@ -101,13 +106,13 @@ pub async fn roll_back(
     let name = read_name(name)?;
     let to = body.fields.generation("generation")?;
     let expect = body.fields.expected_generation()?;
-    state.adapters.roll_back(&name, to, expect).map_err(ApiError::from_registry)?;
+    state.adapters.roll_back(&name, to, expect).map_err(|error| ApiError::from_registry(&error))?;
     card(&state, &name)
 }
 
 fn card(state: &AppState, name: &str) -> Result<Json<AdapterCard>, ApiError> {
     let view = state.adapters.view(name).ok_or_else(|| {
-        ApiError::from_registry(RegistryError::UnknownAlias { alias: name.to_owned() })
+        ApiError::from_registry(&RegistryError::UnknownAlias { alias: name.to_owned() })
     })?;
     Ok(Json(view.into()))
 }
@@ -117,7 +122,7 @@ fn read_name(name: Result<Path<String>, PathRejection>) -> Result<String, ApiErr
     Ok(name)
 }
 
-fn read_expected(query: &Query<HashMap<String, String>>) -> Result<Expect, ApiError> {
+fn read_expected(query: &Query<QueryFields>) -> Result<Expect, ApiError> {
     let expected = query.get(EXPECTED).map(|text| as_generation(text, EXPECTED)).transpose()?;
     Ok(expected.map_or(Expect::Anything, Expect::Generation))
 }

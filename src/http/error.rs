@@ -334,8 +334,8 @@ impl ApiError {
     }
 
     /// What the registry's refusal is to a client.
-    pub fn from_registry(error: RegistryError) -> Self {
-        let refusal = match &error {
+    pub fn from_registry(error: &RegistryError) -> Self {
+        let refusal = match error {
             RegistryError::UnknownName { model_name } => {
                 return Self::UnknownModel { name: model_name.clone() };
             }
@@ -358,8 +358,8 @@ impl ApiError {
     }
 
     /// What the memory tiers' refusal is to a client.
-    pub fn from_residency(error: ResidencyError) -> Self {
-        let refusal = match &error {
+    pub fn from_residency(error: &ResidencyError) -> Self {
+        let refusal = match error {
             ResidencyError::ShuttingDown => return Self::ShuttingDown,
             ResidencyError::QueueFull { .. } => AdapterRefusal::Busy,
             ResidencyError::NeverFits { .. }
@@ -375,7 +375,7 @@ impl ApiError {
     /// Why an adapter was not registered.
     pub fn from_service(error: ServiceError) -> Self {
         let refusal = match error {
-            ServiceError::Registry(error) => return Self::from_registry(error),
+            ServiceError::Registry(error) => return Self::from_registry(&error),
             ServiceError::NoRoots | ServiceError::OutsideRoots { .. } => AdapterRefusal::Path,
             ServiceError::NoAdapter { .. } => AdapterRefusal::NoFiles,
             ServiceError::Adapter(_)

@@ -98,7 +98,13 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     let in_use = match &job.model.adapter {
         Some(pinned) => {
             let _waiting = state.telemetry.waits_for(&pinned.alias.name);
-            Some(state.adapters.lease(pinned).await.map_err(ApiError::from_residency)?)
+            Some(
+                state
+                    .adapters
+                    .lease(pinned)
+                    .await
+                    .map_err(|error| ApiError::from_residency(&error))?,
+            )
         }
         None => None,
     };

@@ -50,10 +50,10 @@ pub async fn load(
     }
     let in_place = fields.flag("load_inplace")?;
     // Who says what is to be replaced wants to replace.
-    let expect = match fields.expected_generation()? {
-        Expect::Anything if !in_place => Expect::Absent,
-        expect => expect,
-    };
+    let mut expect = fields.expected_generation()?;
+    if expect == Expect::Anything && !in_place {
+        expect = Expect::Absent;
+    }
     let registered = state.adapters.register_path(name, path, expect).await;
     registered.map_err(|error| VllmError::from_load(error, name))?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
@@ -72,14 +72,16 @@ pub async fn unload(
     if name.is_empty() {
         return Err(invalid("'lora_name' needs to be provided to unload a LoRA adapter."));
     }
-    state.adapters.remove(name, fields.expected_generation()?).map_err(|error| match error {
-        RegistryError::UnknownAlias { .. } => VllmError::new(
-            StatusCode::NOT_FOUND,
-            "NotFoundError",
-            format!("The lora adapter '{name}' cannot be found."),
-            "adapter_not_found",
-        ),
-        other => ApiError::from_registry(other).into(),
+    state.adapters.remove(name, fields.expected_generation()?).map_err(|error| {
+        if matches!(error, RegistryError::UnknownAlias { .. }) {
+            return VllmError::new(
+                StatusCode::NOT_FOUND,
+                "NotFoundError",
+                format!("The lora adapter '{name}' cannot be found."),
+                "adapter_not_found",
+            );
+        }
+        ApiError::from_registry(&error).into()
     })?;
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
 }

@@ -38,7 +38,9 @@ pub async fn get(
 
 fn cards(state: &AppState) -> Vec<ModelCard> {
     let bases = state.adapters.registry().base_names().iter().map(|name| base_card(state, name));
-    bases.chain(state.adapters.registry().list().iter().map(|alias| adapter_card(state, alias))).collect()
+    bases
+        .chain(state.adapters.registry().list().iter().map(|alias| adapter_card(state, alias)))
+        .collect()
 }
 
 fn base_card(state: &AppState, name: &str) -> ModelCard {

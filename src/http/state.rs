@@ -87,7 +87,10 @@ impl AppState {
         if generation.is_some() && self.adapters.registry().is_base(name) {
             return Err(ApiError::invalid("adapter_generation", "'model' names no adapter"));
         }
-        let adapter = self.adapters.resolve(name, generation).map_err(ApiError::from_registry)?;
+        let adapter = self
+            .adapters
+            .resolve(name, generation)
+            .map_err(|error| ApiError::from_registry(&error))?;
         Ok(Model { name: name.to_owned(), adapter })
     }
 }

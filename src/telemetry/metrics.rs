@@ -337,7 +337,10 @@ pub(super) struct Maker {
 }
 
 impl Maker {
-    pub(super) fn register<C: Collector + Clone + 'static>(&self, series: C) -> prometheus::Result<C> {
+    pub(super) fn register<C: Collector + Clone + 'static>(
+        &self,
+        series: C,
+    ) -> prometheus::Result<C> {
         self.registry.register(Box::new(series.clone()))?;
         Ok(series)
     }

@@ -62,7 +62,7 @@ async fn every_completion_is_that_of_the_generation_it_names() {
             let (server, letters, is_over) =
                 (Arc::clone(&server), Arc::clone(&letters), Arc::clone(&is_over));
             tokio::spawn(async move {
-                let mut served = 0;
+                let mut n_done = 0;
                 while !is_over.load(Ordering::Relaxed) {
                     let reply = server
                         .complete(
@@ -73,9 +73,9 @@ async fn every_completion_is_that_of_the_generation_it_names() {
                     let reply = reply.json();
                     let letter = letters[reply["pleach_generation"].as_str().unwrap()];
                     assert_eq!(reply["choices"][0]["text"], letter.to_string().repeat(5));
-                    served += 1;
+                    n_done += 1;
                 }
-                served
+                n_done
             })
         })
         .collect();

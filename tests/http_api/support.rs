@@ -246,7 +246,7 @@ pub(crate) async fn serve(setup: Setup) -> Server {
     let world = tempfile::tempdir().unwrap();
     let (root, spool) = (world.path().join("root"), world.path().join("spool"));
     std::fs::create_dir(&root).unwrap();
-    let roots: &[PathBuf] = if setup.has_root { &[root.clone()] } else { &[] };
+    let roots: &[PathBuf] = if setup.has_root { std::slice::from_ref(&root) } else { &[] };
     let settings = AdapterSettings {
         roots: AllowedRoots::new(roots).unwrap(),
         residency: setup.residency,

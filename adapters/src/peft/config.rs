@@ -8,6 +8,7 @@
 //! 4. **unknown** (a newer PEFT, or a fork): as class 3. PEFT's own habit is that a feature which is not used is
 //!    written as `null`, `false` or empty; anything else may change the result, so it is not skipped.
 
+use pleach_engine::site::TargetModule;
 use serde_json::Value;
 
 use super::error::ConfigError;
@@ -17,10 +18,9 @@ use super::fields::{Fields, index, is_off, number, show, strings};
 pub(super) const ENTRIES_MAX: usize = 4096;
 
 /// Class 2. The configs of initializers count here because the initializer itself is judged by `init_lora_weights`.
-const INERT: [&str; 15] = [
+const INERT: [&str; 14] = [
     "auto_mapping",
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "inference_mode",
     "loftq_config",
@@ -36,10 +36,7 @@ const INERT: [&str; 15] = [
 ];
 
 /// Class 3 and what each asks for.
-const UNSUPPORTED: [(&str, &str); 16] = [
-    ("use_dora", "DoRA: the output is renormalized by row"),
-    ("lora_bias", "a bias beside lora_B"),
-    ("modules_to_save", "whole modules beside the low-rank ones"),
+const UNSUPPORTED: [(&str, &str); 13] = [
     ("trainable_token_indices", "changed rows of the embedding"),
     ("target_parameters", "low-rank changes of parameters that are not linears"),
     ("layer_replication", "layers used more than once"),
@@ -81,8 +78,16 @@ pub enum ModuleNames {
     List(Vec<String>),
 }
 
+/// Whole modules of an adapter's own that can be used, as `modules_to_save` may name them.
+const SAVED_MODULES: [(&str, TargetModule); 3] = [
+    ("embed_tokens", TargetModule::EmbedTokens),
+    ("model.embed_tokens", TargetModule::EmbedTokens),
+    ("lm_head", TargetModule::LmHead),
+];
+
 /// The settings of one PEFT `LoRA` adapter that its result depends on.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the keys of the file, one field each")]
 pub struct AdapterConfig {
     /// `r`, the rank where `rank_pattern` says nothing.
     pub rank: usize,
@@ -102,6 +107,14 @@ pub struct AdapterConfig {
     pub layers_to_transform: Vec<usize>,
     /// Patterns for the path component before the layer index; empty means any.
     pub layers_pattern: Vec<String>,
+    /// `DoRA`: rows of the adapted weight are scaled to trained magnitudes (arXiv 2402.09353).
+    pub use_dora: bool,
+    /// A bias beside every `lora_B`.
+    pub lora_bias: bool,
+    /// Whole modules of its own: the embedding, the head.
+    pub modules_to_save: Vec<TargetModule>,
+    /// Adapters of a shared embedding and head are one; refused where there are any.
+    pub ensure_weight_tying: bool,
     /// `base_model_name_or_path`: what the adapter says it was trained on.
     pub base_model_name: Option<String>,
 }
@@ -142,6 +155,10 @@ impl AdapterConfig {
             layers_pattern: fields
                 .read("layers_pattern", "a string or a list of strings", one_or_more_strings)?
                 .unwrap_or_default(),
+            use_dora: fields.bool("use_dora")?.unwrap_or(false),
+            lora_bias: fields.bool("lora_bias")?.unwrap_or(false),
+            modules_to_save: modules_to_save(&mut fields)?,
+            ensure_weight_tying: fields.bool("ensure_weight_tying")?.unwrap_or(false),
             base_model_name: fields
                 .string("base_model_name_or_path")?
                 .filter(|name| !name.is_empty()),
@@ -160,6 +177,13 @@ impl AdapterConfig {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        if self.use_dora && self.lora_bias {
+            return Err(ConfigError::Unsupported {
+                key: "lora_bias",
+                what: "a bias beside lora_B, together with `use_dora`",
+                value: "true".to_owned(),
+            });
+        }
         let sizes = [
             ("rank_pattern", self.rank_pattern.len()),
             ("alpha_pattern", self.alpha_pattern.len()),
@@ -225,6 +249,27 @@ fn refuse_unsupported(fields: &mut Fields) -> Result<(), ConfigError> {
         what: "an initializer that may change the base; save with PEFT's conversion to plain LoRA",
         value: show(&init),
     })
+}
+
+fn modules_to_save(fields: &mut Fields) -> Result<Vec<TargetModule>, ConfigError> {
+    const KEY: &str = "modules_to_save";
+    let names = fields.read(KEY, "a list of strings", |value| {
+        if is_off(value) { Some(Vec::new()) } else { strings(value) }
+    })?;
+    let mut modules = Vec::new();
+    for name in names.unwrap_or_default() {
+        let Some((_, module)) = SAVED_MODULES.into_iter().find(|(saved, _)| *saved == name) else {
+            return Err(ConfigError::Unsupported {
+                key: KEY,
+                what: "whole modules other than embed_tokens and lm_head",
+                value: super::fields::shorten(&name),
+            });
+        };
+        if !modules.contains(&module) {
+            modules.push(module);
+        }
+    }
+    Ok(modules)
 }
 
 fn target_modules(fields: &mut Fields) -> Result<ModuleNames, ConfigError> {

@@ -75,6 +75,14 @@ pub enum AdapterError {
         /// What it is for.
         feature: &'static str,
     },
+    /// A tensor of a kind that the settings have not switched on. PEFT would not use it.
+    #[error("tensor `{tensor}`: {CONFIG_FILE} does not ask for it with `{setting}`")]
+    SettingOff {
+        /// Its name.
+        tensor: String,
+        /// `use_dora`, `lora_bias` or `modules_to_save`.
+        setting: &'static str,
+    },
     /// A tensor whose name belongs to no linear.
     #[error("tensor `{tensor}` belongs to no linear of this model")]
     UnknownTensor {
@@ -108,6 +116,16 @@ pub enum AdapterError {
     MissingTensor {
         /// Its name.
         tensor: String,
+    },
+    /// A vector, or a whole matrix, of another shape than the model asks for.
+    #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?}")]
+    OwnShape {
+        /// Its name.
+        tensor: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// `[N]` or `[vocab, hidden]`.
+        expected: Vec<usize>,
     },
     /// A tensor of another shape than model and rank ask for.
     #[error("tensor `{tensor}` has shape {found:?}, expected {expected:?} for rank {rank}")]
@@ -221,12 +239,6 @@ pub enum ConfigError {
         site: Site,
         /// The rank, from `r` or `rank_pattern`.
         rank: usize,
-    },
-    /// The embedding or the head is a target.
-    #[error("`target_modules` names {module}, which is not supported yet")]
-    TargetUnsupported {
-        /// `embed_tokens` or `lm_head`.
-        module: &'static str,
     },
     /// A target that no linear of the model answers to.
     #[error("`target_modules` entry `{target}` matches no linear of this model")]

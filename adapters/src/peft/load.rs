@@ -9,7 +9,7 @@ use std::{
 
 use half::f16;
 use pleach_engine::{
-    adapter_weights::{AdapterWeights, LORA_RANK_MAX, SiteWeights},
+    adapter_weights::{AdapterWeights, LORA_RANK_MAX, OwnMatrix, SiteWeights},
     site::{Site, TargetModule},
     spec::ModelSpec,
 };
@@ -45,9 +45,9 @@ pub struct LoadedAdapter {
     pub base_model_name: Option<String>,
     /// Largest rank of any site.
     pub rank_max: usize,
-    /// Which linears it acts on, each once, in the order of a layer.
+    /// Which linears it acts on, each once, in the order of a layer; the embedding and the head last.
     pub target_modules: Vec<TargetModule>,
-    /// Weights of all sites.
+    /// Weights of all sites, and of matrices of its own.
     pub n_parameters: usize,
     /// Bytes of its tensors as stored in the file.
     pub tensor_bytes: u64,
@@ -81,15 +81,24 @@ pub fn load_peft_bytes(
     assemble(&AdapterConfig::from_json(config)?, tensors, spec)
 }
 
-/// Largest tensor file: header, and f32 factors of the largest rank on every linear of the model.
+/// Largest tensor file: header, f32 factors of the largest rank and a vector on every linear of the model, and an
+/// embedding and a head as a whole.
 pub fn tensor_file_bytes_max(spec: &ModelSpec) -> u64 {
-    let sides = TargetModule::ALL.into_iter().map(|module| {
+    let site_values = |module| {
         let (n_out, n_in) = spec.linear_shape(module);
-        n_out as u64 + n_in as u64
-    });
-    let value_bytes = StoredDtype::F32.n_bytes() as u64;
-    let layer_bytes = sides.sum::<u64>().saturating_mul(LORA_RANK_MAX as u64 * value_bytes);
-    layer_bytes.saturating_mul(spec.n_layers as u64).saturating_add(TENSOR_HEADER_BYTES_MAX as u64)
+        let (n_out, n_in) = (n_out as u64, n_in as u64);
+        n_out.saturating_add(n_in).saturating_mul(LORA_RANK_MAX as u64).saturating_add(n_out)
+    };
+    let sum = |modules: &[TargetModule]| {
+        modules.iter().fold(0, |sum: u64, &module| sum.saturating_add(site_values(module)))
+    };
+    let whole = (spec.vocab as u64).saturating_mul(spec.hidden as u64).saturating_mul(2);
+    sum(&TargetModule::ALL)
+        .saturating_mul(spec.n_layers as u64)
+        .saturating_add(sum(&TargetModule::ENDS))
+        .saturating_add(whole)
+        .saturating_mul(StoredDtype::F32.n_bytes() as u64)
+        .saturating_add(TENSOR_HEADER_BYTES_MAX as u64)
 }
 
 /// Names of the adapter's weight files, of whatever kind.
@@ -150,12 +159,8 @@ fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, Adap
     if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
-/// The two factors of one site, as found so far.
-#[derive(Default)]
-struct Factors<'a> {
-    a: Option<StoredTensor<'a>>,
-    b: Option<StoredTensor<'a>>,
-}
+/// The tensors of one site, as found so far.
+type Parts<'a> = BTreeMap<Matrix, StoredTensor<'a>>;
 
 fn assemble(
     config: &AdapterConfig,
@@ -168,28 +173,39 @@ fn assemble(
     let (style, names) = parse_names(&names, spec)?;
     let settings = config.sites(spec, style.root)?;
 
-    let mut by_site: BTreeMap<Site, Factors<'_>> = BTreeMap::new();
+    let mut by_site: BTreeMap<Site, Parts<'_>> = BTreeMap::new();
     for (tensor, name) in tensors.into_iter().zip(names) {
-        if !settings.contains_key(&name.site) {
+        let (is_on, setting) = match name.matrix {
+            Matrix::A | Matrix::B | Matrix::Base => (true, ""),
+            Matrix::Bias => (config.lora_bias, "lora_bias"),
+            Matrix::Magnitude => (config.use_dora, "use_dora"),
+            Matrix::Saved => {
+                (config.modules_to_save.contains(&name.site.module), "modules_to_save")
+            }
+        };
+        if !is_on {
+            return Err(AdapterError::SettingOff { tensor: tensor.name, setting });
+        }
+        if name.matrix != Matrix::Saved && !settings.contains_key(&name.site) {
             return Err(AdapterError::NotTargeted { tensor: tensor.name });
         }
-        let factors = by_site.entry(name.site).or_default();
-        // One name is in the file once, and one style has one name for each factor: nothing is overwritten here.
-        match name.matrix {
-            Matrix::A => factors.a = Some(tensor),
-            Matrix::B => factors.b = Some(tensor),
+        let parts = by_site.entry(name.site).or_default();
+        if let Some(other) = parts.insert(name.matrix, tensor) {
+            // One style has one name for each, but for a magnitude with and without `.weight`.
+            return Err(AdapterError::MixedNames {
+                tensor: parts[&name.matrix].name.clone(),
+                other: other.name,
+            });
         }
     }
-    let mut weights = AdapterWeights { sites: Vec::with_capacity(settings.len()) };
+    let reader = Reader { config, style, spec };
+    let mut weights = AdapterWeights::default();
     for (site, settings) in settings {
-        weights.sites.push(site_weights(
-            site,
-            settings,
-            by_site.remove(&site).unwrap_or_default(),
-            style,
-            spec,
-        )?);
+        let parts = by_site.entry(site).or_default();
+        weights.sites.push(reader.site(site, settings, parts)?);
     }
+    weights.embedding = reader.own(Site::EMBEDDING, by_site.remove(&Site::EMBEDDING))?;
+    weights.head = reader.own(Site::HEAD, by_site.remove(&Site::HEAD))?;
     weights.check(spec)?;
     Ok(summarize(weights, config, tensor_bytes))
 }
@@ -200,6 +216,8 @@ fn parse_names<'a>(
     spec: &ModelSpec,
 ) -> Result<(NameStyle<'a>, Vec<TensorName<'a>>), AdapterError> {
     let mut parsed: Vec<TensorName<'_>> = Vec::with_capacity(names.len());
+    // The name that the others must agree with.
+    let mut model = 0;
     for name in names {
         let Some(tensor) = TensorName::parse(name) else {
             let tensor = name.clone();
@@ -214,62 +232,123 @@ fn parse_names<'a>(
                 n_layers: spec.n_layers,
             });
         }
-        if parsed.first().is_some_and(|first| first.style != tensor.style) {
-            return Err(AdapterError::MixedNames { tensor: name.clone(), other: names[0].clone() });
+        if !parsed.is_empty() && !parsed[model].agrees_with(&tensor) {
+            return Err(AdapterError::MixedNames {
+                tensor: name.clone(),
+                other: names[model].clone(),
+            });
+        }
+        // Names of the base's weights tell the least about the others.
+        if parsed.get(model).is_some_and(|model| model.matrix == Matrix::Base) {
+            model = parsed.len();
         }
         parsed.push(tensor);
     }
-    Ok((parsed.first().map_or(NameStyle::USUAL, |first| first.style), parsed))
+    Ok((parsed.get(model).map_or(NameStyle::USUAL, |name| name.style), parsed))
 }
 
-fn site_weights(
-    site: Site,
-    SiteSettings { rank, lora_scale }: SiteSettings,
-    factors: Factors<'_>,
-    style: NameStyle<'_>,
-    spec: &ModelSpec,
-) -> Result<SiteWeights, AdapterError> {
-    let (n_out, n_in) = spec.linear_shape(site.module);
-    let values = |matrix, tensor: Option<StoredTensor<'_>>, expected: [usize; 2]| {
-        let Some(tensor) = tensor else {
-            return Err(AdapterError::MissingTensor { tensor: style.name(site, matrix) });
-        };
-        if tensor.shape != expected {
-            return Err(AdapterError::Shape {
-                tensor: tensor.name,
-                found: tensor.shape,
-                expected,
-                rank,
-            });
-        }
-        let values = tensor.to_f32();
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(index) => {
-                Err(AdapterError::NotFinite { tensor: tensor.name, index, value: values[index] })
+/// From tensors to checked values.
+struct Reader<'a> {
+    config: &'a AdapterConfig,
+    style: NameStyle<'a>,
+    spec: &'a ModelSpec,
+}
+
+impl Reader<'_> {
+    /// Takes the tensors of `LoRA` out of `parts`.
+    fn site(
+        &self,
+        site: Site,
+        SiteSettings { rank, lora_scale }: SiteSettings,
+        parts: &mut Parts<'_>,
+    ) -> Result<SiteWeights, AdapterError> {
+        let (n_out, n_in) = self.spec.linear_shape(site.module);
+        let mut factor = |matrix, expected: [usize; 2]| {
+            let tensor = self.take(site, matrix, parts)?;
+            if tensor.shape != expected {
+                return Err(AdapterError::Shape {
+                    tensor: tensor.name,
+                    found: tensor.shape,
+                    expected,
+                    rank,
+                });
             }
-            None => Ok(values),
+            finite(tensor)
+        };
+        let a = factor(Matrix::A, [rank, n_in])?;
+        let b = factor(Matrix::B, [n_out, rank])?;
+        let mut vector = |matrix, is_on: bool| {
+            let read = || own_shape(self.take(site, matrix, parts)?, &[n_out]);
+            is_on.then(read).transpose()
+        };
+        let bias = vector(Matrix::Bias, self.config.lora_bias)?;
+        let magnitude = vector(Matrix::Magnitude, self.config.use_dora)?;
+        Ok(SiteWeights { site, rank, lora_scale, a, b, bias, magnitude })
+    }
+
+    /// A whole matrix of the adapter's own.
+    fn own(&self, site: Site, parts: Option<Parts<'_>>) -> Result<Option<OwnMatrix>, AdapterError> {
+        let mut parts = parts.unwrap_or_default();
+        let shape = [self.spec.vocab, self.spec.hidden];
+        if self.config.modules_to_save.contains(&site.module) {
+            let values = own_shape(self.take(site, Matrix::Saved, &mut parts)?, &shape)?;
+            return Ok(Some(OwnMatrix { values, of_base: false }));
         }
-    };
-    let a = values(Matrix::A, factors.a, [rank, n_in])?;
-    let b = values(Matrix::B, factors.b, [n_out, rank])?;
-    Ok(SiteWeights { site, rank, lora_scale, a, b })
+        let Some(tensor) = parts.remove(&Matrix::Base) else { return Ok(None) };
+        Ok(Some(OwnMatrix { values: own_shape(tensor, &shape)?, of_base: true }))
+    }
+
+    fn take<'t>(
+        &self,
+        site: Site,
+        matrix: Matrix,
+        parts: &mut Parts<'t>,
+    ) -> Result<StoredTensor<'t>, AdapterError> {
+        let missing = || AdapterError::MissingTensor { tensor: self.style.name(site, matrix) };
+        parts.remove(&matrix).ok_or_else(missing)
+    }
+}
+
+/// The values of a tensor that must have this shape.
+fn own_shape(tensor: StoredTensor<'_>, expected: &[usize]) -> Result<Vec<f32>, AdapterError> {
+    if tensor.shape != expected {
+        return Err(AdapterError::OwnShape {
+            tensor: tensor.name,
+            found: tensor.shape,
+            expected: expected.to_vec(),
+        });
+    }
+    finite(tensor)
+}
+
+fn finite(tensor: StoredTensor<'_>) -> Result<Vec<f32>, AdapterError> {
+    let values = tensor.to_f32();
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(index) => {
+            Err(AdapterError::NotFinite { tensor: tensor.name, index, value: values[index] })
+        }
+        None => Ok(values),
+    }
 }
 
 fn summarize(weights: AdapterWeights, config: &AdapterConfig, tensor_bytes: u64) -> LoadedAdapter {
-    let mut target_modules: Vec<_> = weights.sites.iter().map(|site| site.site.module).collect();
+    let sites = weights.sites.iter().map(|site| site.site);
+    let own = weights.own_matrices().map(|(site, _)| site);
+    let mut target_modules: Vec<_> = sites.chain(own).map(|site| site.module).collect();
     target_modules.sort_unstable();
     target_modules.dedup();
-    let values = || weights.sites.iter().flat_map(|site| site.a.iter().chain(&site.b));
+    // Bits, not values: f16 keeps the sign of zero.
+    let is_exact = |value: &f32| f16::from_f32(*value).to_f32().to_bits() == value.to_bits();
+    let stored_f16_exact = weights.arrays().flatten().all(is_exact);
     LoadedAdapter {
         digest: GenerationDigest::of(&weights),
         base_model_name: config.base_model_name.clone(),
         rank_max: weights.sites.iter().map(|site| site.rank).max().unwrap_or_default(),
         target_modules,
-        n_parameters: weights.sites.iter().map(|site| site.a.len() + site.b.len()).sum(),
+        n_parameters: weights.n_values(),
         tensor_bytes,
         // Bits, not values: f16 keeps the sign of zero.
-        stored_f16_exact: values()
-            .all(|value| f16::from_f32(*value).to_f32().to_bits() == value.to_bits()),
+        stored_f16_exact,
         weights,
     }
 }

@@ -4,6 +4,10 @@
 //! 2. `adapter_model.safetensors`: `base_model.model.<module path>.lora_A.weight` `[R, K]` and `….lora_B.weight`
 //!    `[N, R]` for each adapted linear, F32, F16 or BF16.
 //!
+//! Linears of layers and `lm_head` may have `DoRA` (`use_dora`) or a bias (`lora_bias`), `embed_tokens` has plain `LoRA`.
+//! The embedding and the head may also be there as a whole: as `modules_to_save`, or because PEFT saves the base's weight
+//! with an adapter on them (and puts it in the base's place when it loads the adapter).
+//!
 //! PEFT itself ignores unknown settings and tensors that fit nowhere, with a warning at most. Here both are errors.
 
 mod config;

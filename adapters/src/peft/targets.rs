@@ -1,4 +1,4 @@
-//! Which linears a config acts on, with which rank and scale: PEFT's rules, path by path.
+//! Which linears (and ends of the model) a config acts on, with which rank and scale: PEFT's rules, path by path.
 //!
 //! The rules are those of `check_target_module_exists` (`tuners/tuners_utils.py`), `get_pattern_key`
 //! (`utils/other.py`) and `LoraLayer.update_layer` (`tuners/lora/layer.py`) of PEFT 0.21.2; a test compares them with
@@ -18,9 +18,6 @@ use super::{
     fields::shorten,
     pattern::Pattern,
 };
-
-/// Modules that PEFT can adapt and we cannot yet.
-const UNSUPPORTED_MODULES: [&str; 2] = ["embed_tokens", "lm_head"];
 
 /// Where the decoder's modules hang in the tree that the adapter was trained on. Patterns see paths from its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,23 +39,20 @@ impl TreeRoot {
 
     /// The site's path from this root.
     pub fn path(self, site: Site) -> String {
-        format!(
-            "{}layers.{}.{}.{}",
-            self.prefix(),
-            site.layer,
-            site.module.parent(),
-            site.module.name()
-        )
+        let (prefix, name) = (self.prefix(), site.module.name());
+        match site.module.parent() {
+            Some(parent) => format!("{prefix}layers.{}.{parent}.{name}", site.layer),
+            None if site.module == TargetModule::EmbedTokens => format!("{prefix}{name}"),
+            None => name.to_owned(),
+        }
     }
 
-    /// Paths of the modules in [`UNSUPPORTED_MODULES`]; the bare decoder has no head.
-    fn unsupported(self) -> Vec<(&'static str, String)> {
-        let embedding = UNSUPPORTED_MODULES[0];
-        let mut modules = vec![(embedding, format!("{}{embedding}", self.prefix()))];
-        if self == Self::CausalLm {
-            modules.push((UNSUPPORTED_MODULES[1], UNSUPPORTED_MODULES[1].to_owned()));
-        }
-        modules
+    /// Every site of a model in this tree; the bare decoder has no head.
+    fn sites(self, n_layers: usize) -> Vec<Site> {
+        let layers =
+            (0..n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+        let head = (self == Self::CausalLm).then_some(Site::HEAD);
+        layers.chain([Site::EMBEDDING]).chain(head).collect()
     }
 }
 
@@ -95,13 +89,16 @@ impl AdapterConfig {
         let ranks = Overrides::new("rank_pattern", &self.rank_pattern)?;
         let alphas = Overrides::new("alpha_pattern", &self.alpha_pattern)?;
 
-        let all: Vec<(Site, String)> = (0..spec.n_layers)
-            .flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }))
-            .map(|site| (site, root.path(site)))
-            .collect();
-        targets.refuse_foreign(&all, root, excluded.as_ref())?;
+        let all: Vec<(Site, String)> =
+            root.sites(spec.n_layers).into_iter().map(|site| (site, root.path(site))).collect();
+        targets.refuse_foreign(&all)?;
         let mut sites = BTreeMap::new();
         for (site, path) in &all {
+            // "all-linear" leaves the head out, and the embedding is no linear.
+            let beyond = site.module.is_end() && matches!(targets, Matcher::All);
+            if beyond || self.modules_to_save.contains(&site.module) {
+                continue;
+            }
             if let Some(excluded) = &excluded
                 && excluded.contains(path)?
             {
@@ -113,7 +110,28 @@ impl AdapterConfig {
                 sites.insert(*site, self.settings(*site, rank, alpha)?);
             }
         }
+        self.check_ends(&sites)?;
         if sites.is_empty() { Err(ConfigError::NoSite) } else { Ok(sites) }
+    }
+
+    /// What is not supported at the embedding and the head.
+    fn check_ends(&self, sites: &BTreeMap<Site, SiteSettings>) -> Result<(), ConfigError> {
+        let embedding = sites.contains_key(&Site::EMBEDDING);
+        let ends = embedding || sites.contains_key(&Site::HEAD) || !self.modules_to_save.is_empty();
+        for (is_on, key, what) in [
+            (embedding && self.use_dora, "use_dora", "DoRA of an embedding"),
+            (embedding && self.lora_bias, "lora_bias", "a bias beside lora_B of an embedding"),
+            (
+                ends && self.ensure_weight_tying,
+                "ensure_weight_tying",
+                "one adapter for embedding and head",
+            ),
+        ] {
+            if is_on {
+                return Err(ConfigError::Unsupported { key, what, value: "true".to_owned() });
+            }
+        }
+        Ok(())
     }
 
     fn settings(&self, site: Site, rank: usize, alpha: f64) -> Result<SiteSettings, ConfigError> {
@@ -132,7 +150,7 @@ impl AdapterConfig {
 
 /// `target_modules` or `exclude_modules`, ready to be asked.
 enum Matcher<'a> {
-    /// Every linear of a layer.
+    /// Every linear of every layer.
     All,
     /// The whole path.
     Pattern(Pattern),
@@ -165,31 +183,12 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Refuses targets that are not linears of a layer. Layer and exclusion settings do not excuse a listed name that
-    /// exists nowhere: PEFT would say nothing, and nobody would notice a typing error.
-    fn refuse_foreign(
-        &self,
-        all: &[(Site, String)],
-        root: TreeRoot,
-        excluded: Option<&Matcher<'_>>,
-    ) -> Result<(), ConfigError> {
-        for (module, path) in root.unsupported() {
-            let excluded = excluded.map_or(Ok(false), |matcher| matcher.contains(&path))?;
-            let named = match self {
-                // PEFT leaves the head out of "all-linear", and the embedding is no linear.
-                Self::All => false,
-                Self::Pattern(_) | Self::List(_) => self.contains(&path)?,
-            };
-            if named && !excluded {
-                return Err(ConfigError::TargetUnsupported { module });
-            }
-        }
+    /// Refuses targets that the model lacks. Layer and exclusion settings do not excuse a listed name that exists
+    /// nowhere: PEFT would say nothing, and nobody would notice a typing error.
+    fn refuse_foreign(&self, all: &[(Site, String)]) -> Result<(), ConfigError> {
         let Self::List(list) = self else { return Ok(()) };
-        let missing = list.iter().find(|name| {
-            let excused =
-                root.unsupported().iter().any(|(_, path)| ends_with_component(path, name));
-            !excused && !all.iter().any(|(_, path)| ends_with_component(path, name))
-        });
+        let missing =
+            list.iter().find(|name| !all.iter().any(|(_, path)| ends_with_component(path, name)));
         missing.map_or(Ok(()), |name| Err(ConfigError::TargetWithoutSite { target: shorten(name) }))
     }
 }

@@ -1,6 +1,7 @@
 //! One line for each way in which a config is read or refused.
 
 use pleach_adapters::{AdapterConfig, peft::TreeRoot};
+use pleach_engine::site::{Site, TargetModule};
 use serde_json::{Value, json};
 
 use crate::support::{config, config_with, toy_spec};
@@ -21,9 +22,7 @@ fn check_refused(edits: Value, message: &str) {
 #[test]
 fn what_changes_the_result_is_refused_by_its_key() {
     for (key, values) in [
-        ("use_dora", vec![json!(true)]),
-        ("lora_bias", vec![json!(true)]),
-        ("modules_to_save", vec![json!(["lm_head"])]),
+        ("modules_to_save", vec![json!(["norm"]), json!(["lm_head", "classifier"])]),
         ("trainable_token_indices", vec![json!([1]), json!({"embed_tokens": [1]})]),
         ("target_parameters", vec![json!(["experts.down_proj"])]),
         ("layer_replication", vec![json!([[0, 1]])]),
@@ -50,8 +49,87 @@ fn what_changes_the_result_is_refused_by_its_key() {
         }
     }
     check_refused(
-        json!({"use_dora": true}),
-        "`use_dora` is not supported (DoRA: the output is renormalized by row): true",
+        json!({"use_qalora": true}),
+        "`use_qalora` is not supported (QALoRA: inputs are pooled before lora_A): true",
+    );
+}
+
+#[test]
+fn kinds_that_cannot_be_together_are_refused_by_their_key() {
+    check_refused(
+        json!({"use_dora": true, "lora_bias": true}),
+        "`lora_bias` is not supported (a bias beside lora_B, together with `use_dora`): true",
+    );
+    for (key, what) in [
+        ("use_dora", "DoRA of an embedding"),
+        ("lora_bias", "a bias beside lora_B of an embedding"),
+        ("ensure_weight_tying", "one adapter for embedding and head"),
+    ] {
+        check_refused(
+            json!({key: true, "target_modules": ["q_proj", "embed_tokens"]}),
+            &format!("`{key}` is not supported ({what}): true"),
+        );
+    }
+    for edits in [
+        json!({"ensure_weight_tying": true, "target_modules": ["lm_head"]}),
+        json!({"ensure_weight_tying": true, "modules_to_save": ["embed_tokens"]}),
+    ] {
+        let error = read(&config_with(edits)).unwrap_err();
+        assert!(error.starts_with("`ensure_weight_tying` is not supported"), "{error}");
+    }
+    check_refused(
+        json!({"modules_to_save": "lm_head"}),
+        "`modules_to_save` must be a list of strings, found: \"lm_head\"",
+    );
+}
+
+#[test]
+fn kinds_beyond_plain_lora_are_read() {
+    let read = read(&config_with(json!({
+        "use_dora": true, "modules_to_save": ["lm_head", "model.embed_tokens", "lm_head"], "ensure_weight_tying": false,
+    })))
+    .unwrap();
+    assert!(read.use_dora && !read.lora_bias);
+    assert_eq!(read.modules_to_save, [TargetModule::LmHead, TargetModule::EmbedTokens]);
+}
+
+#[test]
+fn the_ends_of_the_model_are_targeted_as_by_peft() {
+    let ends = |edits: Value, root| {
+        let config = AdapterConfig::from_json(config_with(edits).to_string().as_bytes()).unwrap();
+        let sites = config.sites(&toy_spec(2), root).unwrap();
+        sites.into_keys().filter(|site| site.module.is_end()).collect::<Vec<_>>()
+    };
+    let both = [Site::EMBEDDING, Site::HEAD];
+    let listed = json!(["q_proj", "embed_tokens", "lm_head"]);
+    for (edits, expected) in [
+        (json!({"target_modules": listed}), &both[..]),
+        (json!({"target_modules": ".*(embed_tokens|lm_head|q_proj)"}), &both),
+        (json!({"target_modules": "all-linear"}), &[]),
+        // A whole name that is listed is taken whatever the layers; its end is not.
+        (json!({"target_modules": listed, "layers_to_transform": [0]}), &both[1..]),
+        (json!({"target_modules": listed, "exclude_modules": ["lm_head"]}), &both[..1]),
+        (json!({"target_modules": listed, "modules_to_save": ["embed_tokens"]}), &both[1..]),
+    ] {
+        assert_eq!(ends(edits.clone(), TreeRoot::CausalLm), expected, "{edits}");
+    }
+    assert_eq!(
+        ends(json!({"target_modules": ".*(embed_tokens|q_proj)|embed_tokens"}), TreeRoot::Decoder),
+        both[..1]
+    );
+    let ranks = config_with(json!({
+        "target_modules": ["lm_head", "embed_tokens"], "rank_pattern": {"lm_head": 3}, "alpha_pattern": {"embed_tokens": 1},
+    }));
+    let sites = AdapterConfig::from_json(ranks.to_string().as_bytes()).unwrap();
+    let sites = sites.sites(&toy_spec(2), TreeRoot::CausalLm).unwrap();
+    assert_eq!((sites[&Site::HEAD].rank, sites[&Site::EMBEDDING].rank), (3, 2));
+    assert_eq!(
+        (sites[&Site::HEAD].lora_scale, sites[&Site::EMBEDDING].lora_scale),
+        (4.0 / 3.0, 0.5)
+    );
+    check_refused(
+        json!({"target_modules": ["lm_head"], "r": 300}),
+        "lm_head: rank 300 is outside 1..=256",
     );
 }
 
@@ -145,13 +223,6 @@ fn bad_types_and_values_name_the_key() {
 
 #[test]
 fn targets_that_do_not_exist_are_refused() {
-    for module in ["embed_tokens", "lm_head"] {
-        let message = format!("`target_modules` names {module}, which is not supported yet");
-        check_refused(json!({"target_modules": ["q_proj", module]}), &message);
-        check_refused(json!({"target_modules": format!(".*({module}|q_proj)")}), &message);
-        let excluded = json!({"target_modules": ["q_proj", module], "exclude_modules": [module]});
-        assert!(read(&config_with(excluded)).is_ok());
-    }
     for target in ["qkv_proj", "proj", "layers.2.mlp.up_proj", ""] {
         check_refused(
             json!({"target_modules": ["q_proj", target]}),

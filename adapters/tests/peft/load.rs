@@ -140,11 +140,32 @@ fn every_tensor_must_belong_to_a_targeted_site() {
         extra(&unknown),
         &format!("tensor `{unknown}` belongs to no linear of this model"),
     );
+    for (rest, setting) in [
+        (name("0.self_attn.q_proj.lora_magnitude_vector"), "use_dora"),
+        (name("0.self_attn.q_proj.lora_B.bias"), "lora_bias"),
+        ("base_model.model.lm_head.weight".to_owned(), "modules_to_save"),
+        ("base_model.model.model.embed_tokens.weight".to_owned(), "modules_to_save"),
+    ] {
+        let message =
+            format!("tensor `{rest}`: adapter_config.json does not ask for it with `{setting}`");
+        check_refused(extra(&rest), &message);
+    }
+    for rest in ["model.embed_tokens.lora_embedding_A", "lm_head.base_layer.weight"] {
+        let tensor = format!("base_model.model.{rest}");
+        let message = format!("tensor `{tensor}`: adapter_config.json does not target this linear");
+        check_refused(extra(&tensor), &message);
+    }
     for (rest, feature) in [
-        (name("0.self_attn.q_proj.lora_magnitude_vector"), "DoRA (`use_dora`)"),
-        (name("0.self_attn.q_proj.lora_B.bias"), "a bias (`bias` or `lora_bias`)"),
-        ("base_model.model.model.embed_tokens.lora_embedding_A".to_owned(), "LoRA on an embedding"),
-        ("base_model.model.lm_head.weight".to_owned(), "the head"),
+        (name("0.self_attn.q_proj.bias"), "a bias of the base (`bias`)"),
+        (name("0.self_attn.q_proj.base_layer.weight"), "a weight of the base"),
+        (
+            "base_model.model.model.embed_tokens.lora_magnitude_vector".to_owned(),
+            "DoRA of an embedding",
+        ),
+        (
+            "base_model.model.model.norm.modules_to_save.default.weight".to_owned(),
+            "a whole saved module (`modules_to_save`) other than embed_tokens and lm_head",
+        ),
     ] {
         check_refused(extra(&rest), &format!("tensor `{rest}` is not supported: {feature}"));
     }
@@ -161,6 +182,99 @@ fn every_tensor_must_belong_to_a_targeted_site() {
         extra(foreign),
         &format!("tensor `{foreign}` is named in another way than `{first}`"),
     );
+}
+
+/// What PEFT writes for this kind on the toy model, in eighths.
+fn tensors_of_kind(config: &Value) -> crate::support::Tensors {
+    let mut tensors = tensors_for(config, &toy_spec(2));
+    let eighths =
+        |shape: &[usize]| Tensor::f32(shape, (0..13_u8).cycle().map(|i| f32::from(i) / 8.0));
+    let rows: Vec<(String, usize)> = tensors
+        .iter()
+        .filter(|(name, _)| name.contains("lora_B.weight"))
+        .map(|(name, tensor)| (name.clone(), tensor.shape[0]))
+        .collect();
+    for (name, n_out) in rows {
+        if config["use_dora"] == true {
+            let name = name.replace("lora_B.weight", "lora_magnitude_vector");
+            tensors.insert(name, eighths(&[n_out]));
+        }
+        if config["lora_bias"] == true {
+            tensors.insert(name.replace("lora_B.weight", "lora_B.bias"), eighths(&[n_out]));
+        }
+    }
+    for module in config["modules_to_save"].as_array().into_iter().flatten() {
+        let root = if module == "lm_head" { "" } else { "model." };
+        let name = format!("base_model.model.{root}{}.weight", module.as_str().unwrap());
+        tensors.insert(name, eighths(&[32, 6]));
+    }
+    tensors
+}
+
+#[test]
+fn every_kind_must_have_its_tensors_in_its_shapes() {
+    let q = name("0.self_attn.q_proj.lora_B.weight");
+    for (edits, part, shape, expected) in [
+        (json!({"use_dora": true}), "lora_magnitude_vector", vec![8, 1], "[8]"),
+        (json!({"lora_bias": true}), "lora_B.bias", vec![6], "[8]"),
+        (json!({"modules_to_save": ["lm_head"]}), "lm_head", vec![6, 32], "[32, 6]"),
+        (json!({"modules_to_save": ["embed_tokens"]}), "embed_tokens", vec![33, 6], "[32, 6]"),
+    ] {
+        let config = config_with(edits);
+        let whole = tensors_of_kind(&config);
+        let plain =
+            load(&crate::support::config(), &tensors_for(&crate::support::config(), &toy_spec(2)));
+        let loaded = load(&config, &whole).unwrap();
+        assert_ne!(loaded.digest, plain.unwrap().digest, "{part}");
+        let tensor = match part {
+            "lm_head" => "base_model.model.lm_head.weight".to_owned(),
+            "embed_tokens" => "base_model.model.model.embed_tokens.weight".to_owned(),
+            part => q.replace("lora_B.weight", part),
+        };
+        let mut spoiled = whole.clone();
+        spoiled.remove(&tensor).unwrap();
+        assert_eq!(
+            load(&config, &spoiled).unwrap_err().to_string(),
+            format!("tensor `{tensor}` is missing, adapter_config.json targets its linear")
+        );
+        spoiled.insert(tensor.clone(), Tensor::f32(&shape, std::iter::repeat(1.0)));
+        assert_eq!(
+            load(&config, &spoiled).unwrap_err().to_string(),
+            format!("tensor `{tensor}` has shape {shape:?}, expected {expected}")
+        );
+        let found = whole[&tensor].shape.clone();
+        spoiled.insert(tensor.clone(), Tensor::f32(&found, std::iter::repeat(f32::NAN)));
+        assert_eq!(
+            load(&config, &spoiled).unwrap_err().to_string(),
+            format!("tensor `{tensor}` holds NaN at index 0")
+        );
+    }
+}
+
+#[test]
+fn weights_of_the_base_that_peft_saves_are_taken() {
+    let config = config_with(json!({"target_modules": ["q_proj", "lm_head", "embed_tokens"]}));
+    let mut tensors = tensors_for(&config, &toy_spec(2));
+    for (end, value) in [("model.embed_tokens", 0.5), ("lm_head", 0.25)] {
+        let name = format!("base_model.model.{end}.base_layer.weight");
+        tensors.insert(name, Tensor::f32(&[32, 6], std::iter::repeat(value)));
+    }
+    let loaded = load(&config, &tensors).unwrap();
+    let (embedding, head) = (loaded.weights.embedding.unwrap(), loaded.weights.head.unwrap());
+    assert!(embedding.of_base && head.of_base);
+    assert_eq!((embedding.values, head.values), (vec![0.5; 32 * 6], vec![0.25; 32 * 6]));
+    assert_eq!(
+        loaded.target_modules,
+        [TargetModule::QProj, TargetModule::EmbedTokens, TargetModule::LmHead]
+    );
+    // Raw state dicts name the adapter, but not at weights of the base.
+    let raw = tensors.iter().map(|(name, tensor)| {
+        let name = name.replace(".weight", ".default.weight");
+        let name = name.replace("base_layer.default", "base_layer");
+        let name = name.replace("embedding_A", "embedding_A.default");
+        (name.replace("embedding_B", "embedding_B.default"), tensor.clone())
+    });
+    assert_eq!(load(&config, &raw.collect()).unwrap().digest, loaded.digest);
 }
 
 #[test]
@@ -286,10 +400,10 @@ fn folders_and_files() {
     );
     check_folder(
         |dir| {
-            let config = config_with(json!({"use_dora": true}));
+            let config = config_with(json!({"use_qalora": true}));
             fs::write(dir.join(CONFIG_FILE), config.to_string()).unwrap();
         },
-        "adapter_config.json: `use_dora` is not supported (DoRA: the output is renormalized by row): true",
+        "adapter_config.json: `use_qalora` is not supported (QALoRA: inputs are pooled before lora_A): true",
     );
     // A pickle beside the safetensors file is not opened and does no harm, as in PEFT.
     let dir = folder();

@@ -6,7 +6,10 @@ use pleach_adapters::{
     AdapterConfig, AdapterError, LoadedAdapter,
     peft::{TreeRoot, load_peft_bytes},
 };
-use pleach_engine::spec::{Architecture, ModelSpec, RopeScaling};
+use pleach_engine::{
+    site::Site,
+    spec::{Architecture, ModelSpec, RopeScaling},
+};
 use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
@@ -119,9 +122,15 @@ pub(crate) fn tensors_for(config: &Value, spec: &ModelSpec) -> Tensors {
         let path = TreeRoot::CausalLm.path(site);
         let start = u16::try_from(site.layer * 7 + site.module.index()).unwrap();
         let values = move || (start..).map(|i| f32::from(i % 17) / 8.0 - 1.0);
-        for (matrix, shape) in [("A", [settings.rank, n_in]), ("B", [n_out, settings.rank])] {
+        let embedding = site == Site::EMBEDDING;
+        let [a, b] = if embedding {
+            ["lora_embedding_A", "lora_embedding_B"]
+        } else {
+            ["lora_A.weight", "lora_B.weight"]
+        };
+        for (matrix, shape) in [(a, [settings.rank, n_in]), (b, [n_out, settings.rank])] {
             let tensor = Tensor::f32(&shape, values());
-            tensors.insert(format!("base_model.model.{path}.lora_{matrix}.weight"), tensor);
+            tensors.insert(format!("base_model.model.{path}.{matrix}"), tensor);
         }
     }
     tensors

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use crate::{
-    backend::{Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart},
+    backend::{
+        Backend, HeadNorms, MatrixSource, OUTPUT_ALIGN, Output, Projection, RunError, StepStart,
+    },
     kv::KV_BLOCK_TOKENS,
-    model::{Activations, CpuOptions},
+    model::{Activations, CpuOptions, DecoderWeights},
     packed_adapter::{AdapterPacker, PackedAdapter},
     rope::RopeTable,
     sampler::SampledToken,
@@ -15,14 +17,16 @@ use crate::{
 
 use super::{
     attention::{Attend, VECTORS_MAX},
+    dora::Workers,
     elementwise::{HeadNorm, RmsNorm, Rope, SwiGlu},
     head::HeadBuffers,
     int8_rows::Int8Rows,
     isa::Isa,
     kv_cache::{HEAD_DIM_MAX, KvCache, KvElement, KvShape, StoreToken},
-    lora::{CpuPacker, ResidentAdapter, V_STRIDE},
+    lora::V_STRIDE,
     packed::{BLOCK, Dense, PackedMatrix},
     plan::StepPlan,
+    resident::{BaseMatrices, CpuPacker, ResidentAdapter},
     simd::LANES,
     threads::{Parts, Team},
 };
@@ -72,9 +76,15 @@ pub struct CpuVector {
     pub(crate) len: usize,
 }
 
-/// A frozen weight in tiles.
+/// A frozen weight in tiles, shared with those who pack adapters.
 #[derive(Debug)]
-pub struct CpuMatrix(pub(crate) PackedMatrix);
+pub struct CpuMatrix(pub(crate) Arc<PackedMatrix>);
+
+impl CpuMatrix {
+    pub(crate) fn new(matrix: PackedMatrix) -> Self {
+        Self(Arc::new(matrix))
+    }
+}
 
 /// Activations, `[max_rows, stride]`; columns beyond the width are zero.
 #[derive(Debug, Default)]
@@ -105,6 +115,8 @@ pub struct CpuBackend {
     rope: RopeTable,
     cache: KvCache,
     pub(crate) plan: StepPlan,
+    /// The model's weights, once they are loaded.
+    pub(crate) base: Option<Arc<BaseMatrices>>,
     pub(crate) adapters: Vec<Option<Arc<ResidentAdapter>>>,
     /// Bytes of the adapter in each slot.
     slot_bytes: Vec<usize>,
@@ -171,6 +183,7 @@ impl CpuBackend {
             rope: RopeTable::new(spec),
             cache: KvCache::new(shape),
             plan: StepPlan::default(),
+            base: None,
             adapters: Vec::new(),
             slot_bytes: Vec::new(),
             adapter_bytes: options.adapter_bytes,
@@ -180,10 +193,7 @@ impl CpuBackend {
             shrink: Vec::new(),
             scratch: (0..team.n_threads()).map(|_| vec![0.0; scratch]).collect(),
             head: HeadBuffers::new(spec, options.max_rows),
-            gate_up: CpuBuffer::new(
-                options.max_rows,
-                2 * spec.ffn.next_multiple_of(OUTPUT_ALIGN),
-            ),
+            gate_up: CpuBuffer::new(options.max_rows, 2 * spec.ffn.next_multiple_of(OUTPUT_ALIGN)),
             team,
         })
     }
@@ -213,7 +223,8 @@ impl Backend for CpuBackend {
     type Buffer = CpuBuffer;
 
     fn matrix(&mut self, source: &MatrixSource<'_>) -> Result<CpuMatrix, RunError> {
-        Ok(CpuMatrix(PackedMatrix::pack(source.format, source.n_out, source.n_in, source.row)))
+        let MatrixSource { format, n_out, n_in, row, .. } = *source;
+        Ok(CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, row)))
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<CpuVector, RunError> {
@@ -224,6 +235,10 @@ impl Backend for CpuBackend {
 
     fn buffer(&mut self, width: usize) -> Result<CpuBuffer, RunError> {
         Ok(CpuBuffer::new(self.max_rows, width))
+    }
+
+    fn loaded(&mut self, weights: &DecoderWeights<CpuMatrix, CpuVector>) {
+        self.base = Some(Arc::new(BaseMatrices::of(weights)));
     }
 
     fn n_kv_blocks(&self) -> usize {
@@ -247,10 +262,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&mut self, batch: &StepBatch, table: &CpuMatrix, out: &mut CpuBuffer) {
-        let hidden = self.spec.hidden;
-        for (row, &token) in batch.token_ids.iter().enumerate() {
-            table.0.row_values(token as usize, &mut out.values[row * out.stride..][..hidden]);
-        }
+        self.embed_rows(batch, table, out);
     }
 
     fn rms_norm(&mut self, x: &CpuBuffer, weight: &CpuVector, out: &mut CpuBuffer) {
@@ -381,6 +393,9 @@ impl Backend for CpuBackend {
                 Activations::F32 => Dense::F32,
             },
             capacity_bytes: self.adapter_bytes,
+            base: self.base.clone(),
+            // Half of the threads: steps go on meanwhile.
+            workers: Workers { isa: self.isa, n_threads: self.team.n_threads().div_ceil(2) },
         })
     }
 

@@ -7,7 +7,8 @@ use super::{
     threads::Parts,
 };
 
-/// `out[t, column + n] (+)= sum + bias[n] + lora_scale * (B v)[n]`, in this order.
+/// `out[t, column + n] (+)= sum + bias[n] + lora_scale * (B v)[n]`, in this order; other kinds of adapters as
+/// [`ExpandRows::add`] says.
 pub(crate) struct Epilogue<'a> {
     /// `[T, stride]`.
     pub(crate) out: &'a Parts<'a, f32>,
@@ -35,7 +36,7 @@ impl Epilogue<'_> {
                 y = S::add(y, S::load(bias[tile * LANES..][..LANES].as_ptr()));
             }
             if let Some(lora) = &self.lora {
-                y = lora.add::<S>(row, tile, y);
+                y = lora.add::<S>(row, tile, sum, self.bias, y);
             }
             if self.accumulate {
                 y = S::add(S::load(out), y);

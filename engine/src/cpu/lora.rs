@@ -7,17 +7,12 @@
 
 use std::sync::Arc;
 
-use crate::{
-    adapter_weights::{AdapterWeights, LORA_RANK_MAX},
-    backend::RunError,
-    packed_adapter::{AdapterPacker, PackedAdapter},
-    site::{Site, TargetModule},
-    spec::ModelSpec,
-};
+use crate::adapter_weights::LORA_RANK_MAX;
 
 use super::{
     matmul_f32::dot_rows,
     packed::{Dense, PackedMatrix, Storage},
+    resident::{MoreOfSite, ResidentAdapter, ResidentSite},
     simd::{Kernel, LANES, Simd},
     threads::Parts,
 };
@@ -28,88 +23,6 @@ pub(crate) const NO_SLOT: u32 = u32::MAX;
 pub(crate) const PARTS_MAX: usize = 3;
 /// Values of `v` in a row.
 pub(crate) const V_STRIDE: usize = PARTS_MAX * LORA_RANK_MAX;
-
-/// One site's weights on the device.
-#[derive(Debug)]
-pub(crate) struct ResidentSite {
-    lora_scale: f32,
-    /// `[R, K]`.
-    a: PackedMatrix,
-    /// `[N, R]`, columns padded to a multiple of 4 with zeros.
-    b: PackedMatrix,
-}
-
-/// One adapter on the device.
-#[derive(Debug)]
-pub(crate) struct ResidentAdapter {
-    /// By `layer * 7 + module`.
-    sites: Vec<Option<ResidentSite>>,
-}
-
-/// Packs adapters for the CPU: what it makes is what the kernels read.
-pub(crate) struct CpuPacker {
-    pub(crate) spec: ModelSpec,
-    pub(crate) dense: Dense,
-    pub(crate) capacity_bytes: usize,
-}
-
-impl AdapterPacker for CpuPacker {
-    fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
-        weights.check(&self.spec)?;
-        if self.dense == Dense::F16 {
-            weights.check_f16()?;
-        }
-        let adapter = ResidentAdapter::pack(weights, self.spec.n_layers, self.dense, |module| {
-            self.spec.linear_shape(module)
-        });
-        let n_bytes = adapter.n_bytes();
-        Ok(PackedAdapter::new(adapter, n_bytes))
-    }
-
-    fn capacity_bytes(&self) -> usize {
-        self.capacity_bytes
-    }
-}
-
-impl ResidentAdapter {
-    /// Packs checked weights. `shape` gives a module's output and input features.
-    pub(crate) fn pack(
-        weights: &AdapterWeights,
-        n_layers: usize,
-        dense: Dense,
-        shape: impl Fn(TargetModule) -> (usize, usize),
-    ) -> Self {
-        let mut sites: Vec<Option<ResidentSite>> = Vec::new();
-        sites.resize_with(n_layers * TargetModule::ALL.len(), || None);
-        for site in &weights.sites {
-            let (n_out, n_in) = shape(site.site.module);
-            let a = PackedMatrix::from_f32(dense, site.rank, n_in, 4, &site.a);
-            let b = PackedMatrix::from_f32(dense, n_out, site.rank, 4, &site.b);
-            sites[index(site.site)] = Some(ResidentSite { lora_scale: site.lora_scale, a, b });
-        }
-        Self { sites }
-    }
-
-    fn n_bytes(&self) -> usize {
-        let sites = self.sites.iter().flatten();
-        sites.map(|site| site.a.n_bytes() + site.b.n_bytes()).sum()
-    }
-
-    pub(crate) fn site(&self, site: Site) -> Option<&ResidentSite> {
-        self.sites[index(site)].as_ref()
-    }
-}
-
-fn index(site: Site) -> usize {
-    site.layer * TargetModule::ALL.len() + site.module.index()
-}
-
-impl ResidentSite {
-    /// Tiles of sixteen ranks.
-    pub(crate) fn rank_tiles(&self) -> usize {
-        self.a.n_tiles()
-    }
-}
 
 /// Shrinks the rows of one adapter at one site, sixteen ranks.
 pub(crate) struct Shrink<'a> {
@@ -168,19 +81,27 @@ pub(crate) struct ExpandRows<'a> {
     pub(crate) adapters: &'a [Option<Arc<ResidentAdapter>>],
     /// Slot of each row, or [`NO_SLOT`].
     pub(crate) slots: &'a [u32],
-    pub(crate) site: Site,
+    /// Of the site, see [`super::resident::site_index`].
+    pub(crate) site: usize,
     /// `[T, V_STRIDE]`.
     pub(crate) v: &'a [f32],
     pub(crate) part: usize,
 }
 
 impl ExpandRows<'_> {
-    /// `y + lora_scale * (B v)` for sixteen features of a row.
+    /// `y + lora_scale * (B v)` for sixteen features of a row; `y` is `sum`, the base product, with its bias.
     ///
     /// # Safety
     /// The instruction set must be there.
     #[inline(always)]
-    pub(crate) unsafe fn add<S: Simd>(&self, row: usize, tile: usize, y: S::F) -> S::F {
+    pub(crate) unsafe fn add<S: Simd>(
+        &self,
+        row: usize,
+        tile: usize,
+        sum: S::F,
+        bias: Option<&[f32]>,
+        y: S::F,
+    ) -> S::F {
         let slot = self.slots[row];
         if slot == NO_SLOT {
             return y;
@@ -190,17 +111,63 @@ impl ExpandRows<'_> {
         else {
             return y;
         };
-        let b = &site.b;
-        let v = self.v[row * V_STRIDE + self.part * LORA_RANK_MAX..][..b.n_in].as_ptr();
-        // SAFETY: a tile of B has `n_in * 16` values; `v` was checked by the slice.
+        let v = &self.v[row * V_STRIDE + self.part * LORA_RANK_MAX..][..site.b.n_in];
+        // SAFETY: the instruction set is the caller's.
         unsafe {
-            let tile = b.tile(tile).as_ptr();
-            let [delta] = if b.storage == Storage::Dense(Dense::F16) {
-                dot_rows::<S, 1, 1>(tile, b.n_in, [v])
-            } else {
-                dot_rows::<S, 0, 1>(tile, b.n_in, [v])
-            };
-            S::fma(S::splat(site.lora_scale), delta, y)
+            let delta = dot_dense::<S>(&site.b, tile, v);
+            match &site.more {
+                None => S::fma(S::splat(site.lora_scale), delta, y),
+                Some(more) => more.add::<S>(tile, site.lora_scale, delta, sum, bias, y),
+            }
         }
     }
+}
+
+impl MoreOfSite {
+    /// `y + lora_scale * (delta + lora_bias)`, or `DoRA`'s `gain * (sum + lora_scale * delta) + bias`.
+    #[inline(always)]
+    unsafe fn add<S: Simd>(
+        &self,
+        tile: usize,
+        lora_scale: f32,
+        mut delta: S::F,
+        sum: S::F,
+        bias: Option<&[f32]>,
+        y: S::F,
+    ) -> S::F {
+        // SAFETY: the instruction set is the caller's; all vectors are padded to whole tiles (checked by the slices).
+        unsafe {
+            let load = |values: &[f32]| S::load(values[tile * LANES..][..LANES].as_ptr());
+            if let Some(bias) = &self.bias {
+                delta = S::add(delta, load(bias));
+            }
+            let Some(gain) = &self.gain else {
+                return S::fma(S::splat(lora_scale), delta, y);
+            };
+            let adapted = S::mul(load(gain), S::fma(S::splat(lora_scale), delta, sum));
+            match bias {
+                Some(bias) => S::add(adapted, load(bias)),
+                None => adapted,
+            }
+        }
+    }
+}
+
+/// Sixteen rows of a dense matrix times `v`.
+///
+/// # Safety
+/// The instruction set must be there.
+#[inline(always)]
+pub(crate) unsafe fn dot_dense<S: Simd>(b: &PackedMatrix, tile: usize, v: &[f32]) -> S::F {
+    assert!(v.len() >= b.n_in);
+    let tile = b.tile(tile).as_ptr();
+    // SAFETY: a tile has `n_in * 16` values, `v` was checked above.
+    let [sum] = unsafe {
+        if b.storage == Storage::Dense(Dense::F16) {
+            dot_rows::<S, 1, 1>(tile, b.n_in, [v.as_ptr()])
+        } else {
+            dot_rows::<S, 0, 1>(tile, b.n_in, [v.as_ptr()])
+        }
+    };
+    sum
 }

@@ -110,7 +110,12 @@ pub(super) unsafe fn dot_rows<S: Simd, const TYPE: u8, const ROWS: usize>(
 
 /// Writes the values of a tile of codes, `[n_in, 16]`, bit-equal to the file format's definition.
 #[inline(always)]
-unsafe fn dequantize_tile<S: Simd>(layout: CodeLayout, n_in: usize, tile: &[u8], out: &mut [f32]) {
+pub(super) unsafe fn dequantize_tile<S: Simd>(
+    layout: CodeLayout,
+    n_in: usize,
+    tile: &[u8],
+    out: &mut [f32],
+) {
     let at = TileLayout::of(layout, n_in);
     assert!(tile.len() >= at.tile_bytes && out.len() >= n_in * LANES);
     let parts = if layout.has_min { 2 } else { 1 };

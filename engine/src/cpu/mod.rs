@@ -5,7 +5,8 @@
 //! | `isa`, `simd` | instruction sets, and the vectors that kernels are written over |
 //! | `threads` | the team that shares an operation's chunks |
 //! | `packed` | frozen matrices in tiles of sixteen output features |
-//! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head` | products |
+//! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head`, `embed` | products |
+//! | `resident`, `dora` | adapters as the kernels read them |
 //! | `kv_cache`, `attention`, `elementwise` | the rest of a layer |
 //! | `plan`, `backend` | a step |
 #![allow(
@@ -19,7 +20,9 @@
 
 mod attention;
 mod backend;
+mod dora;
 mod elementwise;
+mod embed;
 mod epilogue;
 mod head;
 mod int8_rows;
@@ -31,6 +34,7 @@ mod matmul_int8;
 mod packed;
 mod plan;
 mod project;
+mod resident;
 mod simd;
 mod threads;
 

@@ -11,10 +11,11 @@ use super::{
     backend::{CpuBackend, CpuBuffer, CpuMatrix, CpuVector},
     epilogue::Epilogue,
     int8_rows::QuantizeRow,
-    lora::{ExpandRows, ResidentSite, Shrink},
+    lora::{ExpandRows, Shrink},
     matmul_f32::F32Tiles,
     matmul_int8::Int8Tiles,
     packed::{PackedMatrix, Storage},
+    resident::{ResidentSite, site_index},
     threads::Parts,
 };
 
@@ -39,6 +40,7 @@ impl CpuBackend {
         self.prepare(projection, x, int8);
         let Self {
             isa,
+            ref spec,
             ref mut team,
             ref plan,
             ref adapters,
@@ -63,6 +65,7 @@ impl CpuBackend {
                     ..wanted.end.min(first + matrix.n_tiles()).saturating_sub(first);
                 if !tiles.is_empty() {
                     let site = Site { layer: projection.layer, module: linear.module };
+                    let site = site_index(spec, site);
                     let epilogue = Epilogue {
                         out: &out,
                         stride: out_stride,
@@ -114,6 +117,7 @@ impl CpuBackend {
     ) {
         let Self {
             isa,
+            ref spec,
             ref mut team,
             ref plan,
             ref adapters,
@@ -122,12 +126,13 @@ impl CpuBackend {
             ref mut shrink,
             ..
         } = *self;
-        let n_in = widest_input(projection.parts.iter().map(|part| &part.matrix.0));
+        let n_in = widest_input(projection.parts.iter().map(|part| &*part.matrix.0));
         let mut work = if quantize { plan.n_rows * n_in } else { 0 };
         shrink.clear();
         for (group, rows) in plan.groups().iter().enumerate() {
             for (part, linear) in projection.parts.iter().enumerate() {
                 let site = Site { layer: projection.layer, module: linear.module };
+                let site = site_index(spec, site);
                 let resident =
                     adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
                 for tile in 0..resident.map_or(0, ResidentSite::rank_tiles) {
@@ -146,6 +151,7 @@ impl CpuBackend {
                 let (group, part, rank_tile) = shrink[task];
                 let rows = &plan.groups()[group];
                 let site = Site { layer: projection.layer, module: projection.parts[part].module };
+                let site = site_index(spec, site);
                 let resident =
                     adapters[rows.slot as usize].as_ref().and_then(|adapter| adapter.site(site));
                 if let Some(site) = resident {

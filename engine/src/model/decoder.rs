@@ -89,6 +89,7 @@ impl<B: Backend> Decoder<B> {
             attended: backend.buffer(q_width)?,
             product: backend.buffer(ffn)?,
         };
+        backend.loaded(&weights);
         Ok(Self { spec, backend, weights, buffers })
     }
 

@@ -45,7 +45,7 @@ pub(super) fn floats(file: &GgufFile, tensor: &TensorInfo) -> Result<Vec<f32>, L
     Ok(values)
 }
 
-/// Name of a module's tensors in a GGUF file.
+/// Name of a module's tensors in a GGUF file; within its layer, if it is in one.
 fn tensor_name(module: TargetModule) -> &'static str {
     match module {
         TargetModule::QProj => "attn_q",
@@ -55,6 +55,8 @@ fn tensor_name(module: TargetModule) -> &'static str {
         TargetModule::GateProj => "ffn_gate",
         TargetModule::UpProj => "ffn_up",
         TargetModule::DownProj => "ffn_down",
+        TargetModule::EmbedTokens => "token_embd",
+        TargetModule::LmHead => "output",
     }
 }
 

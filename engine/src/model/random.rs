@@ -83,9 +83,9 @@ pub fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeight
         (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
     let sites = sites.map(|site| {
         let (n_out, n_in) = spec.linear_shape(site.module);
-        SiteWeights { site, rank, lora_scale: 1.0, a: random(rank * n_in), b: random(rank * n_out) }
+        SiteWeights::lora(site, rank, 1.0, random(rank * n_in), random(rank * n_out))
     });
-    AdapterWeights { sites: sites.collect() }
+    AdapterWeights { sites: sites.collect(), ..AdapterWeights::default() }
 }
 
 fn random_matrix<B: Backend>(

@@ -54,8 +54,18 @@ pub(crate) fn load(
     activations: Activations,
 ) -> Decoder<CpuBackend> {
     let file = GgufFile::open(path).unwrap();
-    load_cpu(&file, CpuOptions { isa, threads, activations, kv_bytes: 256 << 20, adapter_bytes: 1 << 30, max_rows: 256 })
-        .unwrap()
+    load_cpu(
+        &file,
+        CpuOptions {
+            isa,
+            threads,
+            activations,
+            kv_bytes: 256 << 20,
+            adapter_bytes: 1 << 30,
+            max_rows: 256,
+        },
+    )
+    .unwrap()
 }
 
 /// One sequence being run by hand.

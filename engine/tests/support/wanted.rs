@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use pleach_engine::{
-    adapter_weights::{AdapterWeights, SiteWeights},
+    adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
     kv::{KV_BLOCK_TOKENS, kv_blocks_for},
     sampler::{SampledToken, SamplingParams},
     site::{Site, TargetModule},
@@ -68,10 +68,45 @@ pub(crate) fn random_adapter(random: &mut Random, spec: &ModelSpec) -> AdapterWe
             let (n_out, n_in) = spec.linear_shape(module);
             let a = random.units(rank * n_in).iter().map(|v| v / (n_in as f32).sqrt()).collect();
             let b = random.units(n_out * rank).iter().map(|v| v / (rank as f32).sqrt()).collect();
-            sites.push(SiteWeights { site: Site { layer, module }, rank, lora_scale: 0.5, a, b });
+            sites.push(SiteWeights::lora(Site { layer, module }, rank, 0.5, a, b));
         }
     }
-    AdapterWeights { sites }
+    AdapterWeights { sites, ..AdapterWeights::default() }
+}
+
+/// Adapters of every kind beyond plain `LoRA`: one with `DoRA` at its linears and at the head, and `LoRA` on the
+/// embedding; one with biases, `LoRA` on the head, and an embedding and a head of its own; one with a head alone.
+pub(crate) fn random_kinds(random: &mut Random, spec: &ModelSpec) -> [AdapterWeights; 3] {
+    let (vocab, hidden) = (spec.vocab, spec.hidden);
+    let mut dora = random_adapter(random, spec);
+    let mut biased = random_adapter(random, spec);
+    let scaled = |random: &mut Random, n: usize, by: f32| -> Vec<f32> {
+        random.units(n).iter().map(|v| v * by).collect()
+    };
+    let by_hidden = 1.0 / (hidden as f32).sqrt();
+    for weights in [&mut dora, &mut biased] {
+        let (a, b) = (scaled(random, 17 * hidden, by_hidden), scaled(random, vocab * 17, 0.2));
+        weights.sites.push(SiteWeights::lora(Site::HEAD, 17, 0.5, a, b));
+    }
+    for site in &mut dora.sites {
+        let (n_out, _) = spec.linear_shape(site.site.module);
+        // Near the norms of random rows; some change the sign.
+        let magnitude = random.units(n_out).into_iter().map(|v| 0.8 + 1.1 * v).collect();
+        site.magnitude = Some(magnitude);
+    }
+    for site in &mut biased.sites {
+        site.bias = Some(random.units(spec.linear_shape(site.site.module).0));
+    }
+    let (a, b) = (random.units(3 * vocab), scaled(random, hidden * 3, 0.3));
+    dora.sites.push(SiteWeights::lora(Site::EMBEDDING, 3, 0.7, a, b));
+    for weights in [&mut dora, &mut biased] {
+        weights.sites.sort_by_key(|site| site.site);
+    }
+    let own = |values, of_base| Some(OwnMatrix { values, of_base });
+    biased.embedding = own(random.units(vocab * hidden), true);
+    biased.head = own(scaled(random, vocab * hidden, 3.0 * by_hidden), false);
+    let head = own(scaled(random, vocab * hidden, 3.0 * by_hidden), false);
+    [dora, biased, AdapterWeights { head, ..AdapterWeights::default() }]
 }
 
 /// Sequences of every adapter and the base: prompts that share their heads, greedy for the most part.

@@ -57,13 +57,15 @@ pub(super) fn soak(
     let mut free: Vec<usize> = (0..RUNNING_MAX).collect();
     let mut random = 1u64;
     let mut draw = |n: usize| {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        random =
+            random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % n
     };
     let (mut steps, mut tokens, mut wrong, mut close, mut swaps) = (0, 0, 0usize, 0usize, 0);
     while steps < REPLAYS {
         // Sometimes a burst of new sequences, so that the buckets vary.
-        let wanted = if running.is_empty() { 1 + draw(RUNNING_MAX) } else { usize::from(draw(4) == 0) };
+        let wanted =
+            if running.is_empty() { 1 + draw(RUNNING_MAX) } else { usize::from(draw(4) == 0) };
         for _ in 0..wanted.min(free.len()) {
             let kind = draw(kinds.len());
             if let (Some(weights), None) = (&kinds[kind], slots[kind]) {

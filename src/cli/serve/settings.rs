@@ -45,7 +45,7 @@ pub struct Settings {
     pub is_open: bool,
     names: Vec<String>,
     adapters: Vec<(String, PathBuf)>,
-    adapter_settings: AdapterSettings,
+    at_work: AdapterSettings,
     adapter_bytes: Option<u64>,
     device: DeviceChoice,
     isa: Isa,
@@ -88,7 +88,7 @@ impl Settings {
             is_open,
             names,
             adapters: adapter_args::read_adapters(args)?,
-            adapter_settings: adapter_args::read_settings(args)?,
+            at_work: adapter_args::read_settings(args)?,
             adapter_bytes: args
                 .adapter_memory
                 .as_deref()
@@ -116,7 +116,7 @@ impl Settings {
             model_path,
             model_names: self.names.clone(),
             adapters: self.adapters.clone(),
-            adapter_settings: self.adapter_settings.clone(),
+            adapter_settings: self.at_work.clone(),
             adapter_bytes: self.adapter_bytes,
             device: self.device,
             isa: self.isa,

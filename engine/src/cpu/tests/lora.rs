@@ -1,13 +1,21 @@
 //! Adapters of mixed rows: shrink, expand and the base product, as a step plans them.
 
+use std::sync::Arc;
+
 use crate::{
     adapter_weights::{AdapterWeights, SiteWeights},
     backend::{Backend, Linear, Output, Projection},
-    cpu::{CpuBackend, CpuBuffer, CpuMatrix, CpuVector, Isa, lora::V_STRIDE, packed::PackedMatrix},
+    cpu::{
+        CpuBackend, CpuBuffer, CpuMatrix, CpuVector, Isa,
+        dora::{Workers, row_norms},
+        lora::V_STRIDE,
+        packed::{Dense, PackedMatrix},
+        resident::{BaseMatrices, site_index},
+    },
     model::{Activations, CpuOptions},
     quant::BlockFormat,
     reference::{
-        lora::{lora, lora_magnitude},
+        lora::{dora_gains, lora, lora_magnitude},
         matmul::{Int8Row, dequantized_weights, exact_weights, matmul, matmul_magnitude},
     },
     site::{Site, TargetModule},
@@ -55,16 +63,10 @@ fn adapter(random: &mut Random, rank: usize, modules: &[TargetModule]) -> Adapte
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
             let (a, b) = (values(rank * n_in), values(n_out * rank));
-            sites.push(SiteWeights {
-                site: Site { layer, module },
-                rank,
-                lora_scale: 3.0 / rank as f32,
-                a,
-                b,
-            });
+            sites.push(SiteWeights::lora(Site { layer, module }, rank, 3.0 / rank as f32, a, b));
         }
     }
-    AdapterWeights { sites }
+    AdapterWeights { sites, ..AdapterWeights::default() }
 }
 
 /// A projection of a layer on a backend, and what it was made of.
@@ -88,19 +90,19 @@ impl Case {
     ) -> Self {
         let spec = spec();
         let mut backend = CpuBackend::new(&spec, options).unwrap();
-        let slots =
-            adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
         let (mut weights, mut biases, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
             let rows = random_rows(random, format, n_out, n_in, true);
-            let matrix = CpuMatrix(PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]));
+            let matrix = CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]));
             let bias = random.units(n_out);
             let on_device = backend.vector(&bias).unwrap();
             parts.push(Linear { module, matrix, bias: Some(on_device) });
             weights.push(rows);
             biases.push(bias);
         }
+        backend.base = Some(Arc::new(base_of(&parts)));
+        let slots = adapters.iter().map(|adapter| install(&mut backend, adapter)).collect();
         let projection = Projection { layer: LAYER, parts };
         Self { backend, projection, weights, biases, format, adapters, slots }
     }
@@ -163,6 +165,20 @@ impl Case {
                 for (total, delta) in total.iter_mut().zip(lora_magnitude(weights, &exact)) {
                     *total += delta;
                 }
+                for (n, bias) in weights.bias.iter().flatten().enumerate() {
+                    let bias = f64::from(weights.lora_scale) * f64::from(*bias);
+                    y[n] += bias;
+                    total[n] += bias.abs();
+                }
+                if weights.magnitude.is_some() {
+                    let format = self.format;
+                    let w = rows.iter().flat_map(|row| dequantized_weights(format, row, n_in));
+                    let gains = dora_gains(weights, &w.collect::<Vec<_>>());
+                    for ((y, total), gain) in y.iter_mut().zip(&mut total).zip(gains) {
+                        *y *= gain;
+                        *total *= gain.abs();
+                    }
+                }
             }
             expected.extend(y.iter().zip(bias).map(|(y, bias)| y + f64::from(*bias)));
             magnitude.extend(
@@ -214,6 +230,124 @@ impl Case {
     }
 }
 
+/// A base that has the weights of one projection.
+fn base_of(parts: &[Linear<CpuMatrix, CpuVector>]) -> BaseMatrices {
+    let nothing = Arc::new(PackedMatrix::from_f32(Dense::F32, 0, 32, 32, &[]));
+    let spec = spec();
+    let mut linears = vec![nothing; site_index(&spec, Site::HEAD) + 1];
+    for part in parts {
+        let site = Site { layer: LAYER, module: part.module };
+        linears[site_index(&spec, site)] = Arc::clone(&part.matrix.0);
+    }
+    BaseMatrices { linears, is_tied: false }
+}
+
+/// Adapters of all kinds at one projection: plain, with a bias, and with magnitudes of both signs.
+fn kinds(random: &mut Random, modules: &[TargetModule]) -> Vec<AdapterWeights> {
+    let mut kinds = Vec::new();
+    for rank in [1, 8, 17] {
+        for kind in 0..3 {
+            let mut weights = adapter(random, rank, modules);
+            weights.sites.retain(|site| site.site.layer == LAYER);
+            for site in &mut weights.sites {
+                let values = random.units(site.b.len() / rank);
+                match kind {
+                    0 => {}
+                    1 => site.bias = Some(values),
+                    _ => site.magnitude = Some(values),
+                }
+            }
+            kinds.push(weights);
+        }
+    }
+    kinds
+}
+
+#[test]
+fn other_kinds_among_mixed_rows_equal_the_reference() {
+    let mut random = Random::new(case_seed(52));
+    for isa in isas() {
+        for activations in [Activations::F32, Activations::Int8] {
+            for format in [BlockFormat::F16, BlockFormat::Q8_0, BlockFormat::Q4_1] {
+                for (modules, threads) in [(&QKV[..], 2), (&[TargetModule::DownProj][..], 1)] {
+                    let adapters = kinds(&mut random, modules);
+                    let options = options(isa, threads, activations);
+                    let mut case = Case::new(&mut random, options, format, modules, adapters);
+                    let what = format!("{isa} {activations} {format} {modules:?}");
+                    case.check(&mut random, &what, activations == Activations::Int8);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_of_adapted_rows_in_every_format() {
+    let mut random = Random::new(case_seed(53));
+    for isa in isas() {
+        for format in BlockFormat::ALL {
+            for (n_out, n_in, rank) in [(1, 256, 1), (37, 512, 5), (16, 256, 64)] {
+                let rows = random_rows(&mut random, format, n_out, n_in, true);
+                let w = PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]);
+                let (a, b) = (random.units(rank * n_in), random.units(n_out * rank));
+                let mut weights = SiteWeights::lora(Site::HEAD, rank, 0.3, a, b);
+                let norms = row_norms(Workers { isa, n_threads: 1 }, &w, &weights);
+                weights.magnitude = Some(vec![1.0; n_out]);
+                let values: Vec<f64> =
+                    rows.iter().flat_map(|row| dequantized_weights(format, row, n_in)).collect();
+                let expected: Vec<f64> =
+                    dora_gains(&weights, &values).iter().map(|gain| 1.0 / gain).collect();
+                assert_close(&format!("{isa} {format}"), &norms, &expected, &expected, TOLERANCE);
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(case_seed(54));
+    let (n_out, n_in, rank) = (520, 1024, 128);
+    let w = PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &random.units(n_out * n_in));
+    let (a, b) = (random.units(rank * n_in), random.units(n_out * rank));
+    let weights = SiteWeights::lora(Site::HEAD, rank, 0.3, a, b);
+    let isa = Isa::detect();
+    let alone = row_norms(Workers { isa, n_threads: 1 }, &w, &weights);
+    assert_eq!(alone.len(), n_out);
+    for n_threads in [2, 3, 7] {
+        let norms = row_norms(Workers { isa, n_threads }, &w, &weights);
+        assert_eq!(bits(&norms), bits(&alone), "{n_threads} threads");
+    }
+}
+
+#[test]
+fn a_row_without_a_norm_is_refused_by_its_number() {
+    let mut random = Random::new(case_seed(55));
+    let options = options(Isa::detect(), 1, Activations::F32);
+    let module = TargetModule::DownProj;
+    let case = Case::new(&mut random, options, BlockFormat::F32, &[module], Vec::new());
+    let (n_out, n_in) = spec().linear_shape(module);
+    let mut backend = case.backend;
+    let zeros = PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &vec![0.0; n_out * n_in]);
+    let zeros = Arc::new(zeros);
+    let linears = (0..=site_index(&spec(), Site::HEAD)).map(|_| Arc::clone(&zeros)).collect();
+    let site = Site { layer: LAYER, module };
+    let mut b = vec![1.0; n_out];
+    b[3] = 0.0;
+    let weights = AdapterWeights {
+        sites: vec![SiteWeights {
+            magnitude: Some(vec![1.0; n_out]),
+            ..SiteWeights::lora(site, 1, 1.0, vec![1.0; n_in], b)
+        }],
+        ..AdapterWeights::default()
+    };
+    backend.base = Some(Arc::new(BaseMatrices { linears, is_tied: false }));
+    let error = backend.adapter_packer().pack(&weights).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "model.layers.1.mlp.down_proj: row 3 of the adapted weight cannot be scaled to its magnitude, its norm is 0"
+    );
+}
+
 fn adapters(random: &mut Random) -> Vec<AdapterWeights> {
     let mut adapters: Vec<AdapterWeights> = [1, 3, 8, 16, 17, 64, 256]
         .into_iter()
@@ -232,7 +366,14 @@ fn install(backend: &mut CpuBackend, weights: &AdapterWeights) -> AdapterSlot {
 }
 
 fn options(isa: Isa, threads: usize, activations: Activations) -> CpuOptions {
-    CpuOptions { isa, threads, activations, kv_bytes: 1 << 16, adapter_bytes: 1 << 30, max_rows: ROWS_MAX }
+    CpuOptions {
+        isa,
+        threads,
+        activations,
+        kv_bytes: 1 << 16,
+        adapter_bytes: 1 << 30,
+        max_rows: ROWS_MAX,
+    }
 }
 
 #[test]

@@ -42,8 +42,7 @@ impl CudaBackend {
         let n_units = parts[0].n_in_padded / ROW_ALIGN;
         let is_wide = self.has_wide && is_wide(n_stripes, rows as usize);
         // Fixed for a matrix, so that a row's bits do not depend on how many rows there are (below the wide kernel).
-        let n_splits =
-            if any_dense || sampled || is_wide { 1 } else { splits(n_stripes, n_units) };
+        let n_splits = if any_dense || sampled || is_wide { 1 } else { splits(n_stripes, n_units) };
         let plane_row = n_stripes * ROW_ALIGN;
         let mut listed = [GemmPart::NONE; PARTS_MAX];
         let mut first = 0;
@@ -84,12 +83,7 @@ impl CudaBackend {
         Ok((n_splits, plane_row))
     }
 
-    fn launch_wide(
-        &self,
-        params: &GemmParams,
-        n_stripes: u32,
-        rows: u32,
-    ) -> Result<(), CudaError> {
+    fn launch_wide(&self, params: &GemmParams, n_stripes: u32, rows: u32) -> Result<(), CudaError> {
         XTilesParams {
             step: params.step,
             x: params.x,

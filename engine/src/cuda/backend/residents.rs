@@ -51,6 +51,7 @@ pub(super) struct CudaPacker {
 impl AdapterPacker for CudaPacker {
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
         weights.check(&self.spec)?;
+        weights.check_plain("cuda")?;
         weights.check_f16()?;
         let mut halves = Vec::new();
         let places = weights.sites.iter().map(|site| {
@@ -65,7 +66,10 @@ impl AdapterPacker for CudaPacker {
         });
         let places = places.collect();
         let n_bytes = halves.len() * 2;
-        Ok(PackedAdapter::new(PackedHalves { halves, places, n_sites: n_sites(&self.spec) }, n_bytes))
+        Ok(PackedAdapter::new(
+            PackedHalves { halves, places, n_sites: n_sites(&self.spec) },
+            n_bytes,
+        ))
     }
 
     fn capacity_bytes(&self) -> usize {

@@ -47,7 +47,9 @@ impl StepGraphs {
 
     /// How to run a step of at most `max_rows` rows, of which all attend one by one.
     pub(super) fn mode(&self, batch: &StepBatch, with_adapters: bool, max_rows: usize) -> StepMode {
-        let Some(rows) = bucket(batch, max_rows).filter(|_| self.is_on) else { return StepMode::Launch };
+        let Some(rows) = bucket(batch, max_rows).filter(|_| self.is_on) else {
+            return StepMode::Launch;
+        };
         let key = GraphKey { rows, with_adapters };
         if self.graphs.contains_key(&key) { StepMode::Replay(key) } else { StepMode::Capture(key) }
     }
@@ -82,7 +84,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::{kv::KvBlockId, step_batch::{SampleRow, StepSequence}};
+    use crate::{
+        kv::KvBlockId,
+        step_batch::{SampleRow, StepSequence},
+    };
 
     fn batch(lengths: &[usize], n_sampled: usize) -> StepBatch {
         let mut batch = StepBatch::default();
@@ -122,6 +127,9 @@ mod tests {
         assert_eq!(mode(&[1; 257], 257), StepMode::Launch);
         assert_eq!(mode(&[1, 2], 2), StepMode::Launch, "prefill");
         assert_eq!(mode(&[1], 0), StepMode::Launch, "nothing sampled");
-        assert_eq!(graphs.mode(&batch(&[1; 40], 40), false, 44), StepMode::Capture(GraphKey { rows: 44, with_adapters: false }));
+        assert_eq!(
+            graphs.mode(&batch(&[1; 40], 40), false, 44),
+            StepMode::Capture(GraphKey { rows: 44, with_adapters: false })
+        );
     }
 }

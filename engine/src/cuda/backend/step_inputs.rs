@@ -296,7 +296,8 @@ mod tests {
 
     #[test]
     fn adapter_tiles_cover_all_rows_in_runs_of_one_adapter() {
-        let lengths = [(1, None), (70, Some(3)), (60, Some(3)), (1, Some(4)), (64, None), (2, None)];
+        let lengths =
+            [(1, None), (70, Some(3)), (60, Some(3)), (1, Some(4)), (64, None), (2, None)];
         let mut batch = StepBatch::default();
         let mut n_rows = 0;
         for (length, adapter) in lengths {

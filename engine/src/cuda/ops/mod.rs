@@ -41,10 +41,11 @@ pub use gemm_wide::XTilesParams;
 pub use lora::{LoraShrinkParams, tile_split_columns};
 pub use norm::RmsNormParams;
 pub use rope_kv::RopeStoreParams;
-pub use sample::{
-    LogitEdit, SAMPLE_VOCAB_MAX, SampleParams, SampleResult, SampleSpec, TOP_MAX,
+pub use sample::{LogitEdit, SAMPLE_VOCAB_MAX, SampleParams, SampleResult, SampleSpec, TOP_MAX};
+pub use step::{
+    ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader,
+    V_STRIDE,
 };
-pub use step::{ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader, V_STRIDE};
 
 use std::fmt;
 

@@ -86,7 +86,8 @@ fn launches(decoder: &mut Decoder<CudaBackend>, batch: &StepBatch) -> Vec<Record
 #[test]
 fn the_graph_of_one_batch_serves_every_other_of_its_bucket() {
     let mut decoder = decoder();
-    let a = Some(decoder.install_weights(&random_adapter(decoder.spec(), 8, 1)).unwrap());
+    let gone = decoder.install_weights(&random_adapter(decoder.spec(), 8, 1)).unwrap();
+    let a = Some(gone);
     let b = Some(decoder.install_weights(&random_adapter(decoder.spec(), 3, 2)).unwrap());
 
     // The first step captures and runs; the others replay.
@@ -108,7 +109,7 @@ fn the_graph_of_one_batch_serves_every_other_of_its_bucket() {
     assert_eq!(decoder.backend_mut().n_graphs(), 2);
 
     // Capturing afresh for another batch of the bucket gives the same launches, byte by byte.
-    decoder.remove_adapter(a.unwrap());
+    decoder.remove_adapter(gone);
     let c = Some(decoder.install_weights(&random_adapter(decoder.spec(), 16, 3)).unwrap());
     let mut again = self::decoder();
     again.install_weights(&random_adapter(again.spec(), 16, 3)).unwrap();

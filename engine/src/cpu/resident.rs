@@ -1,0 +1,253 @@
+//! Adapters as the CPU's kernels read them, and how they get that form.
+
+use std::sync::Arc;
+
+use crate::{
+    adapter_weights::{AdapterWeights, AdapterWeightsError, OwnMatrix, SiteWeights},
+    backend::RunError,
+    model::DecoderWeights,
+    packed_adapter::{AdapterPacker, PackedAdapter},
+    site::{Site, TargetModule},
+    spec::ModelSpec,
+};
+
+use super::{
+    backend::{CpuMatrix, CpuVector},
+    dora::{Workers, row_norms},
+    embed::ResidentEmbedding,
+    packed::{BLOCK, Dense, PackedMatrix},
+    simd::LANES,
+};
+
+/// One site's weights on the device.
+#[derive(Debug)]
+pub(crate) struct ResidentSite {
+    pub(crate) lora_scale: f32,
+    /// `[R, K]`.
+    pub(crate) a: PackedMatrix,
+    /// `[N, R]`, columns padded to a multiple of 4 with zeros.
+    pub(crate) b: PackedMatrix,
+    /// `None` for plain `LoRA`.
+    pub(crate) more: Option<Box<MoreOfSite>>,
+}
+
+/// What a site has beyond plain `LoRA`: vectors `[N]`, padded with zeros to whole tiles.
+#[derive(Debug)]
+pub(crate) struct MoreOfSite {
+    /// Of `lora_B`.
+    pub(crate) bias: Option<Vec<f32>>,
+    /// `DoRA`'s `m[n] / ||W[n] + lora_scale (B A)[n]||`.
+    pub(crate) gain: Option<Vec<f32>>,
+}
+
+impl MoreOfSite {
+    fn n_bytes(&self) -> usize {
+        [&self.bias, &self.gain]
+            .into_iter()
+            .flatten()
+            .map(|values| values.len() * size_of::<f32>())
+            .sum()
+    }
+}
+
+impl ResidentSite {
+    fn pack(weights: &SiteWeights, shape: (usize, usize), dense: Dense) -> Self {
+        let (n_out, n_in) = shape;
+        Self {
+            lora_scale: weights.lora_scale,
+            a: PackedMatrix::from_f32(dense, weights.rank, n_in, 4, &weights.a),
+            b: PackedMatrix::from_f32(dense, n_out, weights.rank, 4, &weights.b),
+            more: None,
+        }
+    }
+
+    /// Tiles of sixteen ranks.
+    pub(crate) fn rank_tiles(&self) -> usize {
+        self.a.n_tiles()
+    }
+
+    fn n_bytes(&self) -> usize {
+        let more = self.more.as_ref().map_or(0, |more| more.n_bytes());
+        self.a.n_bytes() + self.b.n_bytes() + more
+    }
+}
+
+/// One adapter on the device.
+#[derive(Debug)]
+pub(crate) struct ResidentAdapter {
+    /// By [`site_index`].
+    sites: Vec<Option<ResidentSite>>,
+    pub(crate) embedding: Option<ResidentEmbedding>,
+    /// Instead of the base's, `[vocab, hidden]`.
+    pub(crate) own_embedding: Option<Arc<PackedMatrix>>,
+    /// The same for the head.
+    pub(crate) own_head: Option<Arc<PackedMatrix>>,
+}
+
+impl ResidentAdapter {
+    /// The site's weights, see [`site_index`].
+    pub(crate) fn site(&self, index: usize) -> Option<&ResidentSite> {
+        self.sites[index].as_ref()
+    }
+
+    fn n_bytes(&self) -> usize {
+        let sites: usize = self.sites.iter().flatten().map(ResidentSite::n_bytes).sum();
+        let embedding = self.embedding.as_ref().map_or(0, ResidentEmbedding::n_bytes);
+        let own = |matrix: &Option<Arc<PackedMatrix>>| matrix.as_ref().map_or(0, |m| m.n_bytes());
+        let is_one = match (&self.own_embedding, &self.own_head) {
+            (Some(embedding), Some(head)) => Arc::ptr_eq(embedding, head),
+            _ => false,
+        };
+        sites + embedding + own(&self.own_embedding) + if is_one { 0 } else { own(&self.own_head) }
+    }
+}
+
+/// Place of a linear's weights in an adapter's list: layers first, then the head.
+pub(crate) fn site_index(spec: &ModelSpec, site: Site) -> usize {
+    let layers = spec.n_layers * TargetModule::ALL.len();
+    if site.module.is_end() {
+        return layers;
+    }
+    site.layer * TargetModule::ALL.len() + site.module.index()
+}
+
+/// The frozen weights, shared with the decoder: what a packer reads the base from.
+#[derive(Debug)]
+pub(crate) struct BaseMatrices {
+    /// By [`site_index`], the head last.
+    pub(crate) linears: Vec<Arc<PackedMatrix>>,
+    /// The head is the embedding.
+    pub(crate) is_tied: bool,
+}
+
+impl BaseMatrices {
+    pub(crate) fn of(weights: &DecoderWeights<CpuMatrix, CpuVector>) -> Self {
+        let mut linears = Vec::new();
+        for layer in &weights.layers {
+            for projection in [&layer.qkv, &layer.attention_out, &layer.gate_up, &layer.down] {
+                linears.extend(projection.parts.iter().map(|part| Arc::clone(&part.matrix.0)));
+            }
+        }
+        let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        linears.push(Arc::clone(&head.0));
+        Self { linears, is_tied: weights.head.is_none() }
+    }
+}
+
+/// Packs adapters for the CPU: what it makes is what the kernels read.
+pub(crate) struct CpuPacker {
+    pub(crate) spec: ModelSpec,
+    pub(crate) dense: Dense,
+    pub(crate) capacity_bytes: usize,
+    /// `None` until a model is loaded.
+    pub(crate) base: Option<Arc<BaseMatrices>>,
+    pub(crate) workers: Workers,
+}
+
+impl AdapterPacker for CpuPacker {
+    fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
+        weights.check(&self.spec)?;
+        if self.dense == Dense::F16 {
+            weights.check_f16()?;
+        }
+        let [own_embedding, own_head] = self.own_matrices(weights)?;
+        let mut sites: Vec<Option<ResidentSite>> = Vec::new();
+        sites.resize_with(site_index(&self.spec, Site::HEAD) + 1, || None);
+        let mut embedding = None;
+        for site in &weights.sites {
+            if site.site == Site::EMBEDDING {
+                embedding = Some(ResidentEmbedding::pack(site, &self.spec, self.dense));
+                continue;
+            }
+            let shape = self.spec.linear_shape(site.site.module);
+            let mut resident = ResidentSite::pack(site, shape, self.dense);
+            resident.more = self.more(site, own_head.as_deref())?;
+            sites[site_index(&self.spec, site.site)] = Some(resident);
+        }
+        let adapter = ResidentAdapter { sites, embedding, own_embedding, own_head };
+        let n_bytes = adapter.n_bytes();
+        Ok(PackedAdapter::new(adapter, n_bytes))
+    }
+
+    fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
+    }
+}
+
+impl CpuPacker {
+    fn base(&self) -> Result<&BaseMatrices, RunError> {
+        let base = self.base.as_deref();
+        base.ok_or_else(|| RunError::Device("no model is loaded to adapt".to_owned()))
+    }
+
+    /// Embedding and head of the adapter's own; one of them stands for both where the base has one for both.
+    fn own_matrices(
+        &self,
+        weights: &AdapterWeights,
+    ) -> Result<[Option<Arc<PackedMatrix>>; 2], RunError> {
+        let (embedding, head) = (&weights.embedding, &weights.head);
+        if embedding.is_none() && head.is_none() {
+            return Ok([None, None]);
+        }
+        let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
+        let pack = |own: &OwnMatrix| {
+            Arc::new(PackedMatrix::from_f32(self.dense, vocab, hidden, BLOCK, &own.values))
+        };
+        let both = |own: &OwnMatrix| {
+            let packed = pack(own);
+            [Some(Arc::clone(&packed)), Some(packed)]
+        };
+        if self.base()?.is_tied {
+            match (embedding, head) {
+                (Some(own), None) | (None, Some(own)) if own.of_base => return Ok(both(own)),
+                (Some(own), Some(other)) if own.of_base && other.of_base => {
+                    if own.values != other.values {
+                        return Err(AdapterWeightsError::Untied.into());
+                    }
+                    return Ok(both(own));
+                }
+                _ => {}
+            }
+        }
+        Ok([embedding.as_ref().map(pack), head.as_ref().map(pack)])
+    }
+
+    /// What the site has beyond plain `LoRA`.
+    fn more(
+        &self,
+        weights: &SiteWeights,
+        own_head: Option<&PackedMatrix>,
+    ) -> Result<Option<Box<MoreOfSite>>, RunError> {
+        if weights.bias.is_none() && weights.magnitude.is_none() {
+            return Ok(None);
+        }
+        let bias = weights.bias.clone().map(whole_tiles);
+        let gain = match &weights.magnitude {
+            None => None,
+            Some(magnitude) => {
+                let base = &self.base()?.linears[site_index(&self.spec, weights.site)];
+                let own = own_head.filter(|_| weights.site == Site::HEAD);
+                let norms = row_norms(self.workers, own.unwrap_or(base), weights);
+                Some(whole_tiles(gains(weights.site, magnitude, &norms)?))
+            }
+        };
+        Ok(Some(Box::new(MoreOfSite { bias, gain })))
+    }
+}
+
+fn gains(site: Site, magnitude: &[f32], norms: &[f32]) -> Result<Vec<f32>, AdapterWeightsError> {
+    let mut gains = Vec::with_capacity(magnitude.len());
+    for (row, (&magnitude, &norm)) in magnitude.iter().zip(norms).enumerate() {
+        let gain = magnitude / norm;
+        if !gain.is_finite() || !norm.is_finite() {
+            return Err(AdapterWeightsError::Norm { site, row, norm });
+        }
+        gains.push(gain);
+    }
+    Ok(gains)
+}
+
+fn whole_tiles(mut values: Vec<f32>) -> Vec<f32> {
+    values.resize(values.len().next_multiple_of(LANES), 0.0);
+    values
+}
