@@ -74,7 +74,13 @@ async fn uploads_that_are_no_adapter_leave_nothing() {
     nan[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     let mut huge_header = good.clone();
     huge_header[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
-    let dora = json!({"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": true, "target_modules": ["q_proj"]});
+    let with = |key: &str, value: serde_json::Value| {
+        let mut config = adapter_config();
+        config[key] = value;
+        config.to_string()
+    };
+    let dora = with("use_dora", json!(true));
+    let alora = with("alora_invocation_tokens", json!([1, 2]));
     let rank = json!({"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj"]})
         .to_string();
     for (name, config, tensors, reason) in [
@@ -85,7 +91,8 @@ async fn uploads_that_are_no_adapter_leave_nothing() {
         ("another rank", rank.as_bytes(), &good[..], "lora_A"),
         ("huge header", config, &huge_header[..], "header"),
         ("no config", b"{", &good[..], ""),
-        ("dora", dora.to_string().as_bytes(), &good[..], "use_dora"),
+        ("dora without its magnitudes", dora.as_bytes(), &good[..], "lora_magnitude_vector"),
+        ("not supported", alora.as_bytes(), &good[..], "alora_invocation_tokens"),
     ] {
         let reply = upload(&server, config, tensors).await;
         assert_eq!(reply.status, 400, "{name}: {}", reply.text);
