@@ -104,7 +104,9 @@ fn adapters_that_are_spoiled_or_ask_for_more() {
     adapter.write(folder.path());
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replacen('{', "{\"use_dora\": true, ", 1)).unwrap();
-    assert_refused(&serve_adapter(folder.path()), &["broken", "use_dora"]);
+    assert_refused(&serve_adapter(folder.path()), &["broken", "lora_magnitude_vector"]);
+    fs::write(&config, text.replacen("\"LORA\"", "\"IA3\"", 1)).unwrap();
+    assert_refused(&serve_adapter(folder.path()), &["broken", "IA3"]);
     fs::remove_file(&config).unwrap();
     assert_refused(&serve_adapter(folder.path()), &["broken", "adapter_config.json"]);
 }
