@@ -35,6 +35,7 @@ use pleach_engine::{
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},
 };
+use pleach_store::{Blobs, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 use tokio::net::TcpListener;
 
@@ -127,7 +128,15 @@ fn children() -> f64 {
     fields[13..15].iter().map(|ticks| ticks.parse::<f64>().unwrap() / 100.0).sum()
 }
 
-fn app(path: &Path, runner: IdleRunner, max_batch: usize, file: &GgufFile) -> Arc<AppState> {
+async fn app(
+    path: &Path,
+    runner: IdleRunner,
+    max_batch: usize,
+    file: &GgufFile,
+    folder: &Path,
+) -> Arc<AppState> {
+    let blobs = Blobs::in_folder(folder.join("blobs")).unwrap();
+    let store = Store::open(folder.join("pleach.db").to_str().unwrap(), blobs).await.unwrap();
     let model_name = path.file_stem().unwrap().to_string_lossy().into_owned();
     let context = runner.spec.context;
     let engine = EngineConfig {
@@ -148,6 +157,7 @@ fn app(path: &Path, runner: IdleRunner, max_batch: usize, file: &GgufFile) -> Ar
     Arc::new(AppState {
         engine,
         adapters,
+        store,
         base: Base {
             tokenizer: Arc::new(Tokenizer::from_gguf(file).unwrap()),
             chat_template: ChatTemplate::from_gguf(file)
@@ -189,7 +199,8 @@ fn main() {
         runtime.worker_threads(workers);
     }
     let runtime = runtime.enable_all().build().unwrap();
-    let state = runtime.block_on(async { app(&path, runner, clients, &file) });
+    let folder = tempfile::tempdir().unwrap();
+    let state = runtime.block_on(app(&path, runner, clients, &file, folder.path()));
     let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let routes = router(Arc::clone(&state));

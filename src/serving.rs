@@ -17,6 +17,7 @@ use pleach_engine::{
     model::{self, Activations, CpuOptions},
     spec::ModelSpec,
 };
+use pleach_store::{Blobs, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 use sha2::{Digest, Sha256};
 
@@ -84,6 +85,15 @@ impl DeviceChoice {
     }
 }
 
+/// Where everything that survives the process is.
+#[derive(Clone, Debug)]
+pub struct StorePlace {
+    /// An SQLite file or `postgres://…`.
+    pub database: String,
+    /// A folder or `s3://…`.
+    pub blobs: String,
+}
+
 /// What to load.
 #[derive(Clone, Debug)]
 pub struct LoadSettings {
@@ -93,6 +103,8 @@ pub struct LoadSettings {
     pub model_names: Vec<String>,
     /// Adapters by alias.
     pub adapters: Vec<(String, PathBuf)>,
+    /// Where everything that survives the process is.
+    pub store: StorePlace,
     /// How adapters are taken in and kept.
     pub adapter_settings: AdapterSettings,
     /// Bytes of resident adapters; absent: a default of the device.
@@ -138,6 +150,8 @@ pub struct LoadReport {
 /// What could not be loaded, by file and name.
 pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, LoadReport)> {
     let began = Instant::now();
+    // First: it takes milliseconds, and without it nothing may be served.
+    let store = open_store(&settings.store).await?;
     let opened = {
         let settings = settings.clone();
         tokio::task::spawn_blocking(move || open(&settings)).await.context("the loader died")??
@@ -166,6 +180,7 @@ pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, Load
         engine: opened.engine,
         base: opened.base,
         adapters,
+        store,
         telemetry: Arc::new(Telemetry::new(&facts)?),
         limits: settings.limits,
         api_key: settings.api_key,
@@ -173,6 +188,11 @@ pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, Load
         stopping: AtomicBool::new(false),
     };
     Ok((Arc::new(state), report))
+}
+
+async fn open_store(place: &StorePlace) -> anyhow::Result<Store> {
+    let blobs = Blobs::open(&place.blobs).context("--blobs")?;
+    Store::open(&place.database, blobs).await.context("--database")
 }
 
 struct Opened {

@@ -12,12 +12,14 @@
 
 pub mod digest;
 pub mod generation;
+mod namespace;
 pub mod peft;
 pub mod registry;
 pub mod residency;
 
 pub use digest::{GenerationDigest, NotADigest, base_kv_key};
 pub use generation::{AdapterFiles, Generation, GenerationInfo};
+pub use namespace::Namespace;
 pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft};
 pub use registry::{Alias, Expect, Moved, Registry, RegistryError, Resolution};
 pub use residency::{

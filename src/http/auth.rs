@@ -11,6 +11,7 @@ use axum::{
 use sha2::{Digest, Sha256};
 
 use super::{error::ApiError, state::AppState};
+use crate::tenants::Caller;
 
 /// A key, kept as its digest: comparing digests takes the same time wherever they differ, and nothing that prints the
 /// server's state can print the key.
@@ -40,22 +41,25 @@ impl fmt::Debug for ApiKey {
 /// vLLM, because orchestrators and scrapers send no key.
 pub async fn require_key(
     State(state): State<Arc<AppState>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
     match check(&state, &request) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     }
 }
 
-fn check(state: &AppState, request: &Request) -> Result<(), ApiError> {
-    let Some(key) = &state.api_key else { return Ok(()) };
+fn check(state: &AppState, request: &Request) -> Result<Caller, ApiError> {
+    let Some(key) = &state.api_key else { return Ok(Caller::operator()) };
     let given = request.headers().get(header::AUTHORIZATION).ok_or(ApiError::MissingKey)?;
     let given = given.to_str().map_err(|_| ApiError::WrongKey)?;
     let (scheme, given) = given.split_once(' ').ok_or(ApiError::WrongKey)?;
     if scheme.eq_ignore_ascii_case("bearer") && key.matches(given.trim()) {
-        Ok(())
+        Ok(Caller::operator())
     } else {
         Err(ApiError::WrongKey)
     }

@@ -10,6 +10,7 @@ use std::{
 
 use pleach_adapters::{GenerationDigest, base_kv_key};
 use pleach_engine::engine::EngineHandle;
+use pleach_store::Store;
 use pleach_text::{ChatTemplate, Tokenizer};
 
 use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError};
@@ -56,6 +57,8 @@ pub struct AppState {
     pub base: Base,
     /// Base names and adapters.
     pub adapters: AdapterService,
+    /// What survives this process.
+    pub store: Store,
     /// What is measured.
     pub telemetry: Arc<Telemetry>,
     /// Limits on what clients send.

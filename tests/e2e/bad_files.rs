@@ -34,11 +34,17 @@ fn spoiled_model(folder: &Path, spoil: impl FnOnce(&fs::File)) -> PathBuf {
 }
 
 fn serve_model(path: &Path) -> Run {
-    run(program().args(["serve", "--port", "0", "--model"]).arg(path), "")
+    let home = scratch_folder();
+    let mut serve = program();
+    run(
+        serve.env("PLEACH_HOME", home.path()).args(["serve", "--port", "0", "--model"]).arg(path),
+        "",
+    )
 }
 
 fn serve_adapter(folder: &Path) -> Run {
-    run(&mut serve(&["--adapter", &format!("broken={}", folder.display())]), "")
+    let home = scratch_folder();
+    run(&mut serve(home.path(), &["--adapter", &format!("broken={}", folder.display())]), "")
 }
 
 #[test]

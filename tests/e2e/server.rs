@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError, Weak, mpsc},
     time::{Duration, Instant},
@@ -9,8 +10,9 @@ use std::{
 
 use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::program::{program, wait};
+use crate::program::{program, scratch_folder, wait};
 
 /// The name that the base is served under.
 pub(crate) const BASE: &str = "smollm2";
@@ -28,6 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
+    /// Where its state is.
+    _home: TempDir,
     /// `http://ADDRESS:PORT`.
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
@@ -42,11 +46,12 @@ pub(crate) struct Reply {
     pub(crate) body: Value,
 }
 
-/// `serve` with the default model on a free port.
-pub(crate) fn serve(arguments: &[&str]) -> Command {
+/// `serve` with the default model on a free port, which keeps its state in `home`.
+pub(crate) fn serve(home: &Path, arguments: &[&str]) -> Command {
     let mut command = program();
+    command.env("PLEACH_HOME", home);
     command.arg("serve").arg("--model").arg(pleach_test_setup::default_model());
-    // The model is named by path, so the store is not needed; a test must not touch the user's.
+    // The model is named by path: it is not fetched into that home.
     command.args(["--served-model-name", BASE, "--port", "0"]);
     // Not a flag, so that a test can give another one.
     command.env("PLEACH_KV_MEMORY", KV_MEMORY);
@@ -66,7 +71,8 @@ impl Server {
     /// # Panics
     /// With what it said, when it does not get there.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let mut command = serve(arguments);
+        let home = scratch_folder();
+        let mut command = serve(home.path(), arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -90,7 +96,7 @@ impl Server {
             .no_proxy()
             .timeout(REQUEST_TIME_MAX);
         let http = http.build().unwrap();
-        let mut server = Self { child, url: String::new(), http, log };
+        let mut server = Self { child, _home: home, url: String::new(), http, log };
         // The channel closes when the program ends.
         let Ok(url) = address.recv_timeout(START_TIME_MAX) else {
             panic!("the server did not start; it said:\n{}", server.log());

@@ -36,6 +36,7 @@ use pleach_engine::{
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, StepBatch},
 };
+use pleach_store::{Blobs, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 use tower::ServiceExt;
@@ -225,6 +226,12 @@ pub(crate) async fn says(text: &str) -> Server {
     serve(Setup { tokens: ids(text), ..Setup::default() }).await
 }
 
+/// A store in `folder`.
+pub(crate) async fn store(folder: &Path) -> Store {
+    let blobs = Blobs::in_folder(folder.join("blobs")).unwrap();
+    Store::open(folder.join("pleach.db").to_str().unwrap(), blobs).await.unwrap()
+}
+
 pub(crate) async fn serve(setup: Setup) -> Server {
     let file = gguf(setup.template);
     let script = Arc::new(Mutex::new(Script {
@@ -280,6 +287,7 @@ pub(crate) async fn serve(setup: Setup) -> Server {
             loaded_unix: 1,
         },
         adapters,
+        store: store(world.path()).await,
         telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
         limits: setup.limits,
         api_key: setup.api_key.map(ApiKey::new),

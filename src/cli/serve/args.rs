@@ -46,6 +46,12 @@ pub struct Args {
     /// Name that requests use for the base. Repeatable; the first is shown [default: from the model].
     #[arg(long, env = "PLEACH_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', num_args = 1..)]
     pub served_model_name: Vec<String>,
+    /// What survives the process: an SQLite file, or postgres://… [default: pleach.db in the data folder].
+    #[arg(long, env = "PLEACH_DATABASE", value_name = "FILE|URL", hide_env_values = true)]
+    pub database: Option<String>,
+    /// Where files of adapters are kept: a folder, or s3://BUCKET/PREFIX in a build with that feature [default: blobs in the data folder].
+    #[arg(long, env = "PLEACH_BLOBS", value_name = "DIR|URL")]
+    pub blobs: Option<String>,
     /// Address to listen on [default: 127.0.0.1].
     #[arg(long, env = "PLEACH_HOST", value_name = "ADDRESS")]
     pub host: Option<IpAddr>,
@@ -138,6 +144,8 @@ impl Args {
             max_lora_rank: self.max_lora_rank.or(file.max_lora_rank),
             enable_lora: self.enable_lora.or(file.enable_lora),
             served_model_name: list(self.served_model_name, file.served_model_name),
+            database: self.database.or(file.database),
+            blobs: self.blobs.or(file.blobs),
             host: self.host.or(file.host),
             port: self.port.or(file.port),
             device: self.device.or(file.device),

@@ -14,10 +14,14 @@ use crate::{
     adapter_service::AdapterSettings,
     http::{auth::ApiKey, state::HttpLimits},
     memory::parse_bytes,
-    models::DEFAULT_MODEL,
-    serving::{DeviceChoice, LoadSettings},
+    models::{self, DEFAULT_MODEL},
+    serving::{DeviceChoice, LoadSettings, StorePlace},
 };
 
+/// Below `PLEACH_HOME`.
+const DATABASE_FILE: &str = "pleach.db";
+/// Below `PLEACH_HOME`.
+const BLOBS_FOLDER: &str = "blobs";
 const PORT_DEFAULT: u16 = 8000;
 const GRACE_DEFAULT: Duration = Duration::from_secs(10);
 /// A day; more is a typing error.
@@ -45,6 +49,7 @@ pub struct Settings {
     pub is_open: bool,
     names: Vec<String>,
     adapters: Vec<(String, PathBuf)>,
+    store: StorePlace,
     at_work: AdapterSettings,
     adapter_bytes: Option<u64>,
     device: DeviceChoice,
@@ -88,6 +93,7 @@ impl Settings {
             is_open,
             names,
             adapters: adapter_args::read_adapters(args)?,
+            store: read_store_place(args.database.as_deref(), args.blobs.as_deref())?,
             at_work: adapter_args::read_settings(args)?,
             adapter_bytes: args
                 .adapter_memory
@@ -116,6 +122,7 @@ impl Settings {
             model_path,
             model_names: self.names.clone(),
             adapters: self.adapters.clone(),
+            store: self.store.clone(),
             adapter_settings: self.at_work.clone(),
             adapter_bytes: self.adapter_bytes,
             device: self.device,
@@ -145,6 +152,29 @@ fn name_of_model(model: &str) -> String {
     };
     // Spaces and commas cannot be part of a model name.
     name.replace([' ', ','], "-")
+}
+
+/// `--database` and `--blobs`; what is not given is in the data folder.
+pub(in crate::cli) fn read_store_place(
+    database: Option<&str>,
+    blobs: Option<&str>,
+) -> anyhow::Result<StorePlace> {
+    let place = |given: Option<&str>, flag: &str, name: &str| {
+        if let Some(given) = given {
+            ensure!(!given.trim().is_empty(), "{flag} is empty");
+            return Ok(given.to_owned());
+        }
+        let home = models::home()
+            .with_context(|| format!("there is no data folder here: give {flag} or PLEACH_HOME"))?;
+        let path = home.join(name);
+        let text = path.to_str();
+        text.map(str::to_owned)
+            .with_context(|| format!("{} is no UTF-8: give {flag}", path.display()))
+    };
+    Ok(StorePlace {
+        database: place(database, "--database", DATABASE_FILE)?,
+        blobs: place(blobs, "--blobs", BLOBS_FOLDER)?,
+    })
 }
 
 fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
