@@ -115,8 +115,8 @@ impl Registry {
         self.read().known(space, digest)
     }
 
-    /// The generations of this digest that somebody holds, at most one of each namespace. They have the same weights,
-    /// and only that: what else is known of each is its namespace's business.
+    /// The generations of this digest that somebody holds, of all namespaces. They have the same weights, and only that:
+    /// what else is known of each is its namespace's business.
     pub fn held(&self, digest: &GenerationDigest) -> Vec<Arc<Generation>> {
         self.read().held(digest)
     }
@@ -241,7 +241,7 @@ impl Registry {
     }
 
     /// Makes an alias what it is elsewhere: after a restart, or after somebody else changed it. What it was here is
-    /// forgotten, but for its count of requests.
+    /// forgotten, but for its count of requests; the given generations take the places of equal ones.
     ///
     /// # Errors
     /// When the name breaks a rule of this server (its base may have another name now), or there are too many.
@@ -251,13 +251,15 @@ impl Registry {
         let mut names = self.write();
         names.check(space, &name, Expect::Anything)?;
         let before = names.remove(space, &name);
-        let mut alias = Alias::new(space, &name, names.admit(space, &generation));
+        for generation in history.iter().chain([&generation]) {
+            names.supersede(space, generation);
+        }
+        let mut alias = Alias::new(space, &name, generation);
         (alias.is_pinned, alias.created) = (is_pinned, created);
         if let Some(before) = &before {
             alias.n_requests = Arc::clone(&before.alias.n_requests);
         }
-        let history = history.iter().map(|earlier| names.admit(space, earlier)).collect();
-        names.insert(Entry { alias: alias.clone(), history });
+        names.insert(Entry { alias: alias.clone(), history: history.into_iter().collect() });
         drop(names);
         let left = before.as_ref().map(|before| Arc::clone(&before.alias.generation));
         Ok(Moved { alias, is_new: before.is_none(), left })

@@ -34,7 +34,7 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 struct Content {
     pointers: Arc<Pointers>,
-    /// At most one of each namespace lives.
+    /// The last one of a namespace counts.
     by_space: Vec<(Namespace, Weak<Generation>)>,
 }
 
@@ -150,6 +150,12 @@ impl Names {
             known.learn_from(generation);
             return known;
         }
+        self.supersede(space, generation);
+        Arc::clone(generation)
+    }
+
+    /// Makes this the namespace's generation of its digest. What was it before lives on with those who hold it.
+    pub(super) fn supersede(&mut self, space: &Namespace, generation: &Arc<Generation>) {
         if self.contents.len() >= self.sweep_at.max(SWEEP_MIN) {
             self.contents.retain(|_, content| content.living().next().is_some());
             self.sweep_at = 2 * self.contents.len();
@@ -158,7 +164,6 @@ impl Names {
         content.by_space.retain(|(_, generation)| generation.strong_count() > 0);
         content.by_space.push((space.clone(), Arc::downgrade(generation)));
         generation.share(Arc::clone(&content.pointers));
-        Arc::clone(generation)
     }
 
     /// The namespace's generation of this digest, if somebody holds it.
@@ -168,7 +173,7 @@ impl Names {
         digest: &GenerationDigest,
     ) -> Option<Arc<Generation>> {
         let by_space = &self.contents.get(digest)?.by_space;
-        let mut of_space = by_space.iter().filter(|(owner, _)| owner == space);
+        let mut of_space = by_space.iter().rev().filter(|(owner, _)| owner == space);
         of_space.find_map(|(_, generation)| generation.upgrade())
     }
 
