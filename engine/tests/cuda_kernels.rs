@@ -62,7 +62,9 @@ impl Emulator {
         match self.mode {
             Mode::FewCtas if is_one_of(&["rms_norm", "attention", "sample"]) => [x.min(2), y, 1],
             Mode::FewCtas if is_one_of(&["lora_shrink"]) => [1, y, z],
-            Mode::FewCtas if is_one_of(&["embed", "epilogue", "rope_store"]) => [x, y.min(2), z],
+            Mode::FewCtas if is_one_of(&["embed", "epilogue", "own_head", "rope_store"]) => {
+                [x, y.min(2), z]
+            }
             Mode::Plain | Mode::Reversed | Mode::FewCtas => [x, y, z],
         }
     }

@@ -1,6 +1,7 @@
 //! From a model file to a resident model.
 
 mod decoder;
+mod file_matrices;
 mod load;
 mod random;
 mod read_spec;
@@ -16,6 +17,7 @@ use crate::{
 };
 
 pub use decoder::{Decoder, DecoderWeights, Layer};
+pub(crate) use file_matrices::FileMatrices;
 pub use random::{random_adapter, random_weights};
 
 /// How products with quantized weights treat the activations.
@@ -140,5 +142,6 @@ pub fn load_cuda(
     let spec = read_spec(file)?;
     let mut backend = CudaBackend::new(device, &spec, options)?;
     let weights = load::load_weights(file, &spec, &mut backend)?;
+    backend.set_base(FileMatrices::new(file, &spec));
     Ok(Decoder::new(spec, backend, weights)?)
 }
