@@ -27,7 +27,7 @@ impl FileMatrices {
         self.file.tensor(HEAD).is_none()
     }
 
-    /// Lends the matrix of a linear of a layer, or of the head; rows in Hugging Face order.
+    /// Lends the matrix of a linear of a layer, rows in Hugging Face order, or an end of the model, `[vocab, hidden]`.
     ///
     /// # Errors
     /// [`RunError::Device`] naming a tensor that is not there, which loading would have found.
@@ -37,16 +37,15 @@ impl FileMatrices {
         read: impl FnOnce(&MatrixSource<'_>) -> T,
     ) -> Result<T, RunError> {
         let Self { file, spec } = self;
-        let shape = spec.linear_shape(site.module);
-        let lent = match site.module {
-            TargetModule::LmHead => {
-                let name = if self.is_tied() { EMBEDDING } else { HEAD };
-                with_matrix(file, name, shape, None, read)
-            }
-            module => {
-                let name = linear_name(site.layer, module, "weight");
-                with_matrix(file, &name, shape, interleaved(spec, module), read)
-            }
+        let module = site.module;
+        let lent = if module.is_end() {
+            let is_head = site == Site::HEAD && !self.is_tied();
+            let name = if is_head { HEAD } else { EMBEDDING };
+            with_matrix(file, name, (spec.vocab, spec.hidden), None, read)
+        } else {
+            let name = linear_name(site.layer, module, "weight");
+            let shape = spec.linear_shape(module);
+            with_matrix(file, &name, shape, interleaved(spec, module), read)
         };
         lent.map_err(|error| RunError::Device(error.to_string()))
     }

@@ -4,6 +4,7 @@ mod decoder;
 mod file_matrices;
 mod load;
 mod random;
+mod random_kinds;
 mod read_spec;
 
 use std::{fmt, str::FromStr};
@@ -19,6 +20,7 @@ use crate::{
 pub use decoder::{Decoder, DecoderWeights, Layer};
 pub(crate) use file_matrices::FileMatrices;
 pub use random::{random_adapter, random_weights};
+pub use random_kinds::random_kinds;
 
 /// How products with quantized weights treat the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

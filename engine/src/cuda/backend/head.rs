@@ -17,8 +17,10 @@ use crate::{
 };
 
 use super::{
-    CudaBackend, CudaMatrix, ROW_ALIGN, products::SHRINK_COLUMNS, residents::Residents, site_index,
-    word,
+    CudaBackend, CudaMatrix, ROW_ALIGN,
+    products::SHRINK_COLUMNS,
+    residents::{Ends, Residents},
+    site_index, word,
 };
 
 /// A row that is sampled.
@@ -43,7 +45,7 @@ pub(super) fn head_rows(
         let sequence = batch.sequences.partition_point(|sequence| sequence.rows.end <= row);
         let adapter = batch.sequences.get(sequence).and_then(|sequence| sequence.adapter);
         let (slot, ends) =
-            adapter.map_or((NO_SLOT, Default::default()), |slot| (slot.0, residents.ends(slot)));
+            adapter.map_or((NO_SLOT, Ends::default()), |slot| (slot.0, residents.ends(slot)));
         let only_if = |acts: bool| if acts { slot } else { NO_SLOT };
         HeadRow { row: word(row), lora: only_if(ends.head), own: only_if(ends.own_head) }
     };

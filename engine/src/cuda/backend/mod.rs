@@ -461,9 +461,11 @@ fn n_sites(spec: &ModelSpec) -> usize {
 /// Place of a site in an adapter's entry.
 fn site_index(spec: &ModelSpec, site: Site) -> usize {
     let layers = spec.n_layers * TargetModule::ALL.len();
-    match site.module {
-        TargetModule::LmHead => layers,
-        TargetModule::EmbedTokens => layers + 1,
-        module => site.layer * TargetModule::ALL.len() + module.index(),
+    if site == Site::HEAD {
+        layers
+    } else if site == Site::EMBEDDING {
+        layers + 1
+    } else {
+        site.layer * TargetModule::ALL.len() + site.module.index()
     }
 }

@@ -190,3 +190,83 @@ fn transposed(values: &[f32], n_columns: usize) -> Vec<f32> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Architecture, RopeScaling};
+
+    fn packer() -> CudaPacker {
+        let spec = ModelSpec {
+            architecture: Architecture::Llama,
+            name: "tiny".to_owned(),
+            n_layers: 2,
+            hidden: 36,
+            n_heads: 2,
+            n_kv_heads: 1,
+            head_dim: 18,
+            ffn: 40,
+            vocab: 5,
+            context: 64,
+            rms_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
+        };
+        CudaPacker { spec, capacity_bytes: 1 << 20, base: None }
+    }
+
+    /// Values that f16 holds, all different.
+    fn counting(n: usize, from: u16) -> Vec<f32> {
+        (0..n).zip(from..).map(|(_, value)| f32::from(value) / 4.0).collect()
+    }
+
+    fn half_at(form: &PackedBytes, at: usize) -> f32 {
+        half::f16::from_le_bytes([form.bytes[at], form.bytes[at + 1]]).to_f32()
+    }
+
+    #[test]
+    fn arrays_are_aligned_padded_and_where_their_site_says() {
+        let site = Site { layer: 1, module: TargetModule::QProj };
+        let (n_out, n_in, rank) = (36, 36, 3);
+        let (a, b) = (counting(rank * n_in, 1), counting(n_out * rank, 500));
+        let mut linear = SiteWeights::lora(site, rank, 0.5, a.clone(), b.clone());
+        linear.bias = Some(counting(n_out, 9));
+        // `[R, V]`, `[hidden, R]`.
+        let of_embedding = counting(rank * 5, 700);
+        let embedding =
+            SiteWeights::lora(Site::EMBEDDING, rank, 2.0, of_embedding.clone(), counting(108, 0));
+        let mut sites = vec![linear, embedding];
+        sites.sort_by_key(|site| site.site);
+        let weights = AdapterWeights { sites, ..AdapterWeights::default() };
+        let packed = packer().pack(&weights).unwrap();
+        let form = packed.form::<PackedBytes>().unwrap();
+
+        assert_eq!((form.n_sites, packed.n_bytes()), (2 * 7 + 2, form.bytes.len()));
+        let [embedding, linear] = &form.sites[..] else { panic!("two sites") };
+        assert_eq!((embedding.index, linear.index), (15, 7));
+        assert_eq!((linear.rank, linear.lora_scale, linear.gain), (3, 0.5, None));
+        let shift = linear.shift.unwrap();
+        for at in [linear.a, linear.b, embedding.a, embedding.b, shift] {
+            assert!(at.is_multiple_of(ARRAY_ALIGN));
+        }
+        for (r, row) in a.chunks_exact(n_in).enumerate() {
+            for (k, value) in row.iter().chain(&[0.0; 4]).enumerate() {
+                assert_eq!(half_at(&form, linear.a + (r * 40 + k) * 2), *value, "A[{r}, {k}]");
+            }
+        }
+        for (n, row) in b.chunks_exact(rank).enumerate() {
+            for (r, value) in row.iter().chain(&[0.0; 5]).enumerate() {
+                assert_eq!(half_at(&form, linear.b + (n * 8 + r) * 2), *value, "B[{n}, {r}]");
+            }
+        }
+        for token in 0..5 {
+            for r in 0..8 {
+                let value = if r < rank { of_embedding[r * 5 + token] } else { 0.0 };
+                assert_eq!(half_at(&form, embedding.a + (token * 8 + r) * 2), value);
+            }
+        }
+        let bias = form.bytes[shift..].as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        let scaled: Vec<f32> = counting(n_out, 9).iter().map(|value| 0.5 * value).collect();
+        assert_eq!(bias.take(n_out).collect::<Vec<_>>(), scaled);
+    }
+}
