@@ -6,15 +6,17 @@ use std::collections::BTreeSet;
 
 use pleach_engine::{
     adapter_weights::AdapterWeights,
-    backend::StepRunner as _,
+    backend::StepRunner,
+    cpu::Isa,
     cuda::{CudaBackend, CudaOptions, Device, DeviceInfo, RecordedLaunch},
     gguf::GgufFile,
-    model::{Decoder, load_cuda, random_weights, read_spec},
+    model::{Activations, Decoder, load_cuda, random_kinds as made_up, random_weights, read_spec},
+    sampler::SampledToken,
     site::Site,
     step_batch::AdapterSlot,
 };
 use support::{
-    Run, fixtures,
+    Run, fixtures, prefill_all,
     random::{Random, case_seed},
     step,
     wanted::{random_adapter, random_kinds},
@@ -184,4 +186,36 @@ fn what_cannot_be_packed_is_refused_by_name() {
     let mut small = load_cuda(&file("qwen2"), device(), small).unwrap();
     let error = small.install_weights(&kinds[2]).unwrap_err().to_string();
     assert!(error.starts_with("an adapter needs "), "{error}");
+}
+
+/// Adapters that `gpu-check` makes up: a GPU takes them, and a part of one that it left out would show.
+#[test]
+fn made_up_kinds_change_what_the_base_says() {
+    for base in ["llama-plain", "qwen2"] {
+        let path = fixtures().join("models").join(format!("{base}.gguf"));
+        let mut cpu = support::load(&path, Isa::detect(), 1, Activations::F32);
+        let mut gpu = load(base);
+        let n_top = u32::try_from(cpu.spec().vocab).unwrap();
+        let of_base = log_probs(&mut cpu, None, n_top);
+        for (index, weights) in made_up(&file(base), gpu.spec()).unwrap().iter().enumerate() {
+            gpu.install_weights(weights).unwrap();
+            let slot = cpu.install_weights(weights).unwrap();
+            let adapted = log_probs(&mut cpu, Some(slot), n_top);
+            let pairs = adapted.iter().zip(&of_base);
+            let effect = pairs.map(|(adapted, base)| (adapted - base).abs()).fold(0.0, f32::max);
+            assert!(effect > 0.1 && effect < 5.0, "{base}, kind {index}: moved by {effect}");
+        }
+    }
+}
+
+/// Of every token behind each position of a short prompt, by position and token.
+fn log_probs(runner: &mut dyn StepRunner, slot: Option<AdapterSlot>, n_top: u32) -> Vec<f32> {
+    let mut run = Run::in_blocks(&[5, 77, 12, 300, 9], 0..1, slot);
+    let sampled = prefill_all(runner, &mut run, 5, n_top);
+    let by_token = |sampled: SampledToken| {
+        let mut top = sampled.top;
+        top.sort_by_key(|(token, _)| *token);
+        top.into_iter().map(|(_, logprob)| logprob)
+    };
+    sampled.into_iter().flat_map(by_token).collect()
 }

@@ -167,7 +167,7 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelRepor
         threads: args.threads,
         activations: Activations::F32,
         kv_bytes: 1 << 30,
-        adapter_bytes: 1 << 30,
+        adapter_bytes: 16 << 30,
         max_rows: 512,
     };
     let mut cpu = load_cpu(&file, options)?;
