@@ -26,9 +26,9 @@ use std::{
 
 use pleach_adapters::{
     Alias, Expect, Generation, GenerationDigest, Moved, Registry, RegistryError, Residency,
-    ResidencyConfig, ResidencyError, Resolution, Tier,
+    ResidencyConfig, ResidencyError, Resolution, Tier, peft::ADAPTER_RANK_MAX,
 };
-use pleach_engine::{adapter_weights::LORA_RANK_MAX, engine::EngineHandle};
+use pleach_engine::engine::EngineHandle;
 use tokio::sync::Semaphore;
 
 use crate::telemetry::TierFacts;
@@ -67,7 +67,7 @@ impl Default for AdapterSettings {
     fn default() -> Self {
         Self {
             roots: AllowedRoots::default(),
-            rank_max: LORA_RANK_MAX,
+            rank_max: ADAPTER_RANK_MAX,
             residency: ResidencyConfig::default(),
             spool: std::env::temp_dir().join("pleach-adapters"),
         }
@@ -124,7 +124,7 @@ impl AdapterService {
             residency,
             load_time,
             roots: settings.roots,
-            rank_max: settings.rank_max.min(LORA_RANK_MAX),
+            rank_max: settings.rank_max.min(ADAPTER_RANK_MAX),
             spool: Arc::new(Spool::new(settings.spool)),
             places: Semaphore::new(REGISTRATIONS_MAX),
             running: Semaphore::new(REGISTRATIONS_RUNNING_MAX),

@@ -28,7 +28,7 @@ struct LoraSite {
   const u16* a;
   /// `B`, f16 `[N][R rounded up to 8]`, zero beyond `R`.
   const u16* b;
-  /// `R`, at most 256; 0 = the adapter does not act here.
+  /// `R`, at most LORA_RANK_MAX; 0 = the adapter does not act here.
   u32 rank;
   /// alpha / R.
   f32 lora_scale;
@@ -48,8 +48,8 @@ static_assert(sizeof(AdapterTile) == 16, "as in ops/step.rs");
 /// Most rows of an AdapterTile.
 constexpr u32 ADAPTER_TILE_ROWS = 64;
 
-/// Largest rank, and so the distance of two parts in a row of `v`.
-constexpr u32 LORA_RANK_MAX = 256;
+/// Largest rank, and so the distance of two parts in a row of `v`; Rust: `adapter_weights`.
+constexpr u32 LORA_RANK_MAX = 512;
 /// Linears that read the same input.
 constexpr u32 PARTS_MAX = 3;
 constexpr u32 V_STRIDE = PARTS_MAX * LORA_RANK_MAX;
