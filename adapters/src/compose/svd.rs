@@ -45,7 +45,7 @@ pub(super) fn truncate(a: &[f32], b: &[f32], rank: usize, rank_max: usize) -> Tr
     let mut order: Vec<usize> = (0..singular.len()).collect();
     order.sort_by(|&i, &j| singular[j].total_cmp(&singular[i]));
     let kept = &order[..rank_max.min(order.len())];
-    let square = |columns: &[usize]| columns.iter().map(|&j| singular[j].powi(2)).sum::<f64>();
+    let square = |columns: &[usize]| columns.iter().fold(0.0, |sum, &j| sum + singular[j].powi(2));
     let total = square(&order);
     let relative_error =
         if total > 0.0 { (square(&order[kept.len()..]) / total).sqrt() } else { 0.0 };
