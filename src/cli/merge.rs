@@ -191,7 +191,10 @@ fn merge_with_bar(args: &Args, adapters: &[LoadedAdapter]) -> anyhow::Result<Mer
         MergeError::Sum(SumError::Rank { .. }) => {
             anyhow!("{error}; --method svd makes a lower rank of them")
         }
-        _ => error.into(),
+        MergeError::Rank { .. }
+        | MergeError::RanksDiffer { .. }
+        | MergeError::Nothing
+        | MergeError::BiasWithEmbedding => error.into(),
     })
 }
 
