@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use pleach_store::Scope;
 use pleach_text::{ChatTemplate, RenderOptions, Tokenizer};
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
+use crate::tenants::Caller;
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -34,12 +36,14 @@ const ASSISTANT: &str = "assistant";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    caller.require(Scope::Infer)?;
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
     let head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),

@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use pleach_store::Scope;
 use pleach_text::Tokenizer;
 
 use super::{
@@ -25,6 +26,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
+use crate::tenants::Caller;
 
 const PARAM: &str = "prompt";
 
@@ -34,12 +36,14 @@ const PARAM: &str = "prompt";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
+    caller.require(Scope::Infer)?;
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
     let head = Head::new("cmpl-", &state, &model);

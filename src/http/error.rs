@@ -6,11 +6,13 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use pleach_adapters::{RegistryError, ResidencyError};
 use pleach_engine::engine::SubmitError;
+use pleach_store::Scope;
 
-use super::wire::error::{ErrorBody, ErrorEnvelope};
-use crate::adapter_service::ServiceError;
+use super::{
+    adapter_refusal::AdapterRefusal,
+    wire::error::{ErrorBody, ErrorEnvelope},
+};
 
 /// What a client is told to wait when the queue is full. The queue moves by a step every few milliseconds, so this is
 /// the shortest wait that the header can say.
@@ -133,6 +135,12 @@ pub enum ApiError {
     /// Another key.
     #[error("the API key is not valid")]
     WrongKey,
+    /// The key is not allowed to do this.
+    #[error("this API key has not the scope '{}', which this request needs", scope.name())]
+    Forbidden {
+        /// What it lacks.
+        scope: Scope,
+    },
     /// No such path.
     #[error("no such endpoint: {method} {path}")]
     NotFound {
@@ -180,48 +188,6 @@ pub enum ApiError {
     },
 }
 
-/// Kinds of refusals that have to do with adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdapterRefusal {
-    /// A name that no adapter may have.
-    Name,
-    /// Files that cannot be an adapter here.
-    Files,
-    /// A path that may not be read.
-    Path,
-    /// A path with no adapter.
-    NoFiles,
-    /// No adapter of that name.
-    Unknown,
-    /// No such generation.
-    UnknownGeneration,
-    /// The alias is not as the change expects it, or has not that generation.
-    Conflict,
-    /// Too large for this server's disk or list.
-    Full,
-    /// It is registered but cannot be brought to the device.
-    Unavailable,
-    /// Too many wait.
-    Busy,
-}
-
-impl AdapterRefusal {
-    fn status_and_code(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::Name => (StatusCode::BAD_REQUEST, "invalid_adapter_name"),
-            Self::Files => (StatusCode::BAD_REQUEST, "invalid_adapter"),
-            Self::Path => (StatusCode::FORBIDDEN, "adapter_path_not_allowed"),
-            Self::NoFiles => (StatusCode::NOT_FOUND, "adapter_files_not_found"),
-            Self::Unknown => (StatusCode::NOT_FOUND, "adapter_not_found"),
-            Self::UnknownGeneration => (StatusCode::NOT_FOUND, "generation_not_found"),
-            Self::Conflict => (StatusCode::CONFLICT, "generation_conflict"),
-            Self::Full => (StatusCode::INSUFFICIENT_STORAGE, "adapters_full"),
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "adapter_unavailable"),
-            Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
-        }
-    }
-}
-
 impl ApiError {
     /// A value that makes no sense.
     pub fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Self {
@@ -243,6 +209,7 @@ impl ApiError {
             | Self::ContextLength { .. }
             | Self::Template { .. } => StatusCode::BAD_REQUEST,
             Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::UnknownModel { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -272,6 +239,7 @@ impl ApiError {
             Self::Template { .. } => "template_error",
             Self::UnknownModel { .. } => "model_not_found",
             Self::MissingKey | Self::WrongKey => "invalid_api_key",
+            Self::Forbidden { .. } => "insufficient_scope",
             Self::NotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
@@ -323,6 +291,7 @@ impl ApiError {
             | Self::BodyBroken { .. }
             | Self::MissingKey
             | Self::WrongKey
+            | Self::Forbidden { .. }
             | Self::NotFound { .. }
             | Self::MethodNotAllowed { .. }
             | Self::QueueFull { .. }
@@ -331,65 +300,6 @@ impl ApiError {
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }
-    }
-
-    /// What the registry's refusal is to a client.
-    pub fn from_registry(error: &RegistryError) -> Self {
-        let refusal = match error {
-            RegistryError::UnknownName { model_name } => {
-                return Self::UnknownModel { name: model_name.clone() };
-            }
-            RegistryError::NoBaseName
-            | RegistryError::InvalidBaseName { .. }
-            | RegistryError::EmptyAlias
-            | RegistryError::AliasTooLong { .. }
-            | RegistryError::AliasCharacter { .. }
-            | RegistryError::AliasIsBase { .. }
-            | RegistryError::AliasBeginsWithBase { .. } => AdapterRefusal::Name,
-            RegistryError::TooManyAliases => AdapterRefusal::Full,
-            RegistryError::UnknownAlias { .. } => AdapterRefusal::Unknown,
-            RegistryError::UnknownGeneration { .. } => AdapterRefusal::UnknownGeneration,
-            RegistryError::AliasExists { .. }
-            | RegistryError::Mismatch { .. }
-            | RegistryError::NoHistory { .. }
-            | RegistryError::ForeignGeneration { .. } => AdapterRefusal::Conflict,
-        };
-        Self::Adapter { refusal, message: error.to_string() }
-    }
-
-    /// What the memory tiers' refusal is to a client.
-    pub fn from_residency(error: &ResidencyError) -> Self {
-        let refusal = match error {
-            ResidencyError::ShuttingDown => return Self::ShuttingDown,
-            ResidencyError::QueueFull { .. } => AdapterRefusal::Busy,
-            ResidencyError::NeverFits { .. }
-            | ResidencyError::AllPlacesPinned { .. }
-            | ResidencyError::LoadFailed { .. }
-            | ResidencyError::DeviceFailed { .. }
-            | ResidencyError::DeviceFull { .. } => AdapterRefusal::Unavailable,
-        };
-        tracing::warn!(%error, "an adapter cannot be had");
-        Self::Adapter { refusal, message: error.to_string() }
-    }
-
-    /// Why an adapter was not registered.
-    pub fn from_service(error: ServiceError) -> Self {
-        let refusal = match error {
-            ServiceError::Registry(error) => return Self::from_registry(&error),
-            ServiceError::NoRoots | ServiceError::OutsideRoots { .. } => AdapterRefusal::Path,
-            ServiceError::NoAdapter { .. } => AdapterRefusal::NoFiles,
-            ServiceError::Adapter(_)
-            | ServiceError::RankTooLarge { .. }
-            | ServiceError::NeverFits { .. }
-            | ServiceError::Pack(_)
-            | ServiceError::UploadTooLarge { .. } => AdapterRefusal::Files,
-            ServiceError::SpoolFull { .. } => AdapterRefusal::Full,
-            ServiceError::Busy { .. } => AdapterRefusal::Busy,
-            ServiceError::Spool(_) | ServiceError::Panicked => {
-                return Self::Internal { detail: error.to_string() };
-            }
-        };
-        Self::Adapter { refusal, message: error.to_string() }
     }
 
     /// What the engine's refusal is to a client whose prompt came in `param`.

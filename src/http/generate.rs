@@ -97,14 +97,8 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     check(state, job)?;
     let in_use = match &job.model.adapter {
         Some(pinned) => {
-            let _waiting = state.telemetry.waits_for(&pinned.alias.name);
-            Some(
-                state
-                    .adapters
-                    .lease(pinned)
-                    .await
-                    .map_err(|error| ApiError::from_residency(&error))?,
-            )
+            let _waiting = state.telemetry.waits_for(&pinned.alias.label);
+            Some(state.adapters.lease(pinned).await.map_err(ApiError::from_service)?)
         }
         None => None,
     };
@@ -134,7 +128,7 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
                     prompt_logprobs: job.prompt_logprobs,
                 })
                 .map_err(|error| ApiError::from_submit(error, job.param))?;
-            let clock = state.telemetry.follow(job.model.alias(), job.arrived, prompt.len());
+            let clock = state.telemetry.follow(job.model.label(), job.arrived, prompt.len());
             let index = prompt_index * n + choice_index;
             let rules = Arc::clone(&rules);
             choices.push(Choice::new(index, sequence, clock, rules, &state.base.tokenizer));

@@ -7,6 +7,7 @@
 //!
 //! `wire/` holds every type that is JSON; `error` maps every refusal to its status.
 
+pub mod adapter_refusal;
 pub mod adapter_upload;
 pub mod adapters;
 pub mod auth;

@@ -21,6 +21,14 @@ impl Caller {
         Self { owner: Owner::Shared, scopes: Scope::ALL.into_iter().collect() }
     }
 
+    /// Refuses a request that its key does not allow.
+    ///
+    /// # Errors
+    /// [`ApiError::Forbidden`], with the scope that is missing.
+    pub fn require(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.scopes.contains(scope) { Ok(()) } else { Err(ApiError::Forbidden { scope }) }
+    }
+
     /// Whose names it uses first; the shared ones come after.
     pub fn namespace(&self) -> Namespace {
         Namespace::new(self.owner.as_str())

@@ -40,12 +40,24 @@ impl PeftFiles {
     /// [`AdapterError`] with the file or the key of the settings.
     pub fn read(dir: &Path, tensor_bytes_max: u64) -> Result<Self, AdapterError> {
         let names = file_names(dir).map_err(AdapterError::Folder)?;
-        let config = read_file(dir, CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
-        // Settings first: a refusal by key says more than a file that is missing or looks odd because of that key.
-        let config = AdapterConfig::from_json(&config)?;
+        let config = read_config(&dir.join(CONFIG_FILE))?;
+        // After the settings: a refusal by key says more than a file that is missing or looks odd because of that key.
         refuse_other_weight_files(&names)?;
-        let tensors = read_file(dir, TENSOR_FILE, tensor_bytes_max)?;
+        let tensors = read_file(&dir.join(TENSOR_FILE), TENSOR_FILE, tensor_bytes_max)?;
         Ok(Self { config, tensors })
+    }
+
+    /// [`Self::read`] from the two files, wherever each is and whatever it is called there.
+    ///
+    /// # Errors
+    /// As [`Self::read`]; files are called by the names that they have in a folder.
+    pub fn read_apart(
+        config: &Path,
+        tensors: &Path,
+        tensor_bytes_max: u64,
+    ) -> Result<Self, AdapterError> {
+        let config = read_config(config)?;
+        Ok(Self { config, tensors: read_file(tensors, TENSOR_FILE, tensor_bytes_max)? })
     }
 
     /// Checks all of it against a model.
@@ -55,6 +67,11 @@ impl PeftFiles {
     pub fn load(&self, spec: &ModelSpec) -> Result<LoadedAdapter, AdapterError> {
         assemble(&self.config, &self.tensors, spec)
     }
+}
+
+fn read_config(path: &Path) -> Result<AdapterConfig, AdapterError> {
+    let json = read_file(path, CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
+    Ok(AdapterConfig::from_json(&json)?)
 }
 
 /// Names of the adapter's weight files, of whatever kind.
@@ -92,16 +109,15 @@ fn refuse_other_weight_files(names: &[String]) -> Result<(), AdapterError> {
 }
 
 /// The whole file, if it is a regular one and not longer than `limit`, also while somebody is appending to it.
-fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, AdapterError> {
+fn read_file(path: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, AdapterError> {
     let failed = |source: io::Error| {
         if source.kind() == io::ErrorKind::NotFound {
             return AdapterError::MissingFile { file };
         }
         AdapterError::Read { file, source }
     };
-    let path = dir.join(file);
     // Asked before opening: opening a pipe would wait for its writer.
-    let metadata = std::fs::metadata(&path).map_err(failed)?;
+    let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
         return Err(AdapterError::NotAFile { file });
     }
@@ -111,7 +127,7 @@ fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, Adap
     }
     let mut bytes =
         Vec::with_capacity(usize::try_from(metadata.len()).map_err(|_| too_large(metadata.len()))?);
-    File::open(&path)
+    File::open(path)
         .map_err(failed)?
         .take(limit.saturating_add(1))
         .read_to_end(&mut bytes)

@@ -48,6 +48,18 @@ pub fn load_peft(dir: &Path, spec: &ModelSpec) -> Result<LoadedAdapter, AdapterE
     PeftFiles::read(dir, tensor_file_bytes_max(spec))?.load(spec)
 }
 
+/// [`load_peft`] from the two files, wherever each is and whatever it is called there.
+///
+/// # Errors
+/// As [`load_peft`]; files are called by the names that they have in a folder.
+pub fn load_peft_files(
+    config: &Path,
+    tensors: &Path,
+    spec: &ModelSpec,
+) -> Result<LoadedAdapter, AdapterError> {
+    PeftFiles::read_apart(config, tensors, tensor_file_bytes_max(spec))?.load(spec)
+}
+
 /// [`load_peft`] from the contents of the two files.
 ///
 /// # Errors

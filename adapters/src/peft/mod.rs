@@ -25,7 +25,7 @@ mod tensor_name;
 pub use config::{AdapterConfig, ModuleNames};
 pub use error::{AdapterError, ConfigError};
 pub use files::{ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, PeftFiles, TENSOR_FILE};
-pub use load::{LoadedAdapter, load_peft, load_peft_bytes, tensor_file_bytes_max};
+pub use load::{LoadedAdapter, load_peft, load_peft_bytes, load_peft_files, tensor_file_bytes_max};
 pub use save::{SaveError, save_peft};
 pub use shapes::Shapes;
 pub use targets::{ADAPTER_RANK_MAX, SiteSettings, TreeRoot};
