@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     Tiers,
+    compose::Compositions,
     error::ServiceError,
     spool::SpoolFolder,
     stored_files::{Shelf, is_stored, to_store},
@@ -30,6 +31,7 @@ const STAGE_ATTEMPTS: usize = 4;
 pub(super) struct Changes {
     pub(super) registry: Arc<Registry>,
     pub(super) residency: Tiers,
+    pub(super) compositions: Arc<Compositions>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) spec: ModelSpec,
     turn: Mutex<()>,
@@ -60,10 +62,11 @@ impl Changes {
     pub(super) fn new(
         registry: Arc<Registry>,
         residency: Tiers,
+        compositions: Arc<Compositions>,
         shelf: Arc<Shelf>,
         spec: ModelSpec,
     ) -> Self {
-        Self { registry, residency, shelf, spec, turn: Mutex::default() }
+        Self { registry, residency, compositions, shelf, spec, turn: Mutex::default() }
     }
 
     /// Only who holds this changes anything.

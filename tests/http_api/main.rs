@@ -13,6 +13,7 @@ mod adapters;
 mod bad_input;
 mod chat;
 mod completions;
+mod compositions;
 mod limits;
 mod observe;
 mod sockets;
