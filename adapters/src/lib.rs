@@ -10,6 +10,7 @@
 //! This crate reads what others wrote, so nothing here trusts a length, an offset or a pattern; what is not supported
 //! is refused by the name of the key or tensor that asks for it. It knows nothing of HTTP, tenants or text.
 
+pub mod compose;
 pub mod digest;
 pub mod generation;
 mod namespace;
@@ -17,6 +18,7 @@ pub mod peft;
 pub mod registry;
 pub mod residency;
 
+pub use compose::{ComposedPart, Composition, CompositionError, RunsAs};
 pub use digest::{GenerationDigest, NotADigest, base_kv_key};
 pub use generation::{AdapterFiles, FolderInPlace, Generation, GenerationInfo, KnownGeneration};
 pub use namespace::Namespace;

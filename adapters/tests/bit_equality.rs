@@ -1,7 +1,8 @@
 //! The invariant "a row's result does not depend on its neighbours" on the default model with real adapters: tokens and
-//! log-probabilities of a sequence are bit-equal alone and in any crowd of 2 to 32 rows, base rows and three adapters, in
-//! any chunking, in any KV blocks, with and without a prefix hit, before and after preemption; on every instruction set of
-//! this processor, with one thread and two, with int8 and f32 activations; by hand and through the real scheduler.
+//! log-probabilities of a sequence are bit-equal alone and in any crowd of 2 to 32 rows, base rows, three adapters and a
+//! composition of them, in any chunking, in any KV blocks, with and without a prefix hit, before and after preemption; on
+//! every instruction set of this processor, with one thread and two, with int8 and f32 activations; by hand and through the
+//! real scheduler.
 //!
 //! `PLEACH_TEST_CASES` multiplies the cases, `PLEACH_TEST_SEED` picks others. More models: `engine/tests/bit_equality.rs`.
 
@@ -9,8 +10,12 @@
 
 use std::time::Instant;
 
-use pleach_adapters::load_peft;
+use pleach_adapters::{
+    compose::{Part, sum},
+    load_peft,
+};
 use pleach_engine::{
+    adapter_weights::LORA_RANK_MAX,
     backend::StepRunner,
     cpu::{CpuBackend, Isa},
     engine::EngineConfig,
@@ -31,9 +36,9 @@ use support::{
 mod support;
 
 const ROWS_MAX: usize = 32;
-/// None, both trained adapters, and a random one.
-const ADAPTERS: [Option<AdapterSlot>; 4] =
-    [None, Some(AdapterSlot(0)), Some(AdapterSlot(1)), Some(AdapterSlot(2))];
+/// None, both trained adapters, a random one, and a composition of all three.
+const ADAPTERS: [Option<AdapterSlot>; 5] =
+    [None, Some(AdapterSlot(0)), Some(AdapterSlot(1)), Some(AdapterSlot(2)), Some(AdapterSlot(3))];
 
 /// The default model with its adapters, always the same, and room for `n_blocks` KV blocks.
 fn load(
@@ -60,6 +65,12 @@ fn load(
         .map(|name| load_peft(&fixtures().join("adapters").join(name), &spec).unwrap().weights)
         .collect();
     weights.push(random_adapter(&mut Random::new(1), &spec));
+    let parts: Vec<_> = weights
+        .iter()
+        .zip([0.7, -0.4, 0.2])
+        .map(|(weights, scale)| Part { weights, scale })
+        .collect();
+    weights.push(sum(&parts, LORA_RANK_MAX).unwrap());
     for (weights, slot) in weights.iter().zip(&ADAPTERS[1..]) {
         assert_eq!(Some(model.install_weights(weights).unwrap()), *slot);
     }

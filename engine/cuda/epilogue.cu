@@ -11,7 +11,7 @@
 // |----------|-----------------------------|-------|------------------------------------------------------------|
 // | planes   | [n_planes][T][plane_row]    | f32   | part i begins at column parts[i].plane_column              |
 // | bias     | per part [N]                | f32   | or null                                                    |
-// | v_planes | [n_v_planes][T][3 * 256]    | f32   | of lora_shrink; ranks beyond R are never used              |
+// | v_planes | [n_v_planes][T][3 * 512]    | f32   | of lora_shrink; ranks beyond R are never used              |
 // | b        | per slot and site [N][R up to 8] | f16 | 16-byte aligned, zero beyond R                          |
 // | gain, shift | per slot and site [N]    | f32   | or null                                                    |
 // | tiles    | [n_adapter_tiles]           | AdapterTile | read by epilogue_adapter_tiles alone                 |
@@ -34,8 +34,7 @@ __device__ __forceinline__ f32 finish_one(const EpilogueParams& p, u32 part, u32
     if (slot != NO_SLOT) site = p.sites[u64(slot) * p.n_sites + at.site];
     // The previous use of v is over.
     __syncthreads();
-    const u32 r = threadIdx.x;
-    if (r < div_up(site.rank, 8) * 8) {
+    for (u32 r = threadIdx.x; r < div_up(site.rank, 8) * 8; r += THREADS) {
       const f32* from = p.v_planes + u64(t) * V_STRIDE + part * LORA_RANK_MAX + r;
       f32 sum = 0.0f;
       // Beyond the rank B is zero, but memory may hold NaN.

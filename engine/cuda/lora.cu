@@ -1,12 +1,12 @@
 // First half of the adapters: what a row's x is worth along each of its adapter's ranks.
 //
-//   v[s, t, part 256 + r] = sum_{k in split s} a[slot[t]][site[part]][r, k] x[t, k]       rows with no slot: untouched
+//   v[s, t, part 512 + r] = sum_{k in split s} a[slot[t]][site[part]][r, k] x[t, k]       rows with no slot: untouched
 //
 // | buffer | shape                      | dtype | note                                                        |
 // |--------|----------------------------|-------|-------------------------------------------------------------|
 // | x      | [T][x_stride]              | f16   | stride a multiple of 8, zero beyond K                       |
 // | a      | per slot and site [R][a_stride] | f16 | 16-byte aligned, stride a multiple of 8, zero beyond K    |
-// | v      | [splits][T][3 * 256]       | f32   | ranks beyond R are not written; the reader masks them       |
+// | v      | [splits][T][3 * 512]       | f32   | ranks beyond R are not written; the reader masks them       |
 // | slots  | [T]                        | u32   | NO_SLOT: no adapter                                         |
 // | tiles  | [n_adapter_tiles]          | AdapterTile | rows in runs of one adapter; tiles of NO_SLOT are skipped |
 //

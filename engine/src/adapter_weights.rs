@@ -2,8 +2,8 @@
 
 use crate::{site::Site, spec::ModelSpec};
 
-/// Largest rank of one adapter at one site.
-pub const LORA_RANK_MAX: usize = 256;
+/// Largest rank at one site: of one adapter, or of all parts of a composition together.
+pub const LORA_RANK_MAX: usize = 512;
 
 /// Low-rank weights of one site: `y += lora_scale * B (A x)`, and what two kinds of adapters have besides.
 #[derive(Clone, Debug, PartialEq)]

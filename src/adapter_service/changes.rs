@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::{
     Tiers,
+    compose::Compositions,
     error::ServiceError,
     spool::SpoolFolder,
     stored_files::{Shelf, to_store},
@@ -30,6 +31,7 @@ const STAGE_ATTEMPTS: usize = 4;
 pub(super) struct Changes {
     pub(super) registry: Arc<Registry>,
     pub(super) residency: Tiers,
+    pub(super) compositions: Arc<Compositions>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) spec: ModelSpec,
     /// Shared names as the configuration gave them: the store does not have them.
@@ -77,11 +79,12 @@ impl Changes {
     pub(super) fn new(
         registry: Arc<Registry>,
         residency: Tiers,
+        compositions: Arc<Compositions>,
         shelf: Arc<Shelf>,
         spec: ModelSpec,
     ) -> Self {
         let (configured, turn) = Default::default();
-        Self { registry, residency, shelf, spec, configured, turn }
+        Self { registry, residency, compositions, shelf, spec, configured, turn }
     }
 
     /// Only who holds this changes anything.

@@ -2,7 +2,10 @@
 
 use std::io;
 
-use pleach_adapters::{AdapterError, GenerationDigest, RegistryError, ResidencyError};
+use pleach_adapters::{
+    AdapterError, CompositionError, GenerationDigest, RegistryError, ResidencyError,
+    compose::SumError,
+};
 use pleach_engine::backend::RunError;
 use pleach_store::StoreError;
 
@@ -125,6 +128,29 @@ pub enum ServiceError {
         alias: String,
         /// Why.
         error: ResidencyError,
+    },
+    /// Parts that no composition can have.
+    #[error(transparent)]
+    Composition(#[from] CompositionError),
+    /// A part that is the base.
+    #[error("`{name}` is the base, not an adapter")]
+    BaseAsPart {
+        /// The name.
+        name: String,
+    },
+    /// One adapter as two parts.
+    #[error("the adapter `{name}` is named twice")]
+    PartTwice {
+        /// Its name.
+        name: String,
+    },
+    /// Parts that cannot be added up.
+    #[error("`{adapters}`: {reason}")]
+    NotComposable {
+        /// The part that cannot, or all.
+        adapters: String,
+        /// Why.
+        reason: SumError,
     },
     /// A bug in what reads adapters.
     #[error("loading the adapter failed unexpectedly")]

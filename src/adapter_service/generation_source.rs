@@ -9,16 +9,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pleach_adapters::{AdapterSource, Generation, GenerationDigest, LoadedAdapter, Registry};
+use pleach_adapters::{
+    AdapterSource, Generation, GenerationDigest, LoadedAdapter, Registry, ResidencyError,
+    compose::{Part, sum},
+};
 use pleach_engine::{
+    adapter_weights::{AdapterWeights, LORA_RANK_MAX},
     engine::EngineHandle,
     packed_adapter::{AdapterPacker, PackedAdapter},
     spec::ModelSpec,
 };
 
+use super::compose::{Composed, ComposedGeneration, Compositions};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
 /// Reads, checks and packs.
 pub(super) struct GenerationSource {
     registry: Arc<Registry>,
+    compositions: Arc<Compositions>,
     spec: ModelSpec,
     packer: Arc<dyn AdapterPacker>,
     load_time: Arc<LoadTime>,
@@ -50,16 +59,50 @@ enum SourceError {
     Changed { found: GenerationDigest },
 }
 
+/// Whether somebody was told that what they wanted is gone. They held it, so it was said to one who had left before the load
+/// began, and remembered.
+pub(super) fn is_gone(error: &ResidencyError) -> bool {
+    let ResidencyError::LoadFailed { reason, .. } = error else { return false };
+    matches!(reason.downcast_ref(), Some(SourceError::Gone))
+}
+
 impl GenerationSource {
     pub(super) fn new(
         registry: Arc<Registry>,
+        compositions: Arc<Compositions>,
         engine: &EngineHandle,
         load_time: Arc<LoadTime>,
     ) -> Self {
-        Self { registry, spec: engine.spec().clone(), packer: engine.adapter_packer(), load_time }
+        let (spec, packer) = (engine.spec().clone(), engine.adapter_packer());
+        Self { registry, compositions, spec, packer, load_time }
     }
 
-    fn read(&self, generation: &Generation) -> Result<LoadedAdapter, Box<dyn Error + Send + Sync>> {
+    /// Weights of a generation. Equal ones may lie in several places; one that is good is enough.
+    fn read_held(&self, digest: &GenerationDigest) -> Result<AdapterWeights, Failure> {
+        let mut failure: Failure = SourceError::Gone.into();
+        for generation in self.registry.held(digest) {
+            match self.read(&generation) {
+                Ok(adapter) => return Ok(adapter.weights),
+                Err(error) => {
+                    let generation = &*generation;
+                    tracing::warn!(?generation, %error, "an adapter's files cannot be used");
+                    failure = error;
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    fn read_sum(&self, composed: &Composed) -> Result<AdapterWeights, Failure> {
+        let read =
+            |part: &ComposedGeneration| Ok((self.read_held(&part.generation.digest)?, part.scale));
+        let weights = composed.parts.iter().map(read).collect::<Result<Vec<_>, Failure>>()?;
+        let parts: Vec<_> =
+            weights.iter().map(|(weights, scale)| Part { weights, scale: *scale }).collect();
+        Ok(sum(&parts, LORA_RANK_MAX)?)
+    }
+
+    fn read(&self, generation: &Generation) -> Result<LoadedAdapter, Failure> {
         let adapter = generation.files.load(&self.spec)?;
         if adapter.digest != generation.digest {
             return Err(SourceError::Changed { found: adapter.digest }.into());
@@ -71,27 +114,14 @@ impl GenerationSource {
 impl AdapterSource for GenerationSource {
     type Packed = PackedAdapter;
 
-    fn load(
-        &self,
-        digest: &GenerationDigest,
-    ) -> Result<PackedAdapter, Box<dyn Error + Send + Sync>> {
+    fn load(&self, digest: &GenerationDigest) -> Result<PackedAdapter, Failure> {
         let began = Instant::now();
-        let mut failure: Box<dyn Error + Send + Sync> = SourceError::Gone.into();
-        // Equal weights may lie in several places; one that is good is enough.
-        for generation in self.registry.held(digest) {
-            match self.read(&generation) {
-                Ok(adapter) => {
-                    let packed = self.packer.pack(&adapter.weights)?;
-                    self.load_time.add(began.elapsed());
-                    return Ok(packed);
-                }
-                Err(error) => {
-                    let generation = &*generation;
-                    tracing::warn!(?generation, %error, "an adapter's files cannot be used");
-                    failure = error;
-                }
-            }
-        }
-        Err(failure)
+        let weights = match self.compositions.find(digest) {
+            Some(composed) => self.read_sum(&composed)?,
+            None => self.read_held(digest)?,
+        };
+        let packed = self.packer.pack(&weights)?;
+        self.load_time.add(began.elapsed());
+        Ok(packed)
     }
 }

@@ -9,11 +9,12 @@
 //!                        └──> spool      what has come and is not checked yet
 //! ```
 //!
-//! A request resolves its name to a [`PinnedAdapter`] and asks for it with [`AdapterService::lease`]; what it then holds
+//! A request resolves its name, or several that are to be summed, to a [`PinnedAdapter`] and asks for it with [`AdapterService::lease`]; what it then holds
 //! until its sequences have ended is an [`AdapterInUse`]. Everything that reads, parses or packs runs on blocking
 //! threads; a cold adapter delays its own requests only.
 
 mod changes;
+mod compose;
 mod configured;
 mod device;
 mod download;
@@ -37,9 +38,9 @@ use std::{
 
 use pleach_adapters::{
     Alias, Expect, Generation, GenerationDigest, Namespace, Registry, RegistryError, Residency,
-    ResidencyConfig, Resolution, Tier,
+    ResidencyConfig, Resolution, Tier, peft::ADAPTER_RANK_MAX,
 };
-use pleach_engine::{adapter_weights::LORA_RANK_MAX, engine::EngineHandle};
+use pleach_engine::engine::EngineHandle;
 use pleach_store::Store;
 use tokio::{
     runtime::Handle,
@@ -49,6 +50,8 @@ use tokio::{
 use crate::telemetry::TierFacts;
 
 use changes::Changes;
+use compose::Compositions;
+pub use compose::{PinnedPart, PinnedSum, ResolvedParts, WantedPart};
 use device::EngineDevice;
 pub use download::{AdapterDownload, DownloadFile};
 pub use error::ServiceError;
@@ -90,7 +93,7 @@ impl Default for AdapterSettings {
     fn default() -> Self {
         Self {
             roots: AllowedRoots::default(),
-            rank_max: LORA_RANK_MAX,
+            rank_max: ADAPTER_RANK_MAX,
             residency: ResidencyConfig::default(),
             spool: std::env::temp_dir().join("pleach-adapters"),
         }
@@ -103,6 +106,7 @@ pub struct AdapterService {
     engine: EngineHandle,
     registry: Arc<Registry>,
     residency: Tiers,
+    compositions: Arc<Compositions>,
     load_time: Arc<LoadTime>,
     roots: AllowedRoots,
     rank_max: usize,
@@ -146,7 +150,13 @@ impl AdapterService {
     ) -> Result<Self, ServiceError> {
         let registry = Arc::new(Registry::new(base_names)?);
         let load_time = Arc::new(LoadTime::default());
-        let source = GenerationSource::new(Arc::clone(&registry), &engine, Arc::clone(&load_time));
+        let compositions = Arc::new(Compositions::default());
+        let source = GenerationSource::new(
+            Arc::clone(&registry),
+            Arc::clone(&compositions),
+            &engine,
+            Arc::clone(&load_time),
+        );
         let residency =
             Residency::new(EngineDevice::new(engine.clone()), source, settings.residency);
         let spool = Arc::new(Spool::new(settings.spool));
@@ -161,6 +171,7 @@ impl AdapterService {
         let changes = Arc::new(Changes::new(
             Arc::clone(&registry),
             residency.clone(),
+            Arc::clone(&compositions),
             shelf,
             engine.spec().clone(),
         ));
@@ -170,9 +181,10 @@ impl AdapterService {
             engine,
             registry,
             residency,
+            compositions,
             load_time,
             roots: settings.roots,
-            rank_max: settings.rank_max.min(LORA_RANK_MAX),
+            rank_max: settings.rank_max.min(ADAPTER_RANK_MAX),
             spool,
             changes,
             places: Arc::new(Semaphore::new(REGISTRATIONS_MAX)),
@@ -204,19 +216,19 @@ impl AdapterService {
             },
         };
         self.check_base(&alias)?;
-        Ok(Some(PinnedAdapter { alias }))
+        Ok(Some(PinnedAdapter::One(alias)))
     }
 
     /// Waits until a pinned adapter is on the device, and keeps it there. Dropping the future takes the wish back.
     ///
     /// # Errors
-    /// [`ServiceError::Residency`].
+    /// [`ServiceError::Residency`], [`ServiceError::NotComposable`].
     pub async fn lease(&self, pinned: &PinnedAdapter) -> Result<AdapterInUse, ServiceError> {
-        let PinnedAdapter { alias } = pinned;
-        let in_use = AdapterInUse::lease(&self.residency, &alias.generation).await;
-        let in_use = in_use
-            .map_err(|error| ServiceError::Residency { alias: alias.name.to_string(), error })?;
-        alias.n_requests.fetch_add(1, Ordering::Relaxed);
+        let in_use = AdapterInUse::lease(&self.residency, pinned.held()).await;
+        let in_use = in_use.map_err(|error| pinned.refusal(error))?;
+        for alias in pinned.aliases() {
+            alias.n_requests.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(in_use)
     }
 

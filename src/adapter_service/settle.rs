@@ -16,6 +16,9 @@ impl Changes {
         // Asked again here: another change may have taken it up meanwhile.
         if let Some(left) = moved.retired() {
             self.residency.forget(left.digest);
+            for sum in self.compositions.retire(&left.digest) {
+                self.residency.forget(sum);
+            }
         }
     }
 

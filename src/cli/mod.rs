@@ -6,6 +6,7 @@ pub mod bench;
 pub mod chat;
 pub mod doctor;
 pub mod gpu_check;
+pub mod merge;
 pub mod pull;
 pub mod serve;
 
@@ -36,6 +37,8 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what is here: processor, memory, GPUs, models, server.
     Doctor(doctor::Args),
+    /// Merge PEFT adapters into a new one.
+    Merge(merge::Args),
     /// Check a GPU: every kernel against its definition, a model against the CPU.
     GpuCheck(gpu_check::Args),
 }
@@ -65,6 +68,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Merge(args) => merge::run(args).await,
         Command::GpuCheck(args) => gpu_check::run(args).await,
     }
 }

@@ -36,6 +36,8 @@ pub enum AdapterRefusal {
     Quota,
     /// The change could not be stored.
     NotStored,
+    /// Adapters that cannot be summed.
+    Composition,
 }
 
 impl AdapterRefusal {
@@ -53,6 +55,7 @@ impl AdapterRefusal {
             Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::OtherBase => (StatusCode::CONFLICT, "base_mismatch"),
             Self::Quota => (StatusCode::FORBIDDEN, "quota_exceeded"),
+            Self::Composition => (StatusCode::BAD_REQUEST, "invalid_composition"),
             Self::NotStored => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         }
     }
@@ -116,6 +119,10 @@ impl ApiError {
             | ServiceError::NeverFits { .. }
             | ServiceError::Pack(_)
             | ServiceError::UploadTooLarge { .. } => AdapterRefusal::Files,
+            ServiceError::Composition(_)
+            | ServiceError::BaseAsPart { .. }
+            | ServiceError::PartTwice { .. }
+            | ServiceError::NotComposable { .. } => AdapterRefusal::Composition,
             ServiceError::SpoolFull { .. } => AdapterRefusal::Full,
             ServiceError::Busy { .. } => AdapterRefusal::Busy,
             ServiceError::Spool(_) | ServiceError::Panicked => {

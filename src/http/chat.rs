@@ -43,7 +43,7 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, &request.sampling)?;
     let head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),
@@ -102,6 +102,7 @@ fn whole(
         usage,
         system_fingerprint: &head.fingerprint,
         pleach_generation: head.generation.as_deref(),
+        pleach_adapters: head.adapters.as_deref(),
         prompt_token_ids,
         prompt_logprobs,
     };
@@ -118,6 +119,7 @@ fn chunk<'a>(head: &'a Head, choices: &'a [ChatChunkChoice], usage: UsageField) 
         usage,
         system_fingerprint: &head.fingerprint,
         pleach_generation: head.generation.as_deref(),
+        pleach_adapters: head.adapters.as_deref(),
         prompt_token_ids: None,
     }
 }

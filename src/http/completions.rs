@@ -43,7 +43,7 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, &request.sampling)?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
     let head = Head::new("cmpl-", &state, &model);
@@ -96,6 +96,7 @@ fn completion<'a>(
         usage,
         system_fingerprint: &head.fingerprint,
         pleach_generation: head.generation.as_deref(),
+        pleach_adapters: head.adapters.as_deref(),
     }
 }
 

@@ -97,7 +97,7 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     check(state, job)?;
     let in_use = match &job.model.adapter {
         Some(pinned) => {
-            let _waiting = state.telemetry.waits_for(&pinned.alias.label);
+            let _waiting = state.telemetry.waits_for(pinned.label());
             Some(state.adapters.lease(pinned).await.map_err(ApiError::from_service)?)
         }
         None => None,

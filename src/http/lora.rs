@@ -150,6 +150,10 @@ impl VllmError {
             | ServiceError::ConfiguredChanged { .. }
             | ServiceError::NotKept
             | ServiceError::OtherBase { .. }
+            | ServiceError::Composition(_)
+            | ServiceError::BaseAsPart { .. }
+            | ServiceError::PartTwice { .. }
+            | ServiceError::NotComposable { .. }
             | ServiceError::Residency { .. }
             | ServiceError::Spool(_)
             | ServiceError::SpoolFull { .. }

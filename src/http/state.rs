@@ -8,14 +8,14 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::{GenerationDigest, base_kv_key};
+use pleach_adapters::base_kv_key;
 use pleach_engine::engine::EngineHandle;
 use pleach_store::Store;
 use pleach_text::{ChatTemplate, Tokenizer};
 
-use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError};
+use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
 use crate::{
-    adapter_service::{AdapterService, PinnedAdapter},
+    adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts},
     telemetry::Telemetry,
     tenants::Caller,
 };
@@ -78,25 +78,36 @@ impl AppState {
         !self.stopping.load(Ordering::Relaxed) && !self.engine.is_stopping()
     }
 
-    /// What the `model` field of a caller's request means, pinned for the whole request; `generation` is the adapter's that the
-    /// request insists on.
+    /// What a caller's request runs on, pinned for the whole request: its `model`, in the generation that it insists on, or
+    /// the base with the sum of its `adapters`.
     ///
     /// # Errors
-    /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when the adapter has no such generation or is for another base.
+    /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when an adapter has no such generation, is for another base, or is
+    /// not to be had with the others.
     pub fn resolve(
         &self,
         caller: &Caller,
         name: &str,
-        generation: Option<GenerationDigest>,
+        sampling: &Sampling,
     ) -> Result<Model, ApiError> {
+        let generation = sampling.adapter_generation;
         if generation.is_some() && self.adapters.registry().is_base(name) {
             return Err(ApiError::invalid("adapter_generation", "'model' names no adapter"));
         }
-        let adapter = self
-            .adapters
-            .resolve(&caller.namespace(), name, generation)
-            .map_err(ApiError::from_service)?;
-        Ok(Model { name: name.to_owned(), adapter })
+        let namespace = caller.namespace();
+        let adapter =
+            self.adapters.resolve(&namespace, name, generation).map_err(ApiError::from_service)?;
+        let model = Model { name: name.to_owned(), adapter, parts: Vec::new() };
+        if sampling.adapters.is_empty() {
+            return Ok(model);
+        }
+        if model.adapter.is_some() {
+            let reason = "with 'adapters' it must name the base; name this adapter among them";
+            return Err(ApiError::invalid("model", reason));
+        }
+        let resolved = self.adapters.resolve_parts(&namespace, &sampling.adapters);
+        let ResolvedParts { parts, adapter } = resolved.map_err(ApiError::from_service)?;
+        Ok(Model { adapter, parts, ..model })
     }
 }
 
@@ -107,25 +118,27 @@ pub struct Model {
     pub name: String,
     /// `None` is the plain base.
     pub adapter: Option<PinnedAdapter>,
+    /// The adapters of which `adapter` is the sum, if the request named several.
+    pub parts: Vec<PinnedPart>,
 }
 
 impl Model {
     /// The label of what is measured.
     pub fn label(&self) -> Option<&str> {
-        self.adapter.as_ref().map(|adapter| &*adapter.alias.label)
+        self.adapter.as_ref().map(PinnedAdapter::label)
     }
 
     /// The digest that responses carry.
     pub fn generation_hex(&self) -> Option<String> {
         let adapter = self.adapter.as_ref()?;
-        Some(adapter.alias.generation.digest.to_string())
+        Some(adapter.digest().to_string())
     }
 
     /// What separates cached prefixes: adapter and salt.
     pub fn kv_key(&self, salt: &[u8]) -> [u8; 32] {
         match &self.adapter {
             None => base_kv_key(salt),
-            Some(adapter) => adapter.alias.generation.digest.kv_key(salt),
+            Some(adapter) => adapter.digest().kv_key(salt),
         }
     }
 }

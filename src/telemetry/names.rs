@@ -7,7 +7,7 @@ pub const LABEL_MODEL: &str = "model_name";
 pub const LABEL_ENGINE: &str = "engine";
 /// Why a sequence ended: `stop`, `length`, `abort` or `error`.
 pub const LABEL_FINISHED: &str = "finished_reason";
-/// Adapter of a request; [`ADAPTER_BASE`] and [`ADAPTER_OTHER`] besides aliases.
+/// Adapter of a request; [`ADAPTER_BASE`], [`ADAPTER_COMPOSED`] and [`ADAPTER_OTHER`] besides aliases.
 pub const LABEL_ADAPTER: &str = "adapter";
 /// Digest of a generation.
 pub const LABEL_GENERATION: &str = "generation";
@@ -40,6 +40,8 @@ pub const LABEL_VERSION: &str = "version";
 pub const ADAPTER_BASE: &str = "(plain base)";
 /// The [`LABEL_ADAPTER`] of adapters beyond [`ADAPTER_LABELS_MAX`].
 pub const ADAPTER_OTHER: &str = "(other adapters)";
+/// The [`LABEL_ADAPTER`] of rows under several adapters at once: one for all, as there is no end of sums.
+pub const ADAPTER_COMPOSED: &str = "(composed adapters)";
 /// Most adapters with series of their own: each has about half a megabyte of histograms.
 pub const ADAPTER_LABELS_MAX: usize = 64;
 /// Most aliases listed in a label of [`LORA_INFO`].

@@ -16,6 +16,7 @@ mod adapters;
 mod bad_input;
 mod chat;
 mod completions;
+mod compositions;
 mod limits;
 mod namespaces;
 mod observe;

@@ -78,8 +78,9 @@ struct ScriptedRunner {
     script: Arc<Mutex<Script>>,
     adapter_bytes: usize,
     slots: u32,
-    /// The letter that each resident adapter says instead of what the script says, if it has one.
-    letters: HashMap<AdapterSlot, Option<u32>>,
+    /// The letters that each resident adapter says in turn instead of what the script says, if it has any: the first row of
+    /// its `B`, so that a sum says what its parts say.
+    letters: HashMap<AdapterSlot, Vec<u32>>,
 }
 
 impl StepRunner for ScriptedRunner {
@@ -113,7 +114,8 @@ impl StepRunner for ScriptedRunner {
                 let of_row =
                     batch.sequences.iter().find(|sequence| sequence.rows.contains(&row.row));
                 // A slot that is not resident fails the step.
-                let letter = of_row.unwrap().adapter.and_then(|slot| self.letters[&slot]);
+                let letters = of_row.unwrap().adapter.map(|slot| self.letters[&slot].as_slice());
+                let letter = letters.and_then(|letters| letters.iter().copied().cycle().nth(place));
                 let scripted =
                     if place < script.tokens.len() { letter.unwrap_or(scripted) } else { scripted };
                 let allowed =
@@ -138,9 +140,10 @@ impl StepRunner for ScriptedRunner {
         let weights = packed.form::<AdapterWeights>()?;
         self.slots += 1;
         let slot = AdapterSlot(self.slots);
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a letter")]
-        let letter = weights.sites.first().map(|site| site.b[0] as u32);
-        self.letters.insert(slot, letter);
+        let first_row = weights.sites.first().map_or(&[][..], |site| &site.b[..site.rank]);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "letters")]
+        let letters = first_row.iter().map(|value| *value as u32).collect();
+        self.letters.insert(slot, letters);
         Ok(slot)
     }
 

@@ -2,14 +2,12 @@
 
 use std::io;
 
-use pleach_engine::{
-    adapter_weights::{AdapterWeightsError, LORA_RANK_MAX},
-    site::Site,
-};
+use pleach_engine::{adapter_weights::AdapterWeightsError, site::Site};
 
 use super::{
     config::ENTRIES_MAX,
-    load::{CONFIG_FILE, TENSOR_FILE},
+    files::{CONFIG_FILE, TENSOR_FILE},
+    targets::ADAPTER_RANK_MAX,
     tensor_file::TensorFileError,
 };
 
@@ -232,8 +230,8 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
-    /// A rank that the engine does not take.
-    #[error("{site}: rank {rank} is outside 1..={LORA_RANK_MAX}")]
+    /// A rank that no adapter may have.
+    #[error("{site}: rank {rank} is outside 1..={ADAPTER_RANK_MAX}")]
     Rank {
         /// Where it applies.
         site: Site,

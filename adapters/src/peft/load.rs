@@ -1,15 +1,10 @@
 //! From a PEFT folder to weights that the engine can take, or to an error that says what is wrong.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::{self, Read},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use half::f16;
 use pleach_engine::{
-    adapter_weights::{AdapterWeights, LORA_RANK_MAX, OwnMatrix, SiteWeights},
+    adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
     site::{Site, TargetModule},
     spec::ModelSpec,
 };
@@ -17,22 +12,12 @@ use pleach_engine::{
 use super::{
     config::AdapterConfig,
     error::AdapterError,
-    fields::shorten,
-    targets::SiteSettings,
+    files::PeftFiles,
+    targets::{ADAPTER_RANK_MAX, SiteSettings},
     tensor_file::{self, StoredDtype, StoredTensor, TENSOR_HEADER_BYTES_MAX},
     tensor_name::{Matrix, NameStyle, TensorName, feature_of},
 };
 use crate::digest::GenerationDigest;
-
-/// The settings, in every PEFT folder.
-pub const CONFIG_FILE: &str = "adapter_config.json";
-/// The weights.
-pub const TENSOR_FILE: &str = "adapter_model.safetensors";
-/// Longest settings file; real ones have some 1,000 bytes, with full module lists some 100,000.
-pub const ADAPTER_CONFIG_BYTES_MAX: u64 = 1 << 20;
-
-const PICKLE_FILE: &str = "adapter_model.bin";
-const SHARD_INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 
 /// A checked adapter, ready for the engine.
 #[derive(Clone, Debug)]
@@ -60,13 +45,7 @@ pub struct LoadedAdapter {
 /// # Errors
 /// [`AdapterError`] with the file, key or tensor. Nothing is skipped: what cannot be used is refused.
 pub fn load_peft(dir: &Path, spec: &ModelSpec) -> Result<LoadedAdapter, AdapterError> {
-    let names = file_names(dir).map_err(AdapterError::Folder)?;
-    let config = read_file(&dir.join(CONFIG_FILE), CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
-    // Settings first: a refusal by key says more than a file that is missing or looks odd because of that key.
-    let config = AdapterConfig::from_json(&config)?;
-    refuse_other_weight_files(&names)?;
-    let tensors = read_file(&dir.join(TENSOR_FILE), TENSOR_FILE, tensor_file_bytes_max(spec))?;
-    assemble(&config, &tensors, spec)
+    PeftFiles::read(dir, tensor_file_bytes_max(spec))?.load(spec)
 }
 
 /// [`load_peft`] from the two files, wherever each is and whatever it is called there.
@@ -78,9 +57,7 @@ pub fn load_peft_files(
     tensors: &Path,
     spec: &ModelSpec,
 ) -> Result<LoadedAdapter, AdapterError> {
-    let config = read_file(config, CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
-    let tensors = read_file(tensors, TENSOR_FILE, tensor_file_bytes_max(spec))?;
-    load_peft_bytes(&config, &tensors, spec)
+    PeftFiles::read_apart(config, tensors, tensor_file_bytes_max(spec))?.load(spec)
 }
 
 /// [`load_peft`] from the contents of the two files.
@@ -101,7 +78,7 @@ pub fn tensor_file_bytes_max(spec: &ModelSpec) -> u64 {
     let site_values = |module| {
         let (n_out, n_in) = spec.linear_shape(module);
         let (n_out, n_in) = (n_out as u64, n_in as u64);
-        n_out.saturating_add(n_in).saturating_mul(LORA_RANK_MAX as u64).saturating_add(n_out)
+        n_out.saturating_add(n_in).saturating_mul(ADAPTER_RANK_MAX as u64).saturating_add(n_out)
     };
     let sum = |modules: &[TargetModule]| {
         modules.iter().fold(0, |sum: u64, &module| sum.saturating_add(site_values(module)))
@@ -115,67 +92,10 @@ pub fn tensor_file_bytes_max(spec: &ModelSpec) -> u64 {
         .saturating_add(TENSOR_HEADER_BYTES_MAX as u64)
 }
 
-/// Names of the adapter's weight files, of whatever kind.
-fn file_names(dir: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        if let Ok(name) = entry?.file_name().into_string()
-            && name.starts_with("adapter_model")
-        {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn refuse_other_weight_files(names: &[String]) -> Result<(), AdapterError> {
-    let has = |file: &str| names.iter().any(|name| name == file);
-    if has(TENSOR_FILE) {
-        return Ok(());
-    }
-    let part = names
-        .iter()
-        .find(|name| name.starts_with("adapter_model-") && name.ends_with(".safetensors"));
-    if has(SHARD_INDEX_FILE) {
-        return Err(AdapterError::Sharded { file: SHARD_INDEX_FILE.to_owned() });
-    }
-    if let Some(part) = part {
-        return Err(AdapterError::Sharded { file: shorten(part) });
-    }
-    if has(PICKLE_FILE) {
-        return Err(AdapterError::Pickle { file: PICKLE_FILE });
-    }
-    Err(AdapterError::MissingFile { file: TENSOR_FILE })
-}
-
-/// The whole file, if it is a regular one and not longer than `limit`, also while somebody is appending to it.
-fn read_file(path: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, AdapterError> {
-    let failed = |source: io::Error| {
-        if source.kind() == io::ErrorKind::NotFound {
-            return AdapterError::MissingFile { file };
-        }
-        AdapterError::Read { file, source }
-    };
-    // Asked before opening: opening a pipe would wait for its writer.
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(AdapterError::NotAFile { file });
-    }
-    let too_large = |bytes| AdapterError::FileTooLarge { file, bytes, limit };
-    if metadata.len() > limit {
-        return Err(too_large(metadata.len()));
-    }
-    let mut bytes =
-        Vec::with_capacity(usize::try_from(metadata.len()).map_err(|_| too_large(metadata.len()))?);
-    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
-}
-
 /// The tensors of one site, as found so far.
 type Parts<'a> = BTreeMap<Matrix, StoredTensor<'a>>;
 
-fn assemble(
+pub(super) fn assemble(
     config: &AdapterConfig,
     file: &[u8],
     spec: &ModelSpec,

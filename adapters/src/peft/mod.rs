@@ -13,17 +13,20 @@
 mod config;
 mod error;
 mod fields;
+mod files;
 mod load;
 mod pattern;
+mod save;
+mod shapes;
 mod targets;
 mod tensor_file;
 mod tensor_name;
 
 pub use config::{AdapterConfig, ModuleNames};
 pub use error::{AdapterError, ConfigError};
-pub use load::{
-    ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, LoadedAdapter, TENSOR_FILE, load_peft, load_peft_bytes,
-    load_peft_files, tensor_file_bytes_max,
-};
-pub use targets::{SiteSettings, TreeRoot};
+pub use files::{ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, PeftFiles, TENSOR_FILE};
+pub use load::{LoadedAdapter, load_peft, load_peft_bytes, load_peft_files, tensor_file_bytes_max};
+pub use save::{SaveError, save_peft};
+pub use shapes::Shapes;
+pub use targets::{ADAPTER_RANK_MAX, SiteSettings, TreeRoot};
 pub use tensor_file::{StoredDtype, TENSOR_HEADER_BYTES_MAX, TensorFileError};

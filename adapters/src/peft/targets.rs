@@ -19,6 +19,10 @@ use super::{
     pattern::Pattern,
 };
 
+/// Largest rank of one adapter at one site.
+pub const ADAPTER_RANK_MAX: usize = 256;
+const _: () = assert!(ADAPTER_RANK_MAX <= LORA_RANK_MAX, "the engine takes every adapter");
+
 /// Where the decoder's modules hang in the tree that the adapter was trained on. Patterns see paths from its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TreeRoot {
@@ -59,7 +63,7 @@ impl TreeRoot {
 /// What a config says about one site.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SiteSettings {
-    /// Rank, `1..=LORA_RANK_MAX`.
+    /// Rank, `1..=ADAPTER_RANK_MAX`.
     pub rank: usize,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA; rounded once, from f64.
     pub lora_scale: f32,
@@ -135,7 +139,7 @@ impl AdapterConfig {
     }
 
     fn settings(&self, site: Site, rank: usize, alpha: f64) -> Result<SiteSettings, ConfigError> {
-        if rank == 0 || rank > LORA_RANK_MAX {
+        if rank == 0 || rank > ADAPTER_RANK_MAX {
             return Err(ConfigError::Rank { site, rank });
         }
         let divisor = if self.use_rslora { (rank as f64).sqrt() } else { rank as f64 };

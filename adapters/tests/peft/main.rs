@@ -7,4 +7,5 @@ mod config;
 mod hostile;
 mod load;
 mod rules;
+mod save;
 mod support;

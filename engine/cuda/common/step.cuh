@@ -33,7 +33,7 @@ struct LoraSite {
   const f32* gain;
   /// lora_scale times the bias of lora_B, as `gain`; null: 0.
   const f32* shift;
-  /// `R`, at most 256; 0 = the adapter does not act here.
+  /// `R`, at most LORA_RANK_MAX; 0 = the adapter does not act here.
   u32 rank;
   /// alpha / R.
   f32 lora_scale;
@@ -61,8 +61,8 @@ static_assert(sizeof(AdapterTile) == 16, "as in ops/step.rs");
 /// Most rows of an AdapterTile.
 constexpr u32 ADAPTER_TILE_ROWS = 64;
 
-/// Largest rank, and so the distance of two parts in a row of `v`.
-constexpr u32 LORA_RANK_MAX = 256;
+/// Largest rank, and so the distance of two parts in a row of `v`; Rust: `adapter_weights`.
+constexpr u32 LORA_RANK_MAX = 512;
 /// Linears that read the same input.
 constexpr u32 PARTS_MAX = 3;
 constexpr u32 V_STRIDE = PARTS_MAX * LORA_RANK_MAX;

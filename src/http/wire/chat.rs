@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{
     logprobs::{ChatLogprobs, PromptLogprob},
+    parts::PartCard,
     usage::{Usage, UsageField},
 };
 
@@ -26,6 +27,9 @@ pub struct ChatCompletion<'a> {
     pub system_fingerprint: &'a str,
     /// Digest of the adapter's generation; null for the plain base.
     pub pleach_generation: Option<&'a str>,
+    /// Only when the request named several adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pleach_adapters: Option<&'a [PartCard]>,
     /// Only with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<&'a [u32]>,
@@ -93,6 +97,9 @@ pub struct ChatChunk<'a> {
     pub system_fingerprint: &'a str,
     /// Digest of the adapter's generation; null for the plain base.
     pub pleach_generation: Option<&'a str>,
+    /// Only when the request named several adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pleach_adapters: Option<&'a [PartCard]>,
     /// Only with `return_token_ids`, in the first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<&'a [u32]>,

@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::{
     chat::StopReason,
     logprobs::{CompletionLogprobs, PromptLogprob},
+    parts::PartCard,
     usage::UsageField,
 };
 
@@ -28,6 +29,9 @@ pub struct Completion<'a> {
     pub system_fingerprint: &'a str,
     /// Digest of the adapter's generation; null for the plain base.
     pub pleach_generation: Option<&'a str>,
+    /// Only when the request named several adapters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pleach_adapters: Option<&'a [PartCard]>,
 }
 
 /// One answer, or an addition to it.

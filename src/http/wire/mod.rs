@@ -13,6 +13,7 @@ pub mod fields;
 pub mod latency;
 pub mod logprobs;
 pub mod models;
+pub mod parts;
 pub mod sampling;
 pub mod unsupported;
 pub mod usage;

@@ -3,8 +3,11 @@
 use pleach_adapters::GenerationDigest;
 use serde_json::Value;
 
-use super::fields::{Fields, as_integer, as_list, as_number, as_string, wrong_type};
-use crate::http::error::ApiError;
+use super::{
+    fields::{Fields, as_integer, as_list, as_number, as_string, wrong_type},
+    parts::read_parts,
+};
+use crate::{adapter_service::WantedPart, http::error::ApiError};
 
 /// Most choices for one prompt (`OpenAI`'s limit).
 pub const N_MAX: u32 = 128;
@@ -72,6 +75,8 @@ pub struct Sampling {
     pub cache_salt: String,
     /// The generation of the adapter that the request insists on.
     pub adapter_generation: Option<GenerationDigest>,
+    /// The adapters that the request wants summed; empty: those that `model` says.
+    pub adapters: Vec<WantedPart>,
     /// Send events.
     pub stream: bool,
     /// End the events with the usage.
@@ -110,6 +115,7 @@ impl Sampling {
             prompt_logprobs: fields.count("prompt_logprobs", 0..=TOP_LOGPROBS_MAX)?,
             cache_salt: read_cache_salt(fields)?,
             adapter_generation: fields.generation("adapter_generation")?,
+            adapters: read_parts(fields)?,
             stream,
             include_usage: read_include_usage(fields, stream)?,
         };
@@ -118,6 +124,10 @@ impl Sampling {
                 "prompt_logprobs",
                 "not available when 'stream' is true",
             ));
+        }
+        if !sampling.adapters.is_empty() && sampling.adapter_generation.is_some() {
+            let reason = "with 'adapters' each of them has a 'generation' of its own";
+            return Err(ApiError::invalid("adapter_generation", reason));
         }
         Ok(sampling)
     }

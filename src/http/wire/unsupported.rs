@@ -48,7 +48,7 @@ impl Neutral {
 /// `(field, neutral values, hint)`.
 type Row = (&'static str, Neutral, &'static str);
 
-const ADAPTER_HINT: &str = ": put the adapter's name into 'model'";
+const ADAPTER_HINT: &str = ": put the adapter's name into 'model', or several into 'adapters'";
 
 /// Fields of both endpoints.
 const BOTH: &[Row] = &[
@@ -58,7 +58,6 @@ const BOTH: &[Row] = &[
     ("moderation", Neutral::Null, ""),
     // Adapters are chosen by name only.
     ("adapter", Neutral::Null, ADAPTER_HINT),
-    ("adapters", Neutral::Empty, ADAPTER_HINT),
     ("adapter_id", Neutral::Null, ADAPTER_HINT),
     ("lora", Neutral::Empty, ADAPTER_HINT),
     ("lora_path", Neutral::Null, ADAPTER_HINT),

@@ -349,7 +349,7 @@ fn a_row_without_a_norm_is_refused_by_its_number() {
 }
 
 fn adapters(random: &mut Random) -> Vec<AdapterWeights> {
-    let mut adapters: Vec<AdapterWeights> = [1, 3, 8, 16, 17, 64, 256]
+    let mut adapters: Vec<AdapterWeights> = [1, 3, 8, 16, 17, 64, 257, 512]
         .into_iter()
         .map(|rank| adapter(random, rank, &TargetModule::ALL))
         .collect();

@@ -20,7 +20,7 @@ use super::{
 
 /// One resident adapter of a check: its ranks at the three sites of a product (0: none).
 pub(super) const RANKS: [[usize; PARTS_MAX]; 6] =
-    [[16, 16, 16], [4, 0, 17], [1, 256, 8], [64, 3, 255], [8, 8, 0], [32, 128, 7]];
+    [[16, 16, 16], [4, 0, 17], [1, 512, 8], [64, 3, 255], [8, 8, 0], [32, 257, 7]];
 /// Sites of a slot; the product's are the last three.
 pub(super) const N_SITES: usize = 5;
 pub(super) const SITES: [usize; PARTS_MAX] = [2, 3, 4];
@@ -66,7 +66,7 @@ pub(super) fn tiled_header(n_rows: usize, tiles: &[AdapterTile]) -> StepHeader {
     StepHeader { n_adapter_tiles: to_u32(tiles.len()), ..header(n_rows, 0) }
 }
 
-/// Ranks from 1 to 256 and none, every mix, split and whole; rows one by one.
+/// Ranks from 1 to 512 and none, every mix, split and whole; rows one by one.
 pub(super) fn lora_shrink(
     bench: &mut Bench<'_>,
     sizes: Sizes,

@@ -23,7 +23,7 @@ const TILE_SPLITS_MAX: u32 = 8;
 const TILE_SPLIT_COLUMNS_MIN: u32 = 256;
 
 kernel_params! {
-    /// `v[s, t, 256 part + r] = Σ_{k in split s} a[slot[t]][site[part]][r, k] x[t, k]`; rows with no slot stay as they are, so
+    /// `v[s, t, 512 part + r] = Σ_{k in split s} a[slot[t]][site[part]][r, k] x[t, k]`; rows with no slot stay as they are, so
     /// do ranks that an adapter has not; see `cuda/lora.cu`.
     pub struct LoraShrinkParams {
         /// [`super::StepHeader`].
