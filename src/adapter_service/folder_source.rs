@@ -16,12 +16,15 @@ use pleach_engine::{
     spec::ModelSpec,
 };
 
+use super::pace::{Pace, Urgency};
+
 /// Reads, checks and packs.
 pub(super) struct FolderSource {
     registry: Arc<Registry>,
     spec: ModelSpec,
     packer: Arc<dyn AdapterPacker>,
     load_time: Arc<LoadTime>,
+    pace: Arc<Pace>,
 }
 
 /// Time spent on loading, all loads together.
@@ -44,8 +47,10 @@ impl FolderSource {
         registry: Arc<Registry>,
         engine: &EngineHandle,
         load_time: Arc<LoadTime>,
+        pace: Arc<Pace>,
     ) -> Self {
-        Self { registry, spec: engine.spec().clone(), packer: engine.adapter_packer(), load_time }
+        let (spec, packer) = (engine.spec().clone(), engine.adapter_packer());
+        Self { registry, spec, packer, load_time, pace }
     }
 }
 
@@ -68,11 +73,13 @@ impl AdapterSource for FolderSource {
     ) -> Result<PackedAdapter, Box<dyn Error + Send + Sync>> {
         let began = Instant::now();
         let generation = self.registry.find(digest).ok_or(SourceError::Gone)?;
-        let adapter = load_peft(generation.files.folder(), &self.spec)?;
-        if adapter.digest != *digest {
-            return Err(SourceError::Changed { found: adapter.digest }.into());
-        }
-        let packed = self.packer.pack(&adapter.weights)?;
+        let packed = self.pace.run(Urgency::Wanted, || {
+            let adapter = load_peft(generation.files.folder(), &self.spec)?;
+            if adapter.digest != *digest {
+                return Err(SourceError::Changed { found: adapter.digest }.into());
+            }
+            Ok::<_, Box<dyn Error + Send + Sync>>(self.packer.pack(&adapter.weights)?)
+        })?;
         self.load_time.add(began.elapsed());
         Ok(packed)
     }

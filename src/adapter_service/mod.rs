@@ -15,6 +15,7 @@ mod device;
 mod error;
 mod folder_source;
 mod in_use;
+mod pace;
 mod register;
 mod roots;
 mod spool;
@@ -37,6 +38,7 @@ use device::EngineDevice;
 pub use error::ServiceError;
 use folder_source::{FolderSource, LoadTime};
 pub use in_use::{AdapterInUse, PinnedAdapter};
+use pace::Pace;
 pub use roots::{AllowedRoots, RootError};
 use spool::Spool;
 pub use spool::{IncomingFile, SpoolFolder};
@@ -81,6 +83,7 @@ pub struct AdapterService {
     registry: Arc<Registry>,
     residency: Tiers,
     load_time: Arc<LoadTime>,
+    pace: Arc<Pace>,
     roots: AllowedRoots,
     rank_max: usize,
     spool: Arc<Spool>,
@@ -115,7 +118,13 @@ impl AdapterService {
     ) -> Result<Self, RegistryError> {
         let registry = Arc::new(Registry::new(base_names)?);
         let load_time = Arc::new(LoadTime::default());
-        let source = FolderSource::new(Arc::clone(&registry), &engine, Arc::clone(&load_time));
+        let pace = Arc::new(Pace::new(engine.clone()));
+        let source = FolderSource::new(
+            Arc::clone(&registry),
+            &engine,
+            Arc::clone(&load_time),
+            Arc::clone(&pace),
+        );
         let residency =
             Residency::new(EngineDevice::new(engine.clone()), source, settings.residency);
         Ok(Self {
@@ -123,6 +132,7 @@ impl AdapterService {
             registry,
             residency,
             load_time,
+            pace,
             roots: settings.roots,
             rank_max: settings.rank_max.min(LORA_RANK_MAX),
             spool: Arc::new(Spool::new(settings.spool)),

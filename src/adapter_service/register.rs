@@ -11,11 +11,12 @@ use pleach_adapters::{
     AdapterFiles, Alias, Expect, Generation, load_peft,
     peft::{ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, TENSOR_FILE, tensor_file_bytes_max},
 };
-use pleach_engine::{packed_adapter::PackedAdapter, spec::ModelSpec};
+use pleach_engine::{breaks::may_break, packed_adapter::PackedAdapter, spec::ModelSpec};
 
 use super::{
     AdapterService, REGISTRATIONS_MAX,
     error::ServiceError,
+    pace::Urgency,
     roots::AllowedRoots,
     spool::{IncomingFile, SpoolFolder},
 };
@@ -155,8 +156,11 @@ impl AdapterService {
             }
             Ok((Generation::new(loaded_as, &adapter, files), ready))
         };
+        let pace = Arc::clone(&self.pace);
         let (generation, packed) =
-            tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)??;
+            tokio::task::spawn_blocking(move || pace.run(Urgency::Ahead, work))
+                .await
+                .map_err(|_| ServiceError::Panicked)??;
         self.register_packed(name, generation, packed, expect)
     }
 }
@@ -194,6 +198,7 @@ fn copy_file(
             0 => return Ok(()),
             n => to.write(file, &buffer[..n])?,
         }
+        may_break();
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 use half::f16;
 use pleach_engine::{
     adapter_weights::{AdapterWeights, LORA_RANK_MAX, OwnMatrix, SiteWeights},
+    breaks::may_break,
     site::{Site, TargetModule},
     spec::ModelSpec,
 };
@@ -31,6 +32,8 @@ pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// Longest settings file; real ones have some 1,000 bytes, with full module lists some 100,000.
 pub const ADAPTER_CONFIG_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes read at once.
+const READ_BYTES: u64 = 1 << 20;
 const PICKLE_FILE: &str = "adapter_model.bin";
 const SHARD_INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 
@@ -155,7 +158,11 @@ fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, Adap
     }
     let mut bytes =
         Vec::with_capacity(usize::try_from(metadata.len()).map_err(|_| too_large(metadata.len()))?);
-    File::open(&path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let mut opened = File::open(&path).map_err(failed)?.take(limit + 1);
+    // In pieces, each far below a step.
+    while opened.by_ref().take(READ_BYTES).read_to_end(&mut bytes).map_err(failed)? > 0 {
+        may_break();
+    }
     if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 
@@ -322,6 +329,7 @@ fn own_shape(tensor: StoredTensor<'_>, expected: &[usize]) -> Result<Vec<f32>, A
 }
 
 fn finite(tensor: StoredTensor<'_>) -> Result<Vec<f32>, AdapterError> {
+    may_break();
     let values = tensor.to_f32();
     match values.iter().position(|value| !value.is_finite()) {
         Some(index) => {
@@ -339,7 +347,10 @@ fn summarize(weights: AdapterWeights, config: &AdapterConfig, tensor_bytes: u64)
     target_modules.dedup();
     // Bits, not values: f16 keeps the sign of zero.
     let is_exact = |value: &f32| f16::from_f32(*value).to_f32().to_bits() == value.to_bits();
-    let stored_f16_exact = weights.arrays().flatten().all(is_exact);
+    let stored_f16_exact = weights.arrays().all(|values| {
+        may_break();
+        values.iter().all(is_exact)
+    });
     LoadedAdapter {
         digest: GenerationDigest::of(&weights),
         base_model_name: config.base_model_name.clone(),

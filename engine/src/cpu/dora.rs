@@ -4,7 +4,7 @@
 //! as a whole. One lane is one row, sixteen rows at a time, in four chains along K.
 #![expect(unsafe_code, reason = "vector kernel over packed tiles")]
 
-use crate::adapter_weights::SiteWeights;
+use crate::{adapter_weights::SiteWeights, breaks::may_break};
 
 use super::{
     isa::Isa,
@@ -38,6 +38,7 @@ pub(crate) fn row_norms(workers: Workers, w: &PackedMatrix, weights: &SiteWeight
         let mut weight = vec![0.0; w.n_in * LANES];
         let mut b = vec![0.0; rank * LANES];
         for (tile, out) in (first..).zip(norms.chunks_exact_mut(LANES)) {
+            may_break();
             b.fill(0.0);
             let rows = weights.b.chunks_exact(rank).skip(tile * LANES).take(LANES);
             for (lane, row) in rows.enumerate() {
