@@ -33,13 +33,16 @@ pub(crate) async fn measure(options: &Options, cold: bool) -> anyhow::Result<Out
         side(format!("{n_places} places"), &pool),
     ];
     let pairs = compare(options, options.load(8, 64, 25), sides).await?;
-    let from = if cold { "disk" } else { "host memory" };
-    let title = format!("{n_adapters} adapters on {n_places} places, the others in {from}");
-    let measures = [
-        Measure::TTFT_P50,
-        Measure::TTFT_P99.must_be(Bound::AtMost(TTFT_AT_MOST)),
-        Measure::ITL_P99,
-        Measure::THROUGHPUT,
-    ];
+    let title = format!(
+        "{n_adapters} adapters on {n_places} places, the others {}",
+        if cold { "on disk" } else { "in host memory" }
+    );
+    // Reading from disk has no bound: how long it takes beside steps is a choice between those who wait and the others.
+    let ttft = if cold {
+        Measure::TTFT_P99
+    } else {
+        Measure::TTFT_P99.must_be(Bound::AtMost(TTFT_AT_MOST))
+    };
+    let measures = [Measure::TTFT_P50, ttft, Measure::ITL_P99, Measure::THROUGHPUT];
     Ok(Outcome::of_pairs(&title, &pairs, &measures))
 }

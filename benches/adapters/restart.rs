@@ -40,11 +40,8 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Outcome> {
     for round in 0..options.args.rounds {
         of_empty.push(Server::start(options, &empty, &flags).await?.time_to_health.as_secs_f64());
         let server = Server::start(options, &full, &flags).await?;
-        // Another one each time.
-        starts.push(answers(&server, &format!("a{}", round * 7 % n_adapters)).await?);
-        let listed = server.get("/v1/adapters").await?;
-        let listed = listed["data"].as_array().map_or(0, Vec::len);
-        ensure!(listed == n_adapters, "{listed} of {n_adapters} adapters survived the restart");
+        // Another adapter each time.
+        starts.push(answers(&server, n_adapters, round * 7 % n_adapters).await?);
     }
     let seconds =
         |of: fn(&Start) -> Duration| summary(starts.iter().map(|start| of(start).as_secs_f64()));
@@ -57,12 +54,14 @@ pub(crate) async fn measure(options: &Options) -> anyhow::Result<Outcome> {
     Ok(outcome(n_adapters, options.args.rounds, &rows))
 }
 
-/// Asks the base, then an adapter, for one token each.
-async fn answers(server: &Server, adapter: &str) -> anyhow::Result<Start> {
+/// Asks the base, then an adapter, for one token each. All adapters must be there.
+async fn answers(server: &Server, n_adapters: usize, adapter: usize) -> anyhow::Result<Start> {
     let body = |model: &str| json!({"model": model, "prompt": "Hello", "max_tokens": 1});
     server.post("/v1/completions", &body(BASE)).await?;
     let base = server.began.elapsed();
-    server.post("/v1/completions", &body(adapter)).await?;
+    let listed = server.n_adapters().await?;
+    ensure!(listed == n_adapters, "{listed} of {n_adapters} adapters survived the restart");
+    server.post("/v1/completions", &body(&format!("a{adapter}"))).await?;
     Ok(Start { health: server.time_to_health, base, adapter: server.began.elapsed() })
 }
 

@@ -160,6 +160,11 @@ impl Server {
         Ok(card["generation"].as_str().context("a card without generation")?.to_owned())
     }
 
+    /// How many adapters it lists.
+    pub(crate) async fn n_adapters(&self) -> anyhow::Result<usize> {
+        Ok(self.get("/v1/adapters").await?["data"].as_array().map_or(0, Vec::len))
+    }
+
     /// Makes and registers adapters named `a0`, `a1`, …; their folders do not stay.
     pub(crate) async fn register(
         &self,
@@ -177,8 +182,7 @@ impl Server {
             names.push(name);
             show_progress("registering adapters", index + 1, adapters.len());
         }
-        let listed = self.get("/v1/adapters").await?;
-        let listed = listed["data"].as_array().map_or(0, Vec::len);
+        let listed = self.n_adapters().await?;
         ensure!(listed >= names.len(), "{listed} of {} adapters are listed", names.len());
         Ok(names)
     }

@@ -81,7 +81,7 @@ async fn run(
     n_clients: usize,
     seed: u64,
 ) -> anyhow::Result<Served> {
-    let mut settings = options.load(n_clients, 64, 1).settings(&server.url, &[], seed);
+    let mut settings = options.load(n_clients, 32, 1).settings(&server.url, &[], seed);
     BASE.clone_into(&mut settings.model);
     settings.mix = Mix::Base;
     settings.load = Load::Concurrency(n_clients);
