@@ -19,7 +19,7 @@
 
 use std::{fmt, str::FromStr};
 
-use pleach_engine::{adapter_weights::AdapterWeights, site::Site};
+use pleach_engine::{adapter_weights::AdapterWeights, breaks::may_break, site::Site};
 use sha2::{Digest, Sha256};
 
 const GENERATION_TAG: &[u8] = b"pleach lora generation 1\0";
@@ -116,6 +116,7 @@ fn hash_values(hasher: &mut Sha256, values: &[f32]) {
     hasher.update((values.len() as u64).to_le_bytes());
     let mut bytes = Vec::with_capacity(values.len().min(CHUNK_VALUES) * size_of::<f32>());
     for chunk in values.chunks(CHUNK_VALUES) {
+        may_break();
         bytes.clear();
         bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
         hasher.update(&bytes);

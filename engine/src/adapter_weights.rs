@@ -1,6 +1,6 @@
 //! The weights of one adapter as the engine takes them: checked, named by site, in Hugging Face row order.
 
-use crate::{site::Site, spec::ModelSpec};
+use crate::{breaks::may_break, site::Site, spec::ModelSpec};
 
 /// Largest rank at one site: of one adapter, or of all parts of a composition together.
 pub const LORA_RANK_MAX: usize = 512;
@@ -177,6 +177,7 @@ impl AdapterWeights {
     pub fn check(&self, spec: &ModelSpec) -> Result<(), AdapterWeightsError> {
         let mut previous: Option<Site> = None;
         for weights in &self.sites {
+            may_break();
             let site = weights.site;
             if previous.is_some_and(|p| p >= site) {
                 return Err(AdapterWeightsError::Order { site });
@@ -212,6 +213,7 @@ impl AdapterWeights {
         });
         let own = self.own_matrices().map(|(site, matrix)| (site, "weight", &matrix.values));
         for (site, matrix, values) in factors.chain(own) {
+            may_break();
             if let Some(&value) = values.iter().find(|v| v.abs() > half::f16::MAX.to_f32()) {
                 return Err(AdapterWeightsError::BeyondF16 { site, matrix, value });
             }

@@ -5,6 +5,7 @@
 
 pub mod adapter_weights;
 pub mod backend;
+pub mod breaks;
 pub mod cpu;
 pub mod cuda;
 pub mod engine;

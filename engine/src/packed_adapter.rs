@@ -49,6 +49,12 @@ pub trait AdapterPacker: Send + Sync {
 
     /// Bytes that all resident adapters together may take; no adapter that is larger can ever be installed.
     fn capacity_bytes(&self) -> usize;
+
+    /// Whether steps run on the processor's cores, so that whoever loads adapters beside them slows them down. Packing
+    /// then has points for [`crate::breaks`].
+    fn shares_cores_with_steps(&self) -> bool {
+        false
+    }
 }
 
 /// Packs nothing: the form is the checked [`AdapterWeights`] themselves. For runners that need no other.

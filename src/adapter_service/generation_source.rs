@@ -20,7 +20,10 @@ use pleach_engine::{
     spec::ModelSpec,
 };
 
-use super::compose::{Composed, ComposedGeneration, Compositions};
+use super::{
+    compose::{Composed, ComposedGeneration, Compositions},
+    pace::{Pace, Urgency},
+};
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -31,6 +34,7 @@ pub(super) struct GenerationSource {
     spec: ModelSpec,
     packer: Arc<dyn AdapterPacker>,
     load_time: Arc<LoadTime>,
+    pace: Arc<Pace>,
 }
 
 /// Time spent on loading, all loads together.
@@ -72,9 +76,10 @@ impl GenerationSource {
         compositions: Arc<Compositions>,
         engine: &EngineHandle,
         load_time: Arc<LoadTime>,
+        pace: Arc<Pace>,
     ) -> Self {
         let (spec, packer) = (engine.spec().clone(), engine.adapter_packer());
-        Self { registry, compositions, spec, packer, load_time }
+        Self { registry, compositions, spec, packer, load_time, pace }
     }
 
     /// Weights of a generation. Equal ones may lie in several places; one that is good is enough.
@@ -116,11 +121,13 @@ impl AdapterSource for GenerationSource {
 
     fn load(&self, digest: &GenerationDigest) -> Result<PackedAdapter, Failure> {
         let began = Instant::now();
-        let weights = match self.compositions.find(digest) {
-            Some(composed) => self.read_sum(&composed)?,
-            None => self.read_held(digest)?,
-        };
-        let packed = self.packer.pack(&weights)?;
+        let packed = self.pace.run(Urgency::Wanted, || {
+            let weights = match self.compositions.find(digest) {
+                Some(composed) => self.read_sum(&composed)?,
+                None => self.read_held(digest)?,
+            };
+            Ok::<_, Failure>(self.packer.pack(&weights)?)
+        })?;
         self.load_time.add(began.elapsed());
         Ok(packed)
     }

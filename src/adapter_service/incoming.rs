@@ -3,6 +3,7 @@
 use std::{fs::File, io::Read as _, path::Path};
 
 use pleach_adapters::peft::{ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, TENSOR_FILE};
+use pleach_engine::breaks::may_break;
 use pleach_store::{RemoteFile, RemoteFolder, RemotePath};
 use tokio::runtime::Handle;
 
@@ -71,6 +72,7 @@ fn copy_file(
             0 => return Ok(()),
             n => to.write(&mut file, &buffer[..n])?,
         }
+        may_break();
     }
 }
 

@@ -22,6 +22,7 @@ mod error;
 mod generation_source;
 mod in_use;
 mod incoming;
+mod pace;
 mod register;
 mod restore;
 mod roots;
@@ -57,6 +58,7 @@ pub use download::{AdapterDownload, DownloadFile};
 pub use error::ServiceError;
 use generation_source::{GenerationSource, LoadTime};
 pub use in_use::{AdapterInUse, PinnedAdapter};
+use pace::Pace;
 pub use roots::{AllowedRoots, RootError};
 use spool::Spool;
 pub use spool::{IncomingFile, SpoolFolder};
@@ -108,6 +110,7 @@ pub struct AdapterService {
     residency: Tiers,
     compositions: Arc<Compositions>,
     load_time: Arc<LoadTime>,
+    pace: Arc<Pace>,
     roots: AllowedRoots,
     rank_max: usize,
     spool: Arc<Spool>,
@@ -151,11 +154,13 @@ impl AdapterService {
         let registry = Arc::new(Registry::new(base_names)?);
         let load_time = Arc::new(LoadTime::default());
         let compositions = Arc::new(Compositions::default());
+        let pace = Arc::new(Pace::new(engine.clone()));
         let source = GenerationSource::new(
             Arc::clone(&registry),
             Arc::clone(&compositions),
             &engine,
             Arc::clone(&load_time),
+            Arc::clone(&pace),
         );
         let residency =
             Residency::new(EngineDevice::new(engine.clone()), source, settings.residency);
@@ -183,6 +188,7 @@ impl AdapterService {
             residency,
             compositions,
             load_time,
+            pace,
             roots: settings.roots,
             rank_max: settings.rank_max.min(ADAPTER_RANK_MAX),
             spool,

@@ -13,8 +13,13 @@ use pleach_engine::{engine::EngineHandle, packed_adapter::PackedAdapter, spec::M
 use pleach_store::Origin;
 
 use super::{
-    AdapterService, REGISTRATIONS_MAX, apart, changes::Checked, error::ServiceError,
-    incoming::copy_adapter, spool::SpoolFolder, target::Target,
+    AdapterService, REGISTRATIONS_MAX, apart,
+    changes::Checked,
+    error::ServiceError,
+    incoming::copy_adapter,
+    pace::{Pace, Urgency},
+    spool::SpoolFolder,
+    target::Target,
 };
 
 /// Characters of a path that are kept with a generation.
@@ -150,9 +155,11 @@ impl AdapterService {
             let running = running.acquire_owned().await.map_err(|_| ServiceError::Panicked)?;
             let (to, name) = (Arc::clone(&changes.shelf), target.name.clone());
             let read = move || {
-                let folder = files()?;
-                let (adapter, packed) = reader.read(folder.path(), &name)?;
-                Ok((Checked::new(&adapter, &to, origin, folder), packed))
+                reader.pace.run(Urgency::Ahead, || {
+                    let folder = files()?;
+                    let (adapter, packed) = reader.read(folder.path(), &name)?;
+                    Ok((Checked::new(&adapter, &to, origin, folder), packed))
+                })
             };
             let (checked, packed) = blocking(read).await?;
             drop(running);
@@ -166,13 +173,15 @@ impl AdapterService {
     fn reader(&self) -> Reader {
         let mut base_names = self.registry.base_names().to_vec();
         base_names.push(self.engine.spec().name.clone());
-        Reader { engine: self.engine.clone(), rank_max: self.rank_max, base_names }
+        let (engine, pace) = (self.engine.clone(), Arc::clone(&self.pace));
+        Reader { engine, pace, rank_max: self.rank_max, base_names }
     }
 }
 
 /// Reads and packs what is to be registered.
 struct Reader {
     engine: EngineHandle,
+    pace: Arc<Pace>,
     rank_max: usize,
     /// All that the base is called.
     base_names: Vec<String>,

@@ -5,6 +5,7 @@
 
 mod bad_files;
 mod bad_input;
+mod churn;
 mod cli;
 mod kill;
 mod load;

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use pleach_engine::spec::ModelSpec;
+use pleach_engine::{breaks::may_break, spec::ModelSpec};
 
 use super::{
     config::AdapterConfig,
@@ -22,6 +22,8 @@ pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// Longest settings file; real ones have some 1,000 bytes, with full module lists some 100,000.
 pub const ADAPTER_CONFIG_BYTES_MAX: u64 = 1 << 20;
 
+/// Bytes read at once.
+const READ_BYTES: u64 = 1 << 20;
 const PICKLE_FILE: &str = "adapter_model.bin";
 const SHARD_INDEX_FILE: &str = "adapter_model.safetensors.index.json";
 
@@ -127,10 +129,10 @@ fn read_file(path: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, Ada
     }
     let mut bytes =
         Vec::with_capacity(usize::try_from(metadata.len()).map_err(|_| too_large(metadata.len()))?);
-    File::open(path)
-        .map_err(failed)?
-        .take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
+    let mut opened = File::open(path).map_err(failed)?.take(limit.saturating_add(1));
+    // In pieces, each far below a step.
+    while opened.by_ref().take(READ_BYTES).read_to_end(&mut bytes).map_err(failed)? > 0 {
+        may_break();
+    }
     if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use half::f16;
 use pleach_engine::{
     adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
+    breaks::may_break,
     site::{Site, TargetModule},
     spec::ModelSpec,
 };
@@ -255,6 +256,7 @@ fn own_shape(tensor: StoredTensor<'_>, expected: &[usize]) -> Result<Vec<f32>, A
 }
 
 fn finite(tensor: StoredTensor<'_>) -> Result<Vec<f32>, AdapterError> {
+    may_break();
     let values = tensor.to_f32();
     match values.iter().position(|value| !value.is_finite()) {
         Some(index) => {
@@ -272,7 +274,10 @@ fn summarize(weights: AdapterWeights, config: &AdapterConfig, tensor_bytes: u64)
     target_modules.dedup();
     // Bits, not values: f16 keeps the sign of zero.
     let is_exact = |value: &f32| f16::from_f32(*value).to_f32().to_bits() == value.to_bits();
-    let stored_f16_exact = weights.arrays().flatten().all(is_exact);
+    let stored_f16_exact = weights.arrays().all(|values| {
+        may_break();
+        values.iter().all(is_exact)
+    });
     LoadedAdapter {
         digest: GenerationDigest::of(&weights),
         base_model_name: config.base_model_name.clone(),

@@ -7,6 +7,7 @@
 use crate::{
     adapter_weights::{AdapterWeightsError, SiteWeights},
     backend::MatrixSource,
+    breaks::may_break,
     site::Site,
 };
 
@@ -89,6 +90,7 @@ fn norms_by_tile(
         let mut weight = vec![0.0; n_in_padded * LANES];
         let mut b = vec![0.0; rank * LANES];
         for (tile, out) in (first..).zip(norms.chunks_exact_mut(LANES)) {
+            may_break();
             b.fill(0.0);
             let rows = weights.b.chunks_exact(rank).skip(tile * LANES).take(LANES);
             for (lane, row) in rows.enumerate() {

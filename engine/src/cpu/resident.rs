@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
     backend::RunError,
+    breaks::may_break,
     model::DecoderWeights,
     packed_adapter::{AdapterPacker, PackedAdapter},
     site::{Site, TargetModule},
@@ -155,6 +156,7 @@ impl AdapterPacker for CpuPacker {
         sites.resize_with(site_index(&self.spec, Site::HEAD) + 1, || None);
         let mut embedding = None;
         for site in &weights.sites {
+            may_break();
             if site.site == Site::EMBEDDING {
                 embedding = Some(ResidentEmbedding::pack(site, &self.spec, self.dense));
                 continue;
@@ -171,6 +173,10 @@ impl AdapterPacker for CpuPacker {
 
     fn capacity_bytes(&self) -> usize {
         self.capacity_bytes
+    }
+
+    fn shares_cores_with_steps(&self) -> bool {
+        true
     }
 }
 
