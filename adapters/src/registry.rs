@@ -13,7 +13,10 @@ mod error;
 mod history;
 mod names;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::{
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::SystemTime,
+};
 
 pub use alias::{Alias, Expect, KnownAlias, Moved, Resolution};
 use alias_name::{check_alias, check_base_names};
@@ -263,6 +266,13 @@ impl Registry {
         drop(names);
         let left = before.as_ref().map(|before| Arc::clone(&before.alias.generation));
         Ok(Moved { alias, is_new: before.is_none(), left })
+    }
+
+    /// Says when an alias was made, as whoever keeps it knows better.
+    pub fn set_created(&self, space: &Namespace, name: &str, created: SystemTime) {
+        if let Some(entry) = self.write().get_mut(space, name) {
+            entry.alias.created = created;
+        }
     }
 
     /// Takes a generation out of an alias's history, if it is there: it cannot be gone back to any more.

@@ -19,7 +19,7 @@ use super::{
     compose::Compositions,
     error::ServiceError,
     spool::SpoolFolder,
-    stored_files::{Shelf, to_store},
+    stored_files::{Shelf, time_of, to_store},
     target::Target,
 };
 
@@ -47,6 +47,13 @@ pub(super) struct Checked {
     pub(super) origin: Origin,
     /// The files.
     pub(super) folder: SpoolFolder,
+}
+
+/// A generation in the store, with the alias that points at it there.
+pub(super) struct Stored {
+    pub(super) generation: Arc<Generation>,
+    /// When the alias was made.
+    pub(super) made: SystemTime,
 }
 
 impl Checked {
@@ -138,9 +145,11 @@ impl Changes {
         // The store may have known better.
         self.registry.check(&space, name, expect)?;
         let registration = checked.registration(target, staged.to_vec());
-        let generation = self.store_generation(target, &registration, "loaded").await?;
+        let Stored { generation, made } =
+            self.store_generation(target, &registration, "loaded").await?;
         let left = self.registry.get(&space, name);
         let moved = self.registry.point(&space, name, generation, Expect::Anything)?;
+        self.registry.set_created(&space, name, made);
         if let (Err(error), Some(left)) = (kept, left) {
             tracing::warn!(adapter = name, %error, "what --adapter gave cannot be gone back to");
             self.registry.forget_earlier(&space, name, left.generation.digest);
@@ -148,13 +157,13 @@ impl Changes {
         Ok(moved)
     }
 
-    /// Stores a generation with its alias; the generation as it is stored then.
+    /// Stores a generation with its alias; both as they are stored then.
     pub(super) async fn store_generation(
         &self,
         target: &Target,
         registration: &Registration,
         reason: &str,
-    ) -> Result<Arc<Generation>, ServiceError> {
+    ) -> Result<Stored, ServiceError> {
         let (store, owner) = (&self.shelf.store, &target.owner);
         let change = self.change(target, reason);
         let registered = store.register(registration, Some(&change)).await;
@@ -163,21 +172,24 @@ impl Changes {
             Err(error) => return Err(self.failed(target, error).await),
         };
         self.set_configured(&target.space(), &target.name, false);
+        let made = registered.alias.map(|alias| time_of(alias.created_ms));
+        let made = made.unwrap_or_else(SystemTime::now);
         if registered.is_new {
+            let created = time_of(registered.created_ms);
             let Registration { owner, digest, metadata, files, .. } = registration;
             let files = files.iter().map(|(name, blob)| GenerationFile {
                 name: name.clone(),
                 blob: blob.digest,
                 bytes: blob.bytes,
             });
-            let known = self.shelf.known(*digest, metadata, SystemTime::now(), &target.name);
+            let known = self.shelf.known(*digest, metadata, created, &target.name);
             let files = self.shelf.files(owner.clone(), *digest, files.collect());
-            return Ok(Generation::known(known, files));
+            return Ok(Stored { generation: Generation::known(known, files), made });
         }
         // The files that were there count; these may be others of equal weights.
         self.give_up(&registration.files).await;
         match self.generation(owner, &registration.digest, &target.name).await {
-            Ok(generation) => Ok(generation),
+            Ok(generation) => Ok(Stored { generation, made }),
             Err(error) => Err(self.failed(target, error).await),
         }
     }

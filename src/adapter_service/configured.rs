@@ -11,10 +11,10 @@ use pleach_adapters::{
 use pleach_store::Origin;
 
 use super::{
-    changes::{Changes, Checked},
+    changes::{Changes, Checked, Stored},
     error::ServiceError,
     incoming,
-    stored_files::{StoredFiles, to_store},
+    stored_files::{StoredFiles, time_of, to_store},
     target::Target,
 };
 
@@ -48,23 +48,23 @@ impl Changes {
         if self.is_stored(&alias) {
             return Ok(());
         }
-        let generation = match StoredFiles::of(&alias.generation) {
+        let Stored { generation, made: created } = match StoredFiles::of(&alias.generation) {
             // Equal files are stored under another name.
             Some(_) => {
                 let change = self.change(target, REASON);
                 let digest = to_store(alias.generation.digest);
                 let moved = self.shelf.store.move_alias(&target.owner, &change, &digest).await;
-                if let Err(error) = moved {
-                    return Err(self.failed(target, error).await);
-                }
+                let made = match moved {
+                    Ok(stored) => time_of(stored.created_ms),
+                    Err(error) => return Err(self.failed(target, error).await),
+                };
                 self.set_configured(&space, &target.name, false);
-                Arc::clone(&alias.generation)
+                Stored { generation: Arc::clone(&alias.generation), made }
             }
             None => self.store_configured(target, &alias.generation).await?,
         };
         let history = self.registry.history(&space, &target.name);
-        let Alias { is_pinned, created, .. } = alias;
-        let name = target.name.clone();
+        let (name, is_pinned) = (target.name.clone(), alias.is_pinned);
         let known = KnownAlias { name, generation, history, is_pinned, created };
         self.registry.restore(&space, known)?;
         Ok(())
@@ -75,7 +75,7 @@ impl Changes {
         &self,
         target: &Target,
         generation: &Arc<Generation>,
-    ) -> Result<Arc<Generation>, ServiceError> {
+    ) -> Result<Stored, ServiceError> {
         let (to, generation, spec) =
             (Arc::clone(&self.shelf), Arc::clone(generation), self.spec.clone());
         let copy = move || {

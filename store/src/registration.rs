@@ -42,6 +42,8 @@ pub struct Registered {
     /// Whether the owner did not have the generation yet. If it did, its files and all that is known of it stayed as they
     /// were, but for the digest of the base.
     pub is_new: bool,
+    /// When the owner first registered it, Unix ms.
+    pub created_ms: i64,
     /// The alias as it is now, if one was to be moved.
     pub alias: Option<StoredAlias>,
 }
@@ -74,47 +76,51 @@ impl Store {
         let action = format!("register generation {digest} of {owner}");
         let failed = |source| StoreError::database(&action, source);
         let mut change = self.database.begin_for(owner, &action).await?;
-        let there =
-            sqlx::query("SELECT metadata FROM generations WHERE owner = $1 AND digest = $2")
-                .bind(owner.as_str())
-                .bind(digest.to_string())
-                .fetch_optional(&mut *change)
-                .await
-                .map_err(failed)?;
+        let there = sqlx::query(
+            "SELECT metadata, created_ms FROM generations WHERE owner = $1 AND digest = $2",
+        )
+        .bind(owner.as_str())
+        .bind(digest.to_string())
+        .fetch_optional(&mut *change)
+        .await
+        .map_err(failed)?;
         let is_new = there.is_none();
-        match there {
+        let created_ms = match there {
             None => insert(&mut change, registration, &action).await?,
             Some(row) => {
                 let fields = Fields { row: &row, table: "generations" };
                 note_base(&mut change, registration, fields.json("metadata")?, &action).await?;
+                fields.int("created_ms")?
             }
-        }
+        };
         let alias = match alias {
             Some(alias) => apply_move(&mut change, owner, alias, Step::To(*digest)).await?,
             None => None,
         };
         change.commit().await.map_err(failed)?;
-        Ok(Registered { is_new, alias })
+        Ok(Registered { is_new, created_ms, alias })
     }
 }
 
+/// When it was made.
 async fn insert(
     change: &mut Transaction<'static, Any>,
     registration: &Registration,
     action: &str,
-) -> Result<(), StoreError> {
+) -> Result<i64, StoreError> {
     let failed = |source| StoreError::database(action, source);
     let Registration { owner, digest, metadata, origin, files } = registration;
     let (metadata, origin) = (json(metadata)?, json(origin)?);
     let bytes = files.iter().fold(0_u64, |sum, (_, blob)| sum.saturating_add(blob.bytes));
     check_bytes_quota(change, owner, bytes, action).await?;
+    let created_ms = now_ms();
     sqlx::query(NEW_GENERATION)
         .bind(owner.as_str())
         .bind(digest.to_string())
         .bind(metadata)
         .bind(origin)
         .bind(stored(bytes))
-        .bind(now_ms())
+        .bind(created_ms)
         .execute(&mut **change)
         .await
         .map_err(failed)?;
@@ -137,7 +143,7 @@ async fn insert(
             .await
             .map_err(failed)?;
     }
-    Ok(())
+    Ok(created_ms)
 }
 
 /// A known generation was checked again, perhaps against another base.

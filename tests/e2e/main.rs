@@ -13,5 +13,6 @@ mod openai_client;
 mod program;
 mod random_adapter;
 mod raw_client;
+mod restart;
 mod server;
 mod shutdown;
