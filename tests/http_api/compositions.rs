@@ -316,8 +316,8 @@ async fn a_request_that_leaves_at_once_does_not_spoil_the_next() {
             |name: &str, scale| WantedPart { name: name.to_owned(), scale, generation: None };
         let wanted = [part("a", 1.0), part("b", f32::from(scale))];
         let resolve = || adapters.resolve_parts(&Namespace::shared(), &wanted).unwrap().adapter;
-        let left = adapters.lease(&resolve().unwrap()).now_or_never();
-        assert!(left.is_none(), "it has to be loaded");
+        // Usually it is not there yet.
+        drop(adapters.lease(&resolve().unwrap()).now_or_never());
         // Its load may find nobody who holds the parts, and that is remembered for a second.
         adapters.lease(&resolve().unwrap()).await.unwrap();
     }
