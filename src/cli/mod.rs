@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod gpu_check;
 pub mod pull;
 pub mod serve;
+pub mod tenant;
 
 use clap::{Parser, Subcommand};
 
@@ -36,6 +37,8 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what is here: processor, memory, GPUs, models, server.
     Doctor(doctor::Args),
+    /// Make, change and list tenants and their API keys.
+    Tenant(tenant::Args),
     /// Check a GPU: every kernel against its definition, a model against the CPU.
     GpuCheck(gpu_check::Args),
 }
@@ -65,6 +68,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Tenant(args) => tenant::run(args).await,
         Command::GpuCheck(args) => gpu_check::run(args).await,
     }
 }

@@ -24,6 +24,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
+use crate::tenants::Admission;
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -34,6 +35,7 @@ const ASSISTANT: &str = "assistant";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let JsonBody { fields, n_bytes, arrived } = body;
@@ -60,7 +62,7 @@ pub async fn create(
         arrived,
         param: PARAM,
     };
-    let running = generate::start(&state, &job).await?;
+    let running = generate::start(&state, &job, admission).await?;
     let tokenizer = Arc::clone(&state.base.tokenizer);
     if stream {
         let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted: vec![false; n] };

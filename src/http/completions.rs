@@ -25,6 +25,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
+use crate::tenants::Admission;
 
 const PARAM: &str = "prompt";
 
@@ -34,6 +35,7 @@ const PARAM: &str = "prompt";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let JsonBody { fields, n_bytes, arrived } = body;
@@ -66,7 +68,7 @@ pub async fn create(
         param: PARAM,
     };
     let n_choices = job.prompts.len() * view.n;
-    let running = generate::start(&state, &job).await?;
+    let running = generate::start(&state, &job, admission).await?;
     if stream {
         let scores = (0..n_choices).map(|_| None).collect();
         let chunks = Chunks { head, view, include_usage, scores };

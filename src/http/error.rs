@@ -8,11 +8,15 @@ use axum::{
 };
 use pleach_adapters::{RegistryError, ResidencyError};
 use pleach_engine::engine::SubmitError;
+use pleach_store::{Scope, Scopes};
 
 use super::wire::error::{ErrorBody, ErrorEnvelope};
-use crate::adapter_service::ServiceError;
+use crate::{
+    adapter_service::ServiceError,
+    tenants::{Quota, Refusal},
+};
 
-/// What a client is told to wait when the queue is full. The queue moves by a step every few milliseconds, so this is
+/// What a client is told to wait when nobody knows how long: when the queue is full. The queue moves by a step every few milliseconds, so this is
 /// the shortest wait that the header can say.
 const RETRY_AFTER_SECONDS: &str = "1";
 
@@ -133,6 +137,26 @@ pub enum ApiError {
     /// Another key.
     #[error("the API key is not valid")]
     WrongKey,
+    /// A key that may not do this.
+    #[error("this needs an API key with the scope {}", scope_names(*.needed))]
+    InsufficientScope {
+        /// Each of them is enough.
+        needed: Scopes,
+    },
+    /// A limit of the tenant.
+    #[error(transparent)]
+    Limit(#[from] Refusal),
+    /// Something about tenants, their keys or what they may own.
+    #[error("{message}")]
+    Tenant {
+        /// What kind of refusal it is.
+        refusal: TenantRefusal,
+        /// The words of what refused.
+        message: String,
+    },
+    /// What survives the process cannot be read or written just now.
+    #[error("the server's database cannot be used at the moment")]
+    StoreUnavailable,
     /// No such path.
     #[error("no such endpoint: {method} {path}")]
     NotFound {
@@ -205,6 +229,30 @@ pub enum AdapterRefusal {
     Busy,
 }
 
+/// Kinds of refusals that have to do with tenants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TenantRefusal {
+    /// No tenant of that id.
+    UnknownTenant,
+    /// The name is another's.
+    NameTaken,
+    /// No key of that id.
+    UnknownKey,
+    /// Beyond what the tenant may own. To wait would not help: something must be removed.
+    Quota(Quota),
+}
+
+impl TenantRefusal {
+    fn status_and_code(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::UnknownTenant => (StatusCode::NOT_FOUND, "tenant_not_found"),
+            Self::NameTaken => (StatusCode::CONFLICT, "tenant_name_taken"),
+            Self::UnknownKey => (StatusCode::NOT_FOUND, "key_not_found"),
+            Self::Quota(_) => (StatusCode::FORBIDDEN, "quota_exceeded"),
+        }
+    }
+}
+
 impl AdapterRefusal {
     fn status_and_code(self) -> (StatusCode, &'static str) {
         match self {
@@ -241,16 +289,21 @@ impl ApiError {
             | Self::InvalidValue { .. }
             | Self::Unsupported { .. }
             | Self::ContextLength { .. }
-            | Self::Template { .. } => StatusCode::BAD_REQUEST,
+            | Self::Template { .. }
+            | Self::Limit(Refusal::MoreThanTheLimit { .. }) => StatusCode::BAD_REQUEST,
             Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::InsufficientScope { .. } => StatusCode::FORBIDDEN,
+            Self::Tenant { refusal, .. } => refusal.status_and_code().0,
             Self::UnknownModel { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limit(_) | Self::QueueFull { .. } | Self::Busy { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::Adapter { refusal, .. } => refusal.status_and_code().0,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::StoreUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -274,7 +327,11 @@ impl ApiError {
             Self::MissingKey | Self::WrongKey => "invalid_api_key",
             Self::NotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
+            Self::InsufficientScope { .. } => "insufficient_scope",
+            Self::Limit(Refusal::MoreThanTheLimit { .. }) => "request_exceeds_limit",
+            Self::Limit(_) | Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
+            Self::Tenant { refusal, .. } => refusal.status_and_code().1,
+            Self::StoreUnavailable => "store_unavailable",
             Self::Adapter { refusal, .. } => refusal.status_and_code().1,
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal_error",
@@ -323,6 +380,10 @@ impl ApiError {
             | Self::BodyBroken { .. }
             | Self::MissingKey
             | Self::WrongKey
+            | Self::InsufficientScope { .. }
+            | Self::Limit(_)
+            | Self::Tenant { .. }
+            | Self::StoreUnavailable
             | Self::NotFound { .. }
             | Self::MethodNotAllowed { .. }
             | Self::QueueFull { .. }
@@ -331,6 +392,32 @@ impl ApiError {
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }
+    }
+
+    /// What a tenant's request was refused for, if that was its limits, its scopes, or want of room; one of a closed set,
+    /// so that it can be a metric label.
+    pub fn refused_for(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit(refusal) => Some(refusal.reason()),
+            Self::Tenant { refusal: TenantRefusal::Quota(quota), .. } => Some(quota.name()),
+            Self::InsufficientScope { .. } => Some("scope"),
+            _ if self.status() == StatusCode::TOO_MANY_REQUESTS => Some("server_busy"),
+            _ => None,
+        }
+    }
+
+    /// When a client is told to come again, in seconds.
+    fn retry_after(&self) -> Option<HeaderValue> {
+        if let Self::Limit(refusal) = self
+            && let Some(time) = refusal.retry_after()
+        {
+            // Rounded up, so that it is not too early.
+            let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            return Some(HeaderValue::from(seconds.max(1)));
+        }
+        let may_pass = self.status() == StatusCode::TOO_MANY_REQUESTS
+            || matches!(self, Self::ShuttingDown | Self::StoreUnavailable);
+        may_pass.then(|| HeaderValue::from_static(RETRY_AFTER_SECONDS))
     }
 
     /// What the registry's refusal is to a client.
@@ -409,6 +496,16 @@ impl ApiError {
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorCode(pub &'static str);
 
+/// Rides beside it when [`ApiError::refused_for`] says something.
+#[derive(Clone, Copy, Debug)]
+pub struct RefusedFor(pub &'static str);
+
+/// `'infer' or 'train'`.
+fn scope_names(scopes: Scopes) -> String {
+    let names = Scope::ALL.into_iter().filter(|&scope| scopes.contains(scope));
+    names.map(|scope| format!("'{}'", scope.name())).collect::<Vec<_>>().join(" or ")
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Self::Internal { detail } = &self {
@@ -416,9 +513,12 @@ impl IntoResponse for ApiError {
         }
         let mut response = (self.status(), axum::Json(self.envelope())).into_response();
         response.extensions_mut().insert(ErrorCode(self.code()));
+        if let Some(reason) = self.refused_for() {
+            response.extensions_mut().insert(RefusedFor(reason));
+        }
         let headers = response.headers_mut();
-        if self.status() == StatusCode::TOO_MANY_REQUESTS || self == Self::ShuttingDown {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        if let Some(retry_after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, retry_after);
         }
         if matches!(self, Self::MissingKey | Self::WrongKey) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -13,3 +13,4 @@ mod random_adapter;
 mod raw_client;
 mod server;
 mod shutdown;
+mod tenants;

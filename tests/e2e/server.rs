@@ -31,7 +31,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub(crate) struct Server {
     child: Child,
     /// Where its state is.
-    _home: TempDir,
+    home: TempDir,
     /// `http://ADDRESS:PORT`.
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
@@ -71,7 +71,14 @@ impl Server {
     /// # Panics
     /// With what it said, when it does not get there.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let home = scratch_folder();
+        Self::start_in(scratch_folder(), arguments)
+    }
+
+    /// One that keeps its state in `home`.
+    ///
+    /// # Panics
+    /// With what it said, when it does not get there.
+    pub(crate) fn start_in(home: TempDir, arguments: &[&str]) -> Self {
         let mut command = serve(home.path(), arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
@@ -96,7 +103,7 @@ impl Server {
             .no_proxy()
             .timeout(REQUEST_TIME_MAX);
         let http = http.build().unwrap();
-        let mut server = Self { child, _home: home, url: String::new(), http, log };
+        let mut server = Self { child, home, url: String::new(), http, log };
         // The channel closes when the program ends.
         let Ok(url) = address.recv_timeout(START_TIME_MAX) else {
             panic!("the server did not start; it said:\n{}", server.log());
@@ -117,6 +124,11 @@ impl Server {
             Arc::new(Self::start(&adapters.iter().map(String::as_str).collect::<Vec<_>>()));
         *shared = Arc::downgrade(&server);
         server
+    }
+
+    /// Where its state is.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
     }
 
     /// What it has written to standard error.

@@ -6,6 +6,7 @@
 #![expect(clippy::float_cmp, reason = "values that pass through unchanged are equal")]
 
 mod support;
+mod tenant_support;
 
 mod adapter_churn;
 mod adapter_files;
@@ -16,3 +17,7 @@ mod completions;
 mod limits;
 mod observe;
 mod sockets;
+mod tenant_admin;
+mod tenant_auth;
+mod tenant_fairness;
+mod tenant_quotas;

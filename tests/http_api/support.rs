@@ -15,12 +15,12 @@ use axum::{
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
     http::{
-        auth::ApiKey,
         cpu_work::CpuWork,
         router,
         state::{AppState, Base, HttpLimits},
     },
     telemetry::{ServerFacts, Telemetry},
+    tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
 };
 use pleach_adapters::{
     AdapterFiles, Expect, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -42,6 +42,8 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 pub(crate) const BASE: &str = "tiny";
+/// The operator's key, on servers that have one.
+pub(crate) const OPERATOR_KEY: &str = "key-of-the-operator";
 pub(crate) const CONTEXT: usize = 256;
 pub(crate) const VOCAB: usize = 258;
 pub(crate) const IM_END: u32 = 257;
@@ -249,7 +251,9 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         slots: 0,
         letters: HashMap::new(),
     };
-    let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
+    let flows = Arc::new(FlowSettings::default());
+    let policy = Box::new(FairOrder::new(Arc::clone(&flows), TokenPrices::default()));
+    let engine = EngineHandle::start_with_policy(Box::new(runner), setup.engine, policy).unwrap();
     let world = tempfile::tempdir().unwrap();
     let (root, spool) = (world.path().join("root"), world.path().join("spool"));
     std::fs::create_dir(&root).unwrap();
@@ -276,6 +280,10 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         kv_blocks: 512,
         prefix_cache: true,
     };
+    let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
+    let store = store(world.path()).await;
+    let operator_key = setup.api_key.map(OperatorKey::new);
+    let tenants = Tenants::new(store.clone(), operator_key, &engine, flows, Arc::clone(&telemetry));
     let state = Arc::new(AppState {
         engine,
         base: Base {
@@ -287,10 +295,10 @@ pub(crate) async fn serve(setup: Setup) -> Server {
             loaded_unix: 1,
         },
         adapters,
-        store: store(world.path()).await,
-        telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
+        store,
+        telemetry,
         limits: setup.limits,
-        api_key: setup.api_key.map(ApiKey::new),
+        tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     });

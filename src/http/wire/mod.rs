@@ -14,5 +14,6 @@ pub mod latency;
 pub mod logprobs;
 pub mod models;
 pub mod sampling;
+pub mod tenants;
 pub mod unsupported;
 pub mod usage;
