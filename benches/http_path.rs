@@ -155,8 +155,15 @@ async fn app(
         kv_blocks: KV_BLOCKS,
         prefix_cache: true,
     };
-    let adapters =
-        AdapterService::new(engine.clone(), vec![model_name], AdapterSettings::default()).unwrap();
+    let adapters = AdapterService::open(
+        engine.clone(),
+        vec![model_name],
+        AdapterSettings::default(),
+        store.clone(),
+        String::new(),
+    )
+    .await
+    .unwrap();
     let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
     let tenants = Tenants::new(store.clone(), None, &engine, flows, Arc::clone(&telemetry));
     Arc::new(AppState {

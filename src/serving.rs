@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use pleach_adapters::Alias;
+use pleach_adapters::{Alias, Namespace};
 use pleach_engine::{
     backend::StepRunner,
     cpu::Isa,
@@ -136,8 +136,10 @@ pub struct LoadReport {
     pub device: String,
     /// Bytes for keys and values.
     pub kv_bytes: u64,
-    /// Adapters, by name.
+    /// Shared adapters, by name.
     pub adapters: Vec<Alias>,
+    /// How many adapters tenants have of their own.
+    pub n_own_adapters: usize,
     /// How long it took.
     pub elapsed: Duration,
 }
@@ -157,11 +159,14 @@ pub async fn load(
         let opening = tokio::task::spawn_blocking(move || open(&settings, flows));
         opening.await.context("the loader died")??
     };
-    let adapters = AdapterService::new(
+    let adapters = AdapterService::open(
         opened.engine.clone(),
         settings.model_names.clone(),
         settings.adapter_settings.clone(),
-    )?;
+        store.clone(),
+        opened.base_digest,
+    )
+    .await?;
     load_adapters(&adapters, &settings.adapters).await?;
     let facts = ServerFacts {
         model_name: settings.model_names.first().cloned().unwrap_or_default(),
@@ -169,12 +174,14 @@ pub async fn load(
         kv_blocks: opened.engine.stats().kv_blocks_total,
         prefix_cache: settings.engine.prefix_cache,
     };
+    let shared = adapters.registry().list(&Namespace::shared());
     let report = LoadReport {
         spec: opened.engine.spec().clone(),
         model_bytes: opened.model_bytes,
         device: opened.device,
         kv_bytes: opened.kv_bytes,
-        adapters: adapters.registry().list(),
+        n_own_adapters: adapters.registry().len() - shared.len(),
+        adapters: shared,
         elapsed: began.elapsed(),
     };
     let telemetry = Arc::new(Telemetry::new(&facts)?);
@@ -212,6 +219,8 @@ pub async fn open_store(place: &StorePlace) -> anyhow::Result<Store> {
 struct Opened {
     engine: EngineHandle,
     base: Base,
+    /// SHA-256 of the model file, hexadecimal.
+    base_digest: String,
     model_bytes: usize,
     device: String,
     kv_bytes: u64,
@@ -237,7 +246,7 @@ fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Ope
         };
         (base.join(), loaded)
     });
-    let base = base
+    let (base, base_digest) = base
         .map_err(|_| anyhow::anyhow!("reading the tokenizer panicked"))
         .flatten()
         .with_context(of_file)?;
@@ -246,7 +255,8 @@ fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Ope
     let engine = EngineHandle::start_with_policy(loaded.runner, settings.engine.clone(), policy)
         .context("cannot start the engine's thread")?;
     let model_bytes = file.file_bytes().len();
-    Ok(Opened { engine, base, model_bytes, device: loaded.device, kv_bytes: loaded.kv_bytes })
+    let Loaded { device, kv_bytes, .. } = loaded;
+    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes })
 }
 
 fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> {
@@ -298,26 +308,26 @@ fn bytes_of_adapters(settings: &LoadSettings, default: u64) -> anyhow::Result<us
         .context("--adapter-memory does not fit this machine's address space")
 }
 
-fn open_base(file: &GgufFile) -> anyhow::Result<Base> {
+/// With the SHA-256 of the file, hexadecimal.
+fn open_base(file: &GgufFile) -> anyhow::Result<(Base, String)> {
     let tokenizer = Arc::new(Tokenizer::from_gguf(file)?);
-    Ok(Base {
+    let digest = file_digest(file.file_bytes());
+    let base = Base {
         tokenizer,
         // A model without a usable template still completes prompts.
         chat_template: ChatTemplate::from_gguf(file)
             .map(Arc::new)
             .map_err(|error| error.to_string()),
-        fingerprint: fingerprint(file.file_bytes()),
+        fingerprint: format!("fp_{}", &digest[..FINGERPRINT_DIGITS]),
         loaded_unix: unix_time().as_secs(),
-    })
+    };
+    Ok((base, digest))
 }
 
-/// A short digest of the file, `fp_` and hexadecimal digits.
-pub fn fingerprint(file: &[u8]) -> String {
+/// SHA-256 of a file, 64 hexadecimal digits.
+fn file_digest(file: &[u8]) -> String {
     let digest = Sha256::digest(file);
-    let mut number = [0; 8];
-    number.copy_from_slice(&digest[..8]);
-    let hex = format!("{:016x}", u64::from_be_bytes(number));
-    format!("fp_{}", &hex[..FINGERPRINT_DIGITS])
+    digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 async fn load_adapters(

@@ -2,18 +2,22 @@
 
 use std::{
     any::Any,
+    error::Error,
     fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::SystemTime,
 };
 
-use pleach_engine::site::TargetModule;
+use pleach_engine::{site::TargetModule, spec::ModelSpec};
 
-use crate::{digest::GenerationDigest, peft::LoadedAdapter};
+use crate::{
+    digest::GenerationDigest,
+    peft::{LoadedAdapter, load_peft},
+};
 
 /// What is worth telling about a generation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,39 +46,56 @@ impl From<&LoadedAdapter> for GenerationInfo {
     }
 }
 
-/// The folder that a generation is read from whenever it is in no memory.
-pub struct AdapterFiles {
-    folder: PathBuf,
-    /// Removes the folder when it is dropped, if the folder is ours.
-    _keeper: Option<Box<dyn Any + Send + Sync>>,
+/// Where a generation is read from whenever it is in no memory. Dropped with the generation: whoever keeps files for it
+/// alone removes them then.
+pub trait AdapterFiles: Any + fmt::Debug + Send + Sync {
+    /// Reads and checks the files, whatever they hold by now; the caller compares digests. Blocks.
+    ///
+    /// # Errors
+    /// What is missing or wrong, without places of the server: it is shown to users.
+    fn load(&self, spec: &ModelSpec) -> Result<LoadedAdapter, Box<dyn Error + Send + Sync>>;
 }
 
-impl AdapterFiles {
-    /// A folder of somebody else's. Should its content change, loading it again fails: a generation never changes.
-    pub fn in_place(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), _keeper: None }
+/// A PEFT folder of somebody else's. Should its content change, loading it again fails: a generation never changes.
+#[derive(Clone, Debug)]
+pub struct FolderInPlace(PathBuf);
+
+impl FolderInPlace {
+    /// The files in this folder.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self(folder.into())
     }
 
-    /// A folder that `keeper` keeps while it lives.
-    pub fn kept_by(folder: impl Into<PathBuf>, keeper: impl Any + Send + Sync) -> Self {
-        Self { folder: folder.into(), _keeper: Some(Box::new(keeper)) }
-    }
-
-    /// Where the two files of the adapter are.
+    /// Where they are.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.0
     }
 }
 
-// By hand: the keeper may be anything.
-impl fmt::Debug for AdapterFiles {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("AdapterFiles").field("folder", &self.folder).finish_non_exhaustive()
+impl AdapterFiles for FolderInPlace {
+    fn load(&self, spec: &ModelSpec) -> Result<LoadedAdapter, Box<dyn Error + Send + Sync>> {
+        Ok(load_peft(&self.0, spec)?)
     }
 }
 
-/// One immutable set of adapter weights and settings: what it is and where its files are. Where its weights are just
-/// now is [`crate::residency`]'s business.
+/// What is known of a generation without its weights: all that a listing needs.
+#[derive(Debug)]
+pub struct KnownGeneration {
+    /// Its name.
+    pub digest: GenerationDigest,
+    /// The alias under which it was first loaded; for logs.
+    pub loaded_as: String,
+    /// For listings.
+    pub info: GenerationInfo,
+    /// When it was made known.
+    pub created: SystemTime,
+    /// Names the base that it was checked against, if that is not the one that is served now.
+    pub other_base: Option<String>,
+}
+
+/// One immutable set of adapter weights and settings, as one namespace knows it: what it is and where its files are.
+/// Where its weights are just now is [`crate::residency`]'s business, by digest alone: equal weights of two namespaces
+/// are two of these, whose facts do not mix, and one in memory.
 ///
 /// Held by every alias that points at it or did, and by every request that resolved to it: a sequence ends on the
 /// generation it began with, wherever the alias points by then. When the last one goes, so do its files, if they are
@@ -88,11 +109,21 @@ pub struct Generation {
     /// For listings.
     pub info: GenerationInfo,
     /// Where it is read from.
-    pub files: AdapterFiles,
+    pub files: Box<dyn AdapterFiles>,
     /// When it was made known.
     pub created: SystemTime,
-    /// Aliases that point at it now. Written by the registry, under its lock.
+    other_base: Option<String>,
+    /// Overrides `other_base`: equal files were checked against the base that is served.
+    fits_base: AtomicBool,
+    /// Shared by all generations of this digest; set when the registry takes it up.
+    pointers: OnceLock<Arc<Pointers>>,
+}
+
+/// Aliases of all namespaces that point at a digest. Written by the registry, under its lock.
+#[derive(Debug, Default)]
+pub(crate) struct Pointers {
     n_aliases: AtomicUsize,
+    n_pinned: AtomicUsize,
 }
 
 impl Generation {
@@ -100,29 +131,94 @@ impl Generation {
     pub fn new(
         loaded_as: impl Into<String>,
         adapter: &LoadedAdapter,
-        files: AdapterFiles,
+        files: impl AdapterFiles,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        let known = KnownGeneration {
             digest: adapter.digest,
             loaded_as: loaded_as.into(),
             info: adapter.into(),
-            files,
             created: SystemTime::now(),
-            n_aliases: AtomicUsize::new(0),
+            other_base: None,
+        };
+        Self::known(known, files)
+    }
+
+    /// A generation that is known without having been loaded.
+    pub fn known(known: KnownGeneration, files: impl AdapterFiles) -> Arc<Self> {
+        let KnownGeneration { digest, loaded_as, info, created, other_base } = known;
+        Arc::new(Self {
+            digest,
+            loaded_as,
+            info,
+            files: Box::new(files),
+            created,
+            fits_base: AtomicBool::new(other_base.is_none()),
+            other_base,
+            pointers: OnceLock::new(),
         })
     }
 
-    /// Whether no alias points at it any more (or yet): it needs no memory but for the requests that use it.
+    /// Names the base that it was checked against, if that is not the one that is served: it is not to be used.
+    pub fn other_base(&self) -> Option<&str> {
+        if self.fits_base.load(Ordering::Acquire) { None } else { self.other_base.as_deref() }
+    }
+
+    /// Whether no alias of any namespace points at its digest any more (or yet): it needs no memory but for the requests
+    /// that use it.
     pub fn is_retired(&self) -> bool {
-        self.n_aliases.load(Ordering::Acquire) == 0
+        self.count(|pointers| &pointers.n_aliases) == 0
     }
 
-    pub(crate) fn gains_alias(&self) {
-        self.n_aliases.fetch_add(1, Ordering::AcqRel);
+    /// Whether an alias that points at its digest is pinned.
+    pub fn is_pinned(&self) -> bool {
+        self.count(|pointers| &pointers.n_pinned) > 0
     }
 
-    pub(crate) fn loses_alias(&self) {
-        let before = self.n_aliases.fetch_sub(1, Ordering::AcqRel);
+    fn count(&self, of: impl Fn(&Pointers) -> &AtomicUsize) -> usize {
+        self.pointers.get().map_or(0, |pointers| of(pointers).load(Ordering::Acquire))
+    }
+
+    /// The registry takes it up.
+    pub(crate) fn share(&self, pointers: Arc<Pointers>) {
+        // A second time the same ones.
+        let _ = self.pointers.set(pointers);
+    }
+
+    /// Equal files were loaded: what they were checked against counts for this one too.
+    pub(crate) fn learn_from(&self, equal: &Self) {
+        if equal.other_base().is_none() {
+            self.fits_base.store(true, Ordering::Release);
+        }
+    }
+
+    fn pointers(&self) -> &Pointers {
+        match self.pointers.get() {
+            Some(pointers) => pointers,
+            None => unreachable!("generation {} was never taken up", self.digest.short()),
+        }
+    }
+
+    pub(crate) fn gains_alias(&self, is_pinned: bool) {
+        self.pointers().n_aliases.fetch_add(1, Ordering::AcqRel);
+        if is_pinned {
+            self.gains_pin();
+        }
+    }
+
+    pub(crate) fn loses_alias(&self, is_pinned: bool) {
+        let before = self.pointers().n_aliases.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "generation {} lost an alias that it had not", self.digest.short());
+        if is_pinned {
+            self.loses_pin();
+        }
+    }
+
+    pub(crate) fn gains_pin(&self) {
+        self.pointers().n_pinned.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn loses_pin(&self) {
+        let before = self.pointers().n_pinned.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "generation {} lost a pin that it had not", self.digest.short());
     }
 }

@@ -18,10 +18,10 @@ pub mod registry;
 pub mod residency;
 
 pub use digest::{GenerationDigest, NotADigest, base_kv_key};
-pub use generation::{AdapterFiles, Generation, GenerationInfo};
+pub use generation::{AdapterFiles, FolderInPlace, Generation, GenerationInfo, KnownGeneration};
 pub use namespace::Namespace;
-pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft};
-pub use registry::{Alias, Expect, Moved, Registry, RegistryError, Resolution};
+pub use peft::{AdapterConfig, AdapterError, LoadedAdapter, load_peft, load_peft_files};
+pub use registry::{Alias, Expect, KnownAlias, Moved, Registry, RegistryError, Resolution};
 pub use residency::{
     AdapterDevice, AdapterSource, InstallError, Residency, ResidencyConfig, ResidencyError,
     ResidencyLimits, ResidencyStats, ResidentLease, Tier,

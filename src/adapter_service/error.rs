@@ -1,11 +1,14 @@
-//! Why an adapter was not registered.
+//! Why an adapter cannot be registered, changed or had.
 
 use std::io;
 
-use pleach_adapters::{AdapterError, RegistryError};
+use pleach_adapters::{AdapterError, GenerationDigest, RegistryError, ResidencyError};
 use pleach_engine::backend::RunError;
+use pleach_store::StoreError;
 
-/// Nothing was registered, and nothing is left of it.
+use super::stored_files::StoredFileError;
+
+/// Nothing was changed, except where it says so, and nothing is left of what was to be registered.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
     /// A name that cannot be taken, or an alias that is not as expected.
@@ -76,6 +79,52 @@ pub enum ServiceError {
     Busy {
         /// How many.
         waiting: usize,
+    },
+    /// An object store did not give the files.
+    #[error("the adapter's files cannot be fetched from {path}")]
+    Remote {
+        /// As it was asked for.
+        path: String,
+    },
+    /// The store refused the change, or cannot be reached. After a failed commit it is unknown whether the change was
+    /// made; what is served is what is stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored file cannot be read.
+    #[error(transparent)]
+    StoredFile(#[from] StoredFileError),
+    /// An adapter of the configuration is not what it was when the server started.
+    #[error(
+        "the files given by --adapter have changed since the server started: they are now generation {}",
+        found.short()
+    )]
+    ConfiguredChanged {
+        /// What they are.
+        found: GenerationDigest,
+    },
+    /// An adapter without files.
+    #[error("the adapter's files are not kept")]
+    NotKept,
+    /// It was checked against another base than the one that is served.
+    #[error(
+        "the adapter `{alias}` was registered for another base: it was checked against the model file with SHA-256 \
+         {registered}, this server has {served}; register its files again to have them checked"
+    )]
+    OtherBase {
+        /// Its name.
+        alias: String,
+        /// SHA-256 of the base's file then, hexadecimal.
+        registered: String,
+        /// SHA-256 of the base's file now.
+        served: String,
+    },
+    /// It cannot be brought to the device.
+    #[error("the adapter `{alias}` cannot be had: {error}")]
+    Residency {
+        /// Its name.
+        alias: String,
+        /// Why.
+        error: ResidencyError,
     },
     /// A bug in what reads adapters.
     #[error("loading the adapter failed unexpectedly")]

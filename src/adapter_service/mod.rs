@@ -1,23 +1,34 @@
 //! Adapters while the server runs: registered, replaced, removed, and brought to the device for the requests that want
-//! them.
+//! them. Every name belongs to an owner; who asks sees its own and the shared ones.
 //!
 //! ```text
-//! HTTP ──> AdapterService ──> registry   which names there are, and what each points at
-//!                        ├──> residency  where weights are: folder, host memory, device
-//!                        └──> spool      our own copies of what came at run time
+//! HTTP ──> AdapterService ──> changes    one at a time: first the store, then the registry
+//!                        │     ├──> store     what survives the process: names, histories, files as blobs
+//!                        │     └──> registry  which names there are, and what each points at
+//!                        ├──> residency  where weights are: files, host memory, device
+//!                        └──> spool      what has come and is not checked yet
 //! ```
 //!
 //! A request resolves its name to a [`PinnedAdapter`] and asks for it with [`AdapterService::lease`]; what it then holds
 //! until its sequences have ended is an [`AdapterInUse`]. Everything that reads, parses or packs runs on blocking
 //! threads; a cold adapter delays its own requests only.
 
+mod changes;
+mod configured;
 mod device;
+mod download;
 mod error;
-mod folder_source;
+mod generation_source;
 mod in_use;
+mod incoming;
 mod register;
+mod restore;
 mod roots;
+mod settle;
 mod spool;
+mod stored_files;
+mod take_over;
+mod target;
 
 use std::{
     path::PathBuf,
@@ -25,21 +36,33 @@ use std::{
 };
 
 use pleach_adapters::{
-    Alias, Expect, Generation, GenerationDigest, Moved, Registry, RegistryError, Residency,
-    ResidencyConfig, ResidencyError, Resolution, Tier,
+    Alias, Expect, Generation, GenerationDigest, Namespace, Registry, RegistryError, Residency,
+    ResidencyConfig, Resolution, Tier,
 };
 use pleach_engine::{adapter_weights::LORA_RANK_MAX, engine::EngineHandle};
-use tokio::sync::Semaphore;
+use pleach_store::Store;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, mpsc},
+};
 
 use crate::telemetry::TierFacts;
 
+use changes::Changes;
 use device::EngineDevice;
+pub use download::{AdapterDownload, DownloadFile};
 pub use error::ServiceError;
-use folder_source::{FolderSource, LoadTime};
+use generation_source::{GenerationSource, LoadTime};
 pub use in_use::{AdapterInUse, PinnedAdapter};
 pub use roots::{AllowedRoots, RootError};
 use spool::Spool;
 pub use spool::{IncomingFile, SpoolFolder};
+use stored_files::Shelf;
+pub use stored_files::StoredFileError;
+pub use target::Target;
+
+// What can be rolled back to is the same before and after a restart.
+const _: () = assert!(pleach_store::HISTORY_MAX == pleach_adapters::registry::HISTORY_MAX);
 
 /// Most registrations that wait or run; one more is refused.
 const REGISTRATIONS_MAX: usize = 64;
@@ -47,7 +70,7 @@ const REGISTRATIONS_MAX: usize = 64;
 const REGISTRATIONS_RUNNING_MAX: usize = 2;
 
 /// The service's tiers.
-type Tiers = Residency<EngineDevice, FolderSource>;
+type Tiers = Residency<EngineDevice, GenerationSource>;
 
 /// How a service behaves.
 #[derive(Clone, Debug)]
@@ -58,12 +81,12 @@ pub struct AdapterSettings {
     pub rank_max: usize,
     /// Memory tiers.
     pub residency: ResidencyConfig,
-    /// Where copies of what comes at run time are kept while the server runs; made when it is first needed.
+    /// Where what comes at run time is kept until it is checked and stored; made when it is first needed.
     pub spool: PathBuf,
 }
 
 impl Default for AdapterSettings {
-    /// No roots, every rank, copies among the system's temporary files.
+    /// No roots, every rank, what comes among the system's temporary files.
     fn default() -> Self {
         Self {
             roots: AllowedRoots::default(),
@@ -84,9 +107,10 @@ pub struct AdapterService {
     roots: AllowedRoots,
     rank_max: usize,
     spool: Arc<Spool>,
+    changes: Arc<Changes>,
     /// Places for registrations, waiting ones included.
-    places: Semaphore,
-    running: Semaphore,
+    places: Arc<Semaphore>,
+    running: Arc<Semaphore>,
 }
 
 /// An alias as lists show it.
@@ -98,26 +122,50 @@ pub struct AdapterView {
     pub tier: Tier,
     /// Where the alias pointed before, the last first.
     pub history: Vec<Arc<Generation>>,
+    /// Requests that got it. `None` for a shared one that another than its owner looks at: they are others' too.
+    pub n_requests: Option<u64>,
+    /// SHA-256 of the file of the base that it was checked against, hexadecimal.
+    pub base_digest: String,
 }
 
 impl AdapterService {
-    /// A service without adapters for a base that answers to `base_names`.
+    /// A service for a base that answers to `base_names` and whose file has the SHA-256 `base_digest` (hexadecimal), with
+    /// all adapters that the store has.
     ///
     /// # Errors
-    /// When a base name cannot be one.
+    /// When a base name cannot be one, or the store cannot be read.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(
+    pub async fn open(
         engine: EngineHandle,
         base_names: Vec<String>,
         settings: AdapterSettings,
-    ) -> Result<Self, RegistryError> {
+        store: Store,
+        base_digest: String,
+    ) -> Result<Self, ServiceError> {
         let registry = Arc::new(Registry::new(base_names)?);
         let load_time = Arc::new(LoadTime::default());
-        let source = FolderSource::new(Arc::clone(&registry), &engine, Arc::clone(&load_time));
+        let source = GenerationSource::new(Arc::clone(&registry), &engine, Arc::clone(&load_time));
         let residency =
             Residency::new(EngineDevice::new(engine.clone()), source, settings.residency);
+        let spool = Arc::new(Spool::new(settings.spool));
+        let (unheld, to_clean_up) = mpsc::unbounded_channel();
+        let shelf = Arc::new(Shelf {
+            store,
+            spool: Arc::clone(&spool),
+            runtime: Handle::current(),
+            unheld,
+            base_digest,
+        });
+        let changes = Arc::new(Changes::new(
+            Arc::clone(&registry),
+            residency.clone(),
+            shelf,
+            engine.spec().clone(),
+        ));
+        changes.restore().await?;
+        tokio::spawn(restore::clean_up(Arc::downgrade(&changes), to_clean_up));
         Ok(Self {
             engine,
             registry,
@@ -125,9 +173,10 @@ impl AdapterService {
             load_time,
             roots: settings.roots,
             rank_max: settings.rank_max.min(LORA_RANK_MAX),
-            spool: Arc::new(Spool::new(settings.spool)),
-            places: Semaphore::new(REGISTRATIONS_MAX),
-            running: Semaphore::new(REGISTRATIONS_RUNNING_MAX),
+            spool,
+            changes,
+            places: Arc::new(Semaphore::new(REGISTRATIONS_MAX)),
+            running: Arc::new(Semaphore::new(REGISTRATIONS_RUNNING_MAX)),
         })
     }
 
@@ -136,33 +185,38 @@ impl AdapterService {
         &self.registry
     }
 
-    /// What a model name means, pinned for a request; `generation` is the one that the request insists on. `None` is the
-    /// plain base.
+    /// What a model name means to `caller`, pinned for a request; `generation` is the one that the request insists on.
+    /// `None` is the plain base.
     ///
     /// # Errors
-    /// Unknown names and generations.
+    /// Unknown names and generations; [`ServiceError::OtherBase`].
     pub fn resolve(
         &self,
+        caller: &Namespace,
         model_name: &str,
         generation: Option<GenerationDigest>,
-    ) -> Result<Option<PinnedAdapter>, RegistryError> {
+    ) -> Result<Option<PinnedAdapter>, ServiceError> {
         let alias = match generation {
-            Some(generation) => self.registry.resolve_generation(model_name, generation)?,
-            None => match self.registry.resolve(model_name)? {
+            Some(generation) => self.registry.resolve_generation(caller, model_name, generation)?,
+            None => match self.registry.resolve(caller, model_name)? {
                 Resolution::Base => return Ok(None),
                 Resolution::Adapter(alias) => alias,
             },
         };
+        self.check_base(&alias)?;
         Ok(Some(PinnedAdapter { alias }))
     }
 
     /// Waits until a pinned adapter is on the device, and keeps it there. Dropping the future takes the wish back.
     ///
     /// # Errors
-    /// [`ResidencyError`].
-    pub async fn lease(&self, pinned: &PinnedAdapter) -> Result<AdapterInUse, ResidencyError> {
-        let in_use = AdapterInUse::lease(&self.residency, &pinned.alias.generation).await?;
-        pinned.alias.n_requests.fetch_add(1, Ordering::Relaxed);
+    /// [`ServiceError::Residency`].
+    pub async fn lease(&self, pinned: &PinnedAdapter) -> Result<AdapterInUse, ServiceError> {
+        let PinnedAdapter { alias } = pinned;
+        let in_use = AdapterInUse::lease(&self.residency, &alias.generation).await;
+        let in_use = in_use
+            .map_err(|error| ServiceError::Residency { alias: alias.name.to_string(), error })?;
+        alias.n_requests.fetch_add(1, Ordering::Relaxed);
         Ok(in_use)
     }
 
@@ -170,34 +224,78 @@ impl AdapterService {
     ///
     /// # Errors
     /// What the alias is instead.
-    pub fn roll_back(
+    pub async fn roll_back(
         &self,
-        name: &str,
+        target: Target,
         to: Option<GenerationDigest>,
         expect: Expect,
-    ) -> Result<Alias, RegistryError> {
-        let moved = self.registry.roll_back(name, to, expect)?;
-        self.residency.prefetch(moved.alias.generation.digest);
-        Ok(self.finish(moved))
+    ) -> Result<Alias, ServiceError> {
+        let changes = Arc::clone(&self.changes);
+        let moved = apart(async move { changes.roll_back(&target, to, expect).await }).await?;
+        Ok(moved.alias)
     }
 
     /// Removes an alias. Its requests go on; its generations leave with the last of them.
     ///
     /// # Errors
     /// What the alias is instead.
-    pub fn remove(&self, name: &str, expect: Expect) -> Result<Alias, RegistryError> {
-        let moved = self.registry.remove(name, expect)?;
-        Ok(self.finish(moved))
+    pub async fn remove(&self, target: Target, expect: Expect) -> Result<Alias, ServiceError> {
+        let changes = Arc::clone(&self.changes);
+        let moved = apart(async move { changes.remove(&target, expect).await }).await?;
+        Ok(moved.alias)
     }
 
-    /// One alias.
-    pub fn view(&self, name: &str) -> Option<AdapterView> {
-        Some(self.view_of(self.registry.get(name)?))
+    /// Pins an alias: its generation, and whatever the alias will point at, stays on the device. Or lets it go again.
+    ///
+    /// # Errors
+    /// What the alias is instead; [`ServiceError::Residency`] when there is no room for it.
+    pub async fn pin(
+        &self,
+        target: Target,
+        is_pinned: bool,
+        expect: Expect,
+    ) -> Result<Alias, ServiceError> {
+        let (space, name) = (target.space(), target.name.clone());
+        self.registry.check(&space, &name, expect)?;
+        let alias = self.registry.get(&space, &name);
+        let alias = alias.ok_or_else(|| RegistryError::UnknownAlias { alias: name.clone() })?;
+        if is_pinned {
+            self.check_base(&alias)?;
+            // First, as it may take long or fail: then nothing was promised.
+            let pinned = self.residency.pin(alias.generation.digest).await;
+            pinned.map_err(|error| ServiceError::Residency { alias: name, error })?;
+        }
+        let changes = Arc::clone(&self.changes);
+        let done = apart(async move { changes.pin(&target, is_pinned, expect).await }).await;
+        self.changes.settle_pin(&alias.generation);
+        done
     }
 
-    /// All aliases, by name.
-    pub fn views(&self) -> Vec<AdapterView> {
-        self.registry.list().into_iter().map(|alias| self.view_of(alias)).collect()
+    /// What `caller` means by a name.
+    pub fn view(&self, caller: &Namespace, name: &str) -> Option<AdapterView> {
+        Some(self.view_of(caller, self.registry.visible(caller, name)?))
+    }
+
+    /// What `caller` sees of an alias of a namespace, its own or the shared one.
+    pub fn view_in(
+        &self,
+        caller: &Namespace,
+        space: &Namespace,
+        name: &str,
+    ) -> Option<AdapterView> {
+        Some(self.view_of(caller, self.registry.get(space, name)?))
+    }
+
+    /// All aliases that `caller` may use, by name.
+    pub fn views(&self, caller: &Namespace) -> Vec<AdapterView> {
+        let aliases = self.registry.list_visible(caller).into_iter();
+        aliases.map(|alias| self.view_of(caller, alias)).collect()
+    }
+
+    /// The aliases of a namespace, its own or the shared one, as `caller` sees them.
+    pub fn views_in(&self, caller: &Namespace, space: &Namespace) -> Vec<AdapterView> {
+        let aliases = self.registry.list(space).into_iter();
+        aliases.map(|alias| self.view_of(caller, alias)).collect()
     }
 
     /// Where a generation is now.
@@ -219,20 +317,33 @@ impl AdapterService {
         self.residency.shutdown();
     }
 
-    fn view_of(&self, alias: Alias) -> AdapterView {
+    fn view_of(&self, caller: &Namespace, alias: Alias) -> AdapterView {
+        let is_own = alias.namespace == *caller;
+        let base_digest = alias.generation.other_base().unwrap_or(&self.changes.shelf.base_digest);
         AdapterView {
             tier: self.residency.tier(alias.generation.digest),
-            history: self.registry.history(&alias.name),
+            history: self.registry.history(&alias.namespace, &alias.name),
+            n_requests: is_own.then(|| alias.n_requests.load(Ordering::Relaxed)),
+            base_digest: base_digest.to_owned(),
             alias,
         }
     }
 
-    /// What no alias points at any more needs no memory.
-    fn finish(&self, moved: Moved) -> Alias {
-        // Asked again: another change may have taken it up meanwhile.
-        if let Some(left) = moved.retired.filter(|left| left.is_retired()) {
-            self.residency.forget(left.digest);
+    fn check_base(&self, alias: &Alias) -> Result<(), ServiceError> {
+        match alias.generation.other_base() {
+            None => Ok(()),
+            Some(registered) => Err(ServiceError::OtherBase {
+                alias: alias.name.to_string(),
+                registered: registered.to_owned(),
+                served: self.changes.shelf.base_digest.clone(),
+            }),
         }
-        moved.alias
     }
+}
+
+/// Work that goes on when whoever asked for it has left.
+async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, ServiceError> {
+    tokio::spawn(work).await.map_err(|_| ServiceError::Panicked)?
 }

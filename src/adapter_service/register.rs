@@ -1,30 +1,28 @@
 //! From files to a generation under a name.
 
 use std::{
-    fs::File,
-    io::Read as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use pleach_adapters::{
-    AdapterFiles, Alias, Expect, Generation, load_peft,
+    Alias, Expect, FolderInPlace, Generation, LoadedAdapter, Moved, Namespace, load_peft,
     peft::{ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, TENSOR_FILE, tensor_file_bytes_max},
 };
-use pleach_engine::{packed_adapter::PackedAdapter, spec::ModelSpec};
+use pleach_engine::{engine::EngineHandle, packed_adapter::PackedAdapter, spec::ModelSpec};
+use pleach_store::Origin;
 
 use super::{
-    AdapterService, REGISTRATIONS_MAX,
-    error::ServiceError,
-    roots::AllowedRoots,
-    spool::{IncomingFile, SpoolFolder},
+    AdapterService, REGISTRATIONS_MAX, apart, changes::Checked, error::ServiceError,
+    incoming::copy_adapter, spool::SpoolFolder, stored_files::is_stored, target::Target,
 };
 
-/// Bytes copied at once.
-const COPY_BYTES: usize = 1 << 20;
+/// Characters of a path that are kept with a generation.
+const ORIGIN_CHARS_MAX: usize = 1024;
 
 impl AdapterService {
-    /// Registers a folder of the configuration, read where it is.
+    /// Registers a shared adapter of the configuration, read where it is. It is not stored: the configuration brings it
+    /// back. If a stored one has the name, that one stays.
     ///
     /// # Errors
     /// [`ServiceError`].
@@ -33,7 +31,25 @@ impl AdapterService {
         name: &str,
         folder: PathBuf,
     ) -> Result<Alias, ServiceError> {
-        self.register(name, Expect::Absent, move || Ok(AdapterFiles::in_place(folder))).await
+        let space = Namespace::shared();
+        if let Some(alias) = self.registry.get(&space, name).filter(is_stored) {
+            tracing::warn!(
+                adapter = name,
+                folder = %folder.display(),
+                generation = alias.generation.digest.short(),
+                "the configured adapter is not served: it was replaced while a server ran, and what is stored counts; \
+                 DELETE /v1/adapters/NAME?owner=shared gives the name back to the configuration"
+            );
+            return Ok(alias);
+        }
+        self.registry.check(&space, name, Expect::Absent)?;
+        let (reader, loaded_as) = (self.reader(), name.to_owned());
+        let read = move || {
+            let (adapter, packed) = reader.read(&folder, &loaded_as)?;
+            Ok((Generation::new(loaded_as, &adapter, FolderInPlace::new(folder)), packed))
+        };
+        let (generation, packed) = blocking(read).await?;
+        self.register_packed(name, generation, packed, Expect::Absent)
     }
 
     /// Registers a folder below an allowed root. It is copied: what is served is what was checked.
@@ -42,20 +58,15 @@ impl AdapterService {
     /// [`ServiceError`]; nothing changed then.
     pub async fn register_path(
         &self,
-        name: &str,
+        target: Target,
         path: &str,
         expect: Expect,
-    ) -> Result<Alias, ServiceError> {
-        let (roots, path) = (self.roots.clone(), path.to_owned());
+    ) -> Result<Moved, ServiceError> {
+        let (roots, spool, path) = (self.roots.clone(), Arc::clone(&self.spool), path.to_owned());
+        let place = path.chars().take(ORIGIN_CHARS_MAX).collect();
         let bytes_max = tensor_file_bytes_max(self.engine.spec());
-        let spool = Arc::clone(&self.spool);
-        let files = move || {
-            let from = roots.find(&path)?;
-            let folder = spool.folder()?;
-            copy_adapter(&roots, &from, &folder, bytes_max)?;
-            Ok(AdapterFiles::kept_by(folder.path().to_owned(), folder))
-        };
-        self.register(name, expect, files).await
+        let files = move || copy_adapter(&roots, &path, &spool, bytes_max);
+        self.register(target, expect, Origin::Place { place }, files).await
     }
 
     /// Registers what was uploaded into a folder of the spool.
@@ -64,12 +75,11 @@ impl AdapterService {
     /// [`ServiceError`]; nothing changed then, and nothing of it is left.
     pub async fn register_upload(
         &self,
-        name: &str,
+        target: Target,
         folder: SpoolFolder,
         expect: Expect,
-    ) -> Result<Alias, ServiceError> {
-        let files = move || Ok(AdapterFiles::kept_by(folder.path().to_owned(), folder));
-        self.register(name, expect, files).await
+    ) -> Result<Moved, ServiceError> {
+        self.register(target, expect, Origin::Upload, move || Ok(folder)).await
     }
 
     /// A folder to upload into. Blocks for a moment.
@@ -84,8 +94,8 @@ impl AdapterService {
     ///
     /// # Errors
     /// The rule that the name breaks, or what the alias is instead.
-    pub fn check(&self, name: &str, expect: Expect) -> Result<(), ServiceError> {
-        Ok(self.registry.check(name, expect)?)
+    pub fn check(&self, target: &Target, expect: Expect) -> Result<(), ServiceError> {
+        Ok(self.registry.check(&target.space(), &target.name, expect)?)
     }
 
     /// Most bytes of a file of an adapter; `None` for a file that no adapter has.
@@ -97,7 +107,7 @@ impl AdapterService {
         }
     }
 
-    /// Registers an adapter that is loaded and packed already.
+    /// Registers a shared adapter that is loaded and packed already. It is not stored.
     ///
     /// # Errors
     /// When the name breaks a rule or the alias is not as expected.
@@ -108,93 +118,98 @@ impl AdapterService {
         packed: PackedAdapter,
         expect: Expect,
     ) -> Result<Alias, ServiceError> {
-        let moved = self.registry.point(name, generation, expect)?;
-        // Host memory first, so that the next request does not read it again; then the device, if there is room.
+        let moved = self.registry.point(&Namespace::shared(), name, generation, expect)?;
         let digest = moved.alias.generation.digest;
         self.residency.offer(digest, Arc::new(packed));
         self.residency.prefetch(digest);
-        let alias = self.finish(moved);
-        tracing::info!(
-            adapter = name,
-            generation = alias.generation.digest.short(),
-            rank = alias.generation.info.rank_max,
-            "adapter registered"
-        );
-        Ok(alias)
+        self.changes.settle(&moved);
+        log_registered(&moved.alias);
+        Ok(moved.alias)
     }
 
     async fn register(
         &self,
-        name: &str,
+        target: Target,
         expect: Expect,
-        files: impl FnOnce() -> Result<AdapterFiles, ServiceError> + Send + 'static,
-    ) -> Result<Alias, ServiceError> {
-        self.check(name, expect)?;
-        let _place = self
-            .places
-            .try_acquire()
+        origin: Origin,
+        files: impl FnOnce() -> Result<SpoolFolder, ServiceError> + Send + 'static,
+    ) -> Result<Moved, ServiceError> {
+        self.check(&target, expect)?;
+        let place = Arc::clone(&self.places)
+            .try_acquire_owned()
             .map_err(|_| ServiceError::Busy { waiting: REGISTRATIONS_MAX })?;
-        // Never closed.
-        let _running = self.running.acquire().await.map_err(|_| ServiceError::Panicked)?;
-        let (engine, rank_max, loaded_as) = (self.engine.clone(), self.rank_max, name.to_owned());
+        let (reader, changes) = (self.reader(), Arc::clone(&self.changes));
+        let running = Arc::clone(&self.running);
+        apart(async move {
+            let _place = place;
+            // Never closed.
+            let running = running.acquire_owned().await.map_err(|_| ServiceError::Panicked)?;
+            let (to, name) = (Arc::clone(&changes.shelf), target.name.clone());
+            let read = move || {
+                let folder = files()?;
+                let (adapter, packed) = reader.read(folder.path(), &name)?;
+                Ok((Checked::new(&adapter, &to, origin, folder), packed))
+            };
+            let (checked, packed) = blocking(read).await?;
+            drop(running);
+            let moved = changes.register(&target, &checked, packed, expect).await?;
+            log_registered(&moved.alias);
+            Ok(moved)
+        })
+        .await
+    }
+
+    fn reader(&self) -> Reader {
         let mut base_names = self.registry.base_names().to_vec();
-        let work = move || {
-            let files = files()?;
-            let spec = engine.spec();
-            let adapter = load_peft(files.folder(), spec)?;
-            if adapter.rank_max > rank_max {
-                return Err(ServiceError::RankTooLarge { rank: adapter.rank_max, rank_max });
-            }
-            base_names.push(spec.name.clone());
-            warn_of_other_base(&loaded_as, adapter.base_model_name.as_deref(), spec, &base_names);
-            let packer = engine.adapter_packer();
-            let ready = packer.pack(&adapter.weights)?;
-            let (needed, capacity) = (ready.n_bytes(), packer.capacity_bytes());
-            if needed > capacity {
-                return Err(ServiceError::NeverFits { needed, capacity });
-            }
-            Ok((Generation::new(loaded_as, &adapter, files), ready))
-        };
-        let (generation, packed) =
-            tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)??;
-        self.register_packed(name, generation, packed, expect)
+        base_names.push(self.engine.spec().name.clone());
+        Reader { engine: self.engine.clone(), rank_max: self.rank_max, base_names }
     }
 }
 
-fn copy_adapter(
-    roots: &AllowedRoots,
-    from: &Path,
-    to: &SpoolFolder,
-    tensor_bytes_max: u64,
-) -> Result<(), ServiceError> {
-    for (name, bytes_max) in
-        [(CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX), (TENSOR_FILE, tensor_bytes_max)]
-    {
-        // What is missing or strange is not copied; loading the copy says so by name.
-        let Some(path) = roots.file(from, name)? else { continue };
-        // Asked before opening: opening a pipe would wait for its writer.
-        if !path.metadata()?.is_file() {
-            std::fs::create_dir(to.path().join(name))?;
-            continue;
-        }
-        let mut file = to.create(name, bytes_max)?;
-        copy_file(&mut File::open(path)?, to, &mut file)?;
-    }
-    Ok(())
+/// Reads and packs what is to be registered.
+struct Reader {
+    engine: EngineHandle,
+    rank_max: usize,
+    /// All that the base is called.
+    base_names: Vec<String>,
 }
 
-fn copy_file(
-    from: &mut File,
-    to: &SpoolFolder,
-    file: &mut IncomingFile,
-) -> Result<(), ServiceError> {
-    let mut buffer = vec![0; COPY_BYTES];
-    loop {
-        match from.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => to.write(file, &buffer[..n])?,
+impl Reader {
+    fn read(
+        &self,
+        folder: &Path,
+        name: &str,
+    ) -> Result<(LoadedAdapter, PackedAdapter), ServiceError> {
+        let spec = self.engine.spec();
+        let adapter = load_peft(folder, spec)?;
+        if adapter.rank_max > self.rank_max {
+            let (rank, rank_max) = (adapter.rank_max, self.rank_max);
+            return Err(ServiceError::RankTooLarge { rank, rank_max });
         }
+        warn_of_other_base(name, adapter.base_model_name.as_deref(), spec, &self.base_names);
+        let packer = self.engine.adapter_packer();
+        let ready = packer.pack(&adapter.weights)?;
+        let (needed, capacity) = (ready.n_bytes(), packer.capacity_bytes());
+        if needed > capacity {
+            return Err(ServiceError::NeverFits { needed, capacity });
+        }
+        Ok((adapter, ready))
     }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServiceError> + Send + 'static,
+) -> Result<T, ServiceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)?
+}
+
+fn log_registered(alias: &Alias) {
+    tracing::info!(
+        adapter = &*alias.label,
+        generation = alias.generation.digest.short(),
+        rank = alias.generation.info.rank_max,
+        "adapter registered"
+    );
 }
 
 /// PEFT files carry no digest of their base: another name is only worth a warning.

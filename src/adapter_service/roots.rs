@@ -1,4 +1,4 @@
-//! The folders below which adapters may be loaded by path.
+//! The folders below which adapters may be loaded by path, on this machine or in an object store.
 
 use std::{
     io,
@@ -6,6 +6,7 @@ use std::{
 };
 
 use pleach_adapters::peft::CONFIG_FILE;
+use pleach_store::{BlobError, RemoteFolder, RemotePath};
 
 use super::error::ServiceError;
 
@@ -14,19 +15,36 @@ use super::error::ServiceError;
 pub struct AllowedRoots {
     /// As named, and with links followed.
     roots: Vec<(PathBuf, PathBuf)>,
+    remote: Vec<RemoteFolder>,
+}
+
+/// Where a client's path leads.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Links followed.
+    Folder(PathBuf),
+    Remote(RemoteFolder, RemotePath),
 }
 
 /// A root that cannot be one.
 #[derive(Debug, thiserror::Error)]
-#[error("--adapter-root {}: {source}", root.display())]
-pub struct RootError {
-    /// As it was named.
-    root: PathBuf,
-    source: io::Error,
+pub enum RootError {
+    /// It is not there, or no folder.
+    #[error("--adapter-root {}: {source}", root.display())]
+    Folder {
+        /// As it was named.
+        root: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is no object store that this program can read.
+    #[error("--adapter-root: {0}")]
+    Remote(#[from] BlobError),
 }
 
 impl AllowedRoots {
-    /// Follows links now: a link that is changed later opens nothing new.
+    /// Follows links now: a link that is changed later opens nothing new. `s3://BUCKET/PREFIX` is a folder of an object
+    /// store; it is not looked at.
     ///
     /// # Errors
     /// A root that is not there, or is no folder.
@@ -38,10 +56,41 @@ impl AllowedRoots {
             }
             Ok((std::path::absolute(root)?, real))
         };
-        let roots = roots
-            .iter()
-            .map(|root| follow(root).map_err(|source| RootError { root: root.clone(), source }));
-        Ok(Self { roots: roots.collect::<Result<_, _>>()? })
+        let mut allowed = Self::default();
+        for root in roots {
+            if let Some(url) = root.to_str().filter(|text| RemoteFolder::is_url(text)) {
+                allowed.remote.push(RemoteFolder::open(url)?);
+            } else {
+                let followed = follow(root);
+                let root = root.clone();
+                allowed.roots.push(followed.map_err(|source| RootError::Folder { root, source })?);
+            }
+        }
+        Ok(allowed)
+    }
+
+    /// Allows a folder of an object store too.
+    #[must_use]
+    pub fn with_remote(mut self, folder: RemoteFolder) -> Self {
+        self.remote.push(folder);
+        self
+    }
+
+    /// Where an adapter is that a client names: below an `s3://` root, or a folder ([`Self::find_folder`]).
+    ///
+    /// # Errors
+    /// [`ServiceError::NoRoots`], [`ServiceError::OutsideRoots`], [`ServiceError::NoAdapter`].
+    pub(super) fn find(&self, path: &str) -> Result<Place, ServiceError> {
+        if self.roots.is_empty() && self.remote.is_empty() {
+            return Err(ServiceError::NoRoots);
+        }
+        if !RemoteFolder::is_url(path) {
+            return self.find_folder(path).map(Place::Folder);
+        }
+        let found = self.remote.iter().find_map(|folder| Some((folder, folder.below(path)?)));
+        let (folder, below) =
+            found.ok_or_else(|| ServiceError::OutsideRoots { path: path.to_owned() })?;
+        Ok(Place::Remote(folder.clone(), below))
     }
 
     /// The folder that a client means, links followed. A relative path is looked for below each root in turn. Blocks.
@@ -49,11 +98,8 @@ impl AllowedRoots {
     /// What lies outside is answered alike whether it is there or not: clients cannot ask which files a server has.
     ///
     /// # Errors
-    /// [`ServiceError::NoRoots`], [`ServiceError::OutsideRoots`], [`ServiceError::NoAdapter`].
-    pub(super) fn find(&self, path: &str) -> Result<PathBuf, ServiceError> {
-        if self.roots.is_empty() {
-            return Err(ServiceError::NoRoots);
-        }
+    /// [`ServiceError::OutsideRoots`], [`ServiceError::NoAdapter`].
+    fn find_folder(&self, path: &str) -> Result<PathBuf, ServiceError> {
         let outside = || ServiceError::OutsideRoots { path: path.to_owned() };
         let asked = Path::new(path);
         if asked.components().any(|part| part == Component::ParentDir) || path.contains('\0') {
@@ -116,7 +162,10 @@ mod tests {
         symlink(at("root/a"), at("root/inner")).unwrap();
         symlink(at("root"), at("link")).unwrap();
         let roots = AllowedRoots::new(&[at("link")]).unwrap();
-        let find = |path: &str| roots.find(path);
+        let find = |path: &str| match roots.find(path)? {
+            Place::Folder(folder) => Ok(folder),
+            Place::Remote(..) => panic!("{path} is no URL"),
+        };
         let text = |path: &str| at(path).display().to_string();
         for (path, found) in [
             ("a".to_owned(), "root/a"),
@@ -128,6 +177,7 @@ mod tests {
             assert_eq!(find(&path).unwrap(), at(found).canonicalize().unwrap(), "{path}");
         }
         for outside in [
+            "s3://bucket/a".to_owned(),
             "escape".to_owned(),
             "../outside/c".to_owned(),
             "sub/../../outside/c".to_owned(),

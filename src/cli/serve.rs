@@ -29,6 +29,9 @@ use crate::{
 /// Exit status after a second signal, as shells report an interrupt.
 const EXIT_INTERRUPTED: i32 = 130;
 
+/// Adapters that are listed at the start.
+const ADAPTERS_SHOWN_MAX: usize = 16;
+
 /// Serves until the first SIGINT or SIGTERM, then finishes what runs within the grace. A second signal ends the process
 /// at once.
 ///
@@ -178,7 +181,8 @@ impl StopSignals {
 }
 
 fn announce(settings: &Settings, serving: &Serving) {
-    let LoadReport { spec, model_bytes, device, kv_bytes, adapters, elapsed } = &serving.report;
+    let LoadReport { spec, model_bytes, device, kv_bytes, adapters, n_own_adapters, elapsed } =
+        &serving.report;
     let load = settings.load_settings(std::path::PathBuf::new());
     let stats = serving.state.engine.stats();
     let names = serving.state.adapters.registry().base_names();
@@ -204,9 +208,9 @@ fn announce(settings: &Settings, serving: &Serving) {
         load.engine.max_queue,
     );
     if adapters.is_empty() {
-        eprintln!("  adapters     none (--adapter NAME=DIR)");
+        eprintln!("  adapters     none shared (--adapter NAME=DIR)");
     }
-    for alias in adapters {
+    for alias in adapters.iter().take(ADAPTERS_SHOWN_MAX) {
         let generation = &alias.generation;
         eprintln!(
             "  adapter      {} (generation {}, rank {}, {} parameters)",
@@ -215,6 +219,12 @@ fn announce(settings: &Settings, serving: &Serving) {
             generation.info.rank_max,
             generation.info.n_parameters,
         );
+    }
+    if let Some(more @ 1..) = adapters.len().checked_sub(ADAPTERS_SHOWN_MAX) {
+        eprintln!("               and {more} more");
+    }
+    if *n_own_adapters > 0 {
+        eprintln!("               {n_own_adapters} of tenants");
     }
     eprintln!("  loaded in    {:.2} s", elapsed.as_secs_f64());
     if serving.is_open {

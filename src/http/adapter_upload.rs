@@ -7,26 +7,26 @@ use axum::extract::{
     multipart::{Field, MultipartError},
 };
 use pleach_adapters::{
-    Expect,
+    Expect, Moved,
     peft::{CONFIG_FILE, TENSOR_FILE},
 };
 use tokio::time::timeout;
 
 use super::{error::ApiError, state::AppState};
-use crate::adapter_service::{ServiceError, SpoolFolder};
+use crate::adapter_service::{ServiceError, SpoolFolder, Target};
 
-/// Reads the files into a folder of their own and registers them.
+/// Reads the files into a folder of their own and registers them; what became of the name.
 ///
 /// # Errors
 /// See [`ApiError`]; nothing changed then, and nothing of the upload is left.
 pub async fn put(
     state: &Arc<AppState>,
-    name: &str,
+    target: Target,
     request: Request,
     expect: Expect,
-) -> Result<(), ApiError> {
+) -> Result<Moved, ApiError> {
     // Before megabytes are read for nothing.
-    state.adapters.check(name, expect).map_err(ApiError::from_service)?;
+    state.adapters.check(&target, expect).map_err(ApiError::from_service)?;
     let mut parts = Multipart::from_request(request, state)
         .await
         .map_err(|rejection| ApiError::BodyBroken { detail: rejection.body_text() })?;
@@ -56,8 +56,8 @@ pub async fn put(
     {
         return Err(ApiError::Missing { param: missing.to_owned() });
     }
-    let registered = state.adapters.register_upload(name, folder, expect).await;
-    registered.map(|_| ()).map_err(ApiError::from_service)
+    let registered = state.adapters.register_upload(target, folder, expect).await;
+    registered.map_err(ApiError::from_service)
 }
 
 /// Reads one file. The folder travels to the thread that writes and back.

@@ -34,7 +34,7 @@ pub async fn list(
         store.tenant(&id).await?;
         store.keys(&id, &page).await
     };
-    Ok(Json(cards(keys.await.map_err(|error| ApiError::from_store(&error))?)))
+    Ok(Json(cards(keys.await.map_err(|error| ApiError::from_tenants(&error))?)))
 }
 
 /// Makes a key. The answer is the only one that holds its text.
@@ -53,7 +53,7 @@ pub async fn create(
     let (name, scopes, expires_ms) = (wanted.name, wanted.scopes, wanted.expires_ms);
     let key = NewApiKey { tenant, name, scopes, expires_ms };
     let made = state.tenants.create_key(key).await;
-    let (key, text) = made.map_err(|error| ApiError::from_store(&error))?;
+    let (key, text) = made.map_err(|error| ApiError::from_tenants(&error))?;
     tracing::info!(
         target: AUDIT, %caller, tenant = %key.tenant, key = key.id, name = key.name, scopes = %key.scopes,
         expires_ms = key.expires_ms, "made a key"
@@ -74,7 +74,7 @@ pub async fn revoke(
         path.map_err(|rejection| ApiError::invalid("id", rejection.body_text()))?;
     let tenant = parse_id(&tenant)?;
     let revoked = state.tenants.revoke_key(&tenant, &id).await;
-    revoked.map_err(|error| ApiError::from_store(&error))?;
+    revoked.map_err(|error| ApiError::from_tenants(&error))?;
     tracing::info!(target: AUDIT, %caller, %tenant, key = id, "revoked a key");
     Ok(Json(ApiKeyRevoked { id, object: "api_key", revoked: true }))
 }

@@ -10,9 +10,10 @@ use axum::{
 use pleach_store::{Listing, PAGE_ROWS_MAX, Page, StoreError, Tenant, TenantId};
 
 use super::{
-    error::{ApiError, TenantRefusal},
+    error::ApiError,
     json_body::JsonBody,
     state::AppState,
+    tenant_refusal::TenantRefusal,
     wire::tenants::{CardList, TenantCard, read_change},
 };
 use crate::tenants::Caller;
@@ -34,7 +35,7 @@ pub async fn list(
     query: QueryFields,
 ) -> Result<Json<CardList<TenantCard>>, ApiError> {
     let tenants = state.tenants.store().tenants(&read_page(&query)?).await;
-    Ok(Json(cards(tenants.map_err(|error| ApiError::from_store(&error))?)))
+    Ok(Json(cards(tenants.map_err(|error| ApiError::from_tenants(&error))?)))
 }
 
 /// Makes a tenant.
@@ -49,7 +50,7 @@ pub async fn create(
     body.fields.require("name")?;
     let change = read_change(&body.fields)?;
     let made = state.tenants.create(change.into_settings()).await;
-    let tenant = made.map_err(|error| ApiError::from_store(&error))?;
+    let tenant = made.map_err(|error| ApiError::from_tenants(&error))?;
     let settings = &tenant.settings;
     tracing::info!(target: AUDIT, %caller, tenant = %tenant.id, ?settings, "made a tenant");
     Ok((StatusCode::CREATED, Json(tenant.into())))
@@ -121,7 +122,7 @@ pub async fn enable(
 }
 
 fn answer(tenant: Result<Tenant, StoreError>) -> Result<Json<TenantCard>, ApiError> {
-    tenant.map(|tenant| Json(tenant.into())).map_err(|error| ApiError::from_store(&error))
+    tenant.map(|tenant| Json(tenant.into())).map_err(|error| ApiError::from_tenants(&error))
 }
 
 /// `after` and `limit`.

@@ -24,7 +24,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::tenants::Admission;
+use crate::tenants::{Admission, Caller};
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -35,13 +35,14 @@ const ASSISTANT: &str = "assistant";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
     let head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),

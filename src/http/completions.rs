@@ -25,7 +25,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::tenants::Admission;
+use crate::tenants::{Admission, Caller};
 
 const PARAM: &str = "prompt";
 
@@ -35,13 +35,14 @@ const PARAM: &str = "prompt";
 /// See [`ApiError`].
 pub async fn create(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&request.model, request.sampling.adapter_generation)?;
+    let model = state.resolve(&caller, &request.model, request.sampling.adapter_generation)?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
     let head = Head::new("cmpl-", &state, &model);

@@ -6,18 +6,18 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use pleach_adapters::{RegistryError, ResidencyError};
 use pleach_engine::engine::SubmitError;
 use pleach_store::{Scope, Scopes};
 
-use super::wire::error::{ErrorBody, ErrorEnvelope};
-use crate::{
-    adapter_service::ServiceError,
-    tenants::{Quota, Refusal},
+use super::{
+    adapter_refusal::AdapterRefusal,
+    tenant_refusal::TenantRefusal,
+    wire::error::{ErrorBody, ErrorEnvelope},
 };
+use crate::tenants::Refusal;
 
-/// What a client is told to wait when nobody knows how long: when the queue is full. The queue moves by a step every few milliseconds, so this is
-/// the shortest wait that the header can say.
+/// What a client is told to wait when nobody knows how long, as when the queue is full. That moves by a step every few
+/// milliseconds, so this is the shortest wait that the header can say.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// Why a request was not answered with what it asked for.
@@ -204,72 +204,6 @@ pub enum ApiError {
     },
 }
 
-/// Kinds of refusals that have to do with adapters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdapterRefusal {
-    /// A name that no adapter may have.
-    Name,
-    /// Files that cannot be an adapter here.
-    Files,
-    /// A path that may not be read.
-    Path,
-    /// A path with no adapter.
-    NoFiles,
-    /// No adapter of that name.
-    Unknown,
-    /// No such generation.
-    UnknownGeneration,
-    /// The alias is not as the change expects it, or has not that generation.
-    Conflict,
-    /// Too large for this server's disk or list.
-    Full,
-    /// It is registered but cannot be brought to the device.
-    Unavailable,
-    /// Too many wait.
-    Busy,
-}
-
-/// Kinds of refusals that have to do with tenants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TenantRefusal {
-    /// No tenant of that id.
-    UnknownTenant,
-    /// The name is another's.
-    NameTaken,
-    /// No key of that id.
-    UnknownKey,
-    /// Beyond what the tenant may own. To wait would not help: something must be removed.
-    Quota(Quota),
-}
-
-impl TenantRefusal {
-    fn status_and_code(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::UnknownTenant => (StatusCode::NOT_FOUND, "tenant_not_found"),
-            Self::NameTaken => (StatusCode::CONFLICT, "tenant_name_taken"),
-            Self::UnknownKey => (StatusCode::NOT_FOUND, "key_not_found"),
-            Self::Quota(_) => (StatusCode::FORBIDDEN, "quota_exceeded"),
-        }
-    }
-}
-
-impl AdapterRefusal {
-    fn status_and_code(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::Name => (StatusCode::BAD_REQUEST, "invalid_adapter_name"),
-            Self::Files => (StatusCode::BAD_REQUEST, "invalid_adapter"),
-            Self::Path => (StatusCode::FORBIDDEN, "adapter_path_not_allowed"),
-            Self::NoFiles => (StatusCode::NOT_FOUND, "adapter_files_not_found"),
-            Self::Unknown => (StatusCode::NOT_FOUND, "adapter_not_found"),
-            Self::UnknownGeneration => (StatusCode::NOT_FOUND, "generation_not_found"),
-            Self::Conflict => (StatusCode::CONFLICT, "generation_conflict"),
-            Self::Full => (StatusCode::INSUFFICIENT_STORAGE, "adapters_full"),
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "adapter_unavailable"),
-            Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
-        }
-    }
-}
-
 impl ApiError {
     /// A value that makes no sense.
     pub fn invalid(param: impl Into<String>, reason: impl Into<String>) -> Self {
@@ -418,65 +352,6 @@ impl ApiError {
         let may_pass = self.status() == StatusCode::TOO_MANY_REQUESTS
             || matches!(self, Self::ShuttingDown | Self::StoreUnavailable);
         may_pass.then(|| HeaderValue::from_static(RETRY_AFTER_SECONDS))
-    }
-
-    /// What the registry's refusal is to a client.
-    pub fn from_registry(error: &RegistryError) -> Self {
-        let refusal = match error {
-            RegistryError::UnknownName { model_name } => {
-                return Self::UnknownModel { name: model_name.clone() };
-            }
-            RegistryError::NoBaseName
-            | RegistryError::InvalidBaseName { .. }
-            | RegistryError::EmptyAlias
-            | RegistryError::AliasTooLong { .. }
-            | RegistryError::AliasCharacter { .. }
-            | RegistryError::AliasIsBase { .. }
-            | RegistryError::AliasBeginsWithBase { .. } => AdapterRefusal::Name,
-            RegistryError::TooManyAliases => AdapterRefusal::Full,
-            RegistryError::UnknownAlias { .. } => AdapterRefusal::Unknown,
-            RegistryError::UnknownGeneration { .. } => AdapterRefusal::UnknownGeneration,
-            RegistryError::AliasExists { .. }
-            | RegistryError::Mismatch { .. }
-            | RegistryError::NoHistory { .. }
-            | RegistryError::ForeignGeneration { .. } => AdapterRefusal::Conflict,
-        };
-        Self::Adapter { refusal, message: error.to_string() }
-    }
-
-    /// What the memory tiers' refusal is to a client.
-    pub fn from_residency(error: &ResidencyError) -> Self {
-        let refusal = match error {
-            ResidencyError::ShuttingDown => return Self::ShuttingDown,
-            ResidencyError::QueueFull { .. } => AdapterRefusal::Busy,
-            ResidencyError::NeverFits { .. }
-            | ResidencyError::AllPlacesPinned { .. }
-            | ResidencyError::LoadFailed { .. }
-            | ResidencyError::DeviceFailed { .. }
-            | ResidencyError::DeviceFull { .. } => AdapterRefusal::Unavailable,
-        };
-        tracing::warn!(%error, "an adapter cannot be had");
-        Self::Adapter { refusal, message: error.to_string() }
-    }
-
-    /// Why an adapter was not registered.
-    pub fn from_service(error: ServiceError) -> Self {
-        let refusal = match error {
-            ServiceError::Registry(error) => return Self::from_registry(&error),
-            ServiceError::NoRoots | ServiceError::OutsideRoots { .. } => AdapterRefusal::Path,
-            ServiceError::NoAdapter { .. } => AdapterRefusal::NoFiles,
-            ServiceError::Adapter(_)
-            | ServiceError::RankTooLarge { .. }
-            | ServiceError::NeverFits { .. }
-            | ServiceError::Pack(_)
-            | ServiceError::UploadTooLarge { .. } => AdapterRefusal::Files,
-            ServiceError::SpoolFull { .. } => AdapterRefusal::Full,
-            ServiceError::Busy { .. } => AdapterRefusal::Busy,
-            ServiceError::Spool(_) | ServiceError::Panicked => {
-                return Self::Internal { detail: error.to_string() };
-            }
-        };
-        Self::Adapter { refusal, message: error.to_string() }
     }
 
     /// What the engine's refusal is to a client whose prompt came in `param`.

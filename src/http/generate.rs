@@ -137,9 +137,9 @@ pub async fn start(
                     prompt_logprobs: job.prompt_logprobs,
                 })
                 .map_err(|error| ApiError::from_submit(error, job.param))?;
-            let alias = job.model.alias();
+            let label = job.model.label();
             let clock =
-                state.telemetry.follow(alias, admission.series(), job.arrived, prompt.len());
+                state.telemetry.follow(label, admission.series(), job.arrived, prompt.len());
             // The choices of one prompt share it.
             let n_counted = if choice_index == 0 { prompt.len() } else { 0 };
             let place = line.next_place(n_counted);
@@ -171,12 +171,12 @@ async fn take_turn(
         line.turns().await;
         return Ok(None);
     };
-    let _waiting = state.telemetry.waits_for(&pinned.alias.name);
+    let _waiting = state.telemetry.waits_for(&pinned.alias.label);
     let is_cold = state.adapters.tier(pinned.alias.generation.digest) != Tier::Device;
     let _cold_turn = if is_cold { line.cold_turn().await } else { None };
     line.turns().await;
     let leased = state.adapters.lease(pinned).await;
-    leased.map(Some).map_err(|error| ApiError::from_residency(&error))
+    leased.map(Some).map_err(ApiError::from_service)
 }
 
 impl Running {

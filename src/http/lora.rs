@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use pleach_adapters::{Expect, RegistryError};
+use pleach_store::Scope;
 
 use super::{
     error::{ApiError, ErrorCode},
@@ -20,7 +21,10 @@ use super::{
         fields::Fields,
     },
 };
-use crate::adapter_service::ServiceError;
+use crate::{
+    adapter_service::{ServiceError, Target},
+    tenants::Caller,
+};
 
 /// A refusal in vLLM's words.
 #[derive(Debug)]
@@ -38,8 +42,10 @@ pub struct VllmError {
 /// [`VllmError`]; nothing changed then.
 pub async fn load(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     body: Result<JsonBody, ApiError>,
 ) -> Result<String, VllmError> {
+    caller.require(Scope::Train)?;
     let fields = body?.fields;
     let (name, path) = (required(&fields, "lora_name")?, required(&fields, "lora_path")?);
     if name.is_empty() || path.is_empty() {
@@ -54,7 +60,8 @@ pub async fn load(
     if expect == Expect::Anything && !in_place {
         expect = Expect::Absent;
     }
-    let registered = state.adapters.register_path(name, path, expect).await;
+    let target = own_name(&caller, name);
+    let registered = state.adapters.register_path(target, path, expect).await;
     registered.map_err(|error| VllmError::from_load(error, name))?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
@@ -65,15 +72,19 @@ pub async fn load(
 /// [`VllmError`]; nothing changed then.
 pub async fn unload(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     body: Result<JsonBody, ApiError>,
 ) -> Result<String, VllmError> {
+    caller.require(Scope::Train)?;
     let fields = body?.fields;
     let name = required(&fields, "lora_name")?;
     if name.is_empty() {
         return Err(invalid("'lora_name' needs to be provided to unload a LoRA adapter."));
     }
-    state.adapters.remove(name, fields.expected_generation()?).map_err(|error| {
-        if matches!(error, RegistryError::UnknownAlias { .. }) {
+    let expect = fields.expected_generation()?;
+    let removed = state.adapters.remove(own_name(&caller, name), expect).await;
+    removed.map_err(|error| {
+        if matches!(error, ServiceError::Registry(RegistryError::UnknownAlias { .. })) {
             return VllmError::new(
                 StatusCode::NOT_FOUND,
                 "NotFoundError",
@@ -81,9 +92,15 @@ pub async fn unload(
                 "adapter_not_found",
             );
         }
-        ApiError::from_registry(&error).into()
+        ApiError::from_service(error).into()
     })?;
     Ok(format!("Success: LoRA adapter '{name}' removed successfully."))
+}
+
+/// What these endpoints change is the caller's own.
+fn own_name(caller: &Caller, name: &str) -> Target {
+    let owner = caller.owner.clone();
+    Target { who: owner.to_string(), owner, name: name.to_owned() }
 }
 
 fn required<'f>(fields: &'f Fields, param: &str) -> Result<&'f str, ApiError> {
@@ -127,6 +144,13 @@ impl VllmError {
                 "invalid_adapter",
             ),
             ServiceError::Registry(_)
+            | ServiceError::Store(_)
+            | ServiceError::StoredFile(_)
+            | ServiceError::Remote { .. }
+            | ServiceError::ConfiguredChanged { .. }
+            | ServiceError::NotKept
+            | ServiceError::OtherBase { .. }
+            | ServiceError::Residency { .. }
             | ServiceError::Spool(_)
             | ServiceError::SpoolFull { .. }
             | ServiceError::Busy { .. }
@@ -142,6 +166,7 @@ impl From<ApiError> for VllmError {
             StatusCode::BAD_REQUEST => "BadRequestError",
             StatusCode::NOT_FOUND => "NotFoundError",
             StatusCode::CONFLICT => "ConflictError",
+            StatusCode::FORBIDDEN => "PermissionDeniedError",
             StatusCode::TOO_MANY_REQUESTS => "RateLimitError",
             status if status.is_server_error() => "InternalServerError",
             _ => "InvalidUserInput",

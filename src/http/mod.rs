@@ -7,6 +7,7 @@
 //!
 //! `wire/` holds every type that is JSON; `error` maps every refusal to its status.
 
+pub mod adapter_refusal;
 pub mod adapter_upload;
 pub mod adapters;
 pub mod admin_keys;
@@ -31,7 +32,7 @@ pub mod scores;
 pub mod server;
 pub mod sse;
 pub mod state;
-mod store_error;
+pub mod tenant_refusal;
 pub mod wire;
 
 use std::sync::Arc;
@@ -53,7 +54,9 @@ pub fn router(state: Arc<AppState>) -> Router {
         .merge(completions(&[Scope::Infer]))
         .merge(models(&[Scope::Infer]))
         .merge(adapters_seen(&[Scope::Infer, Scope::Train]))
-        .merge(adapters_changed(&[Scope::Train]))
+        // Shared ones are the administrator's, which the handlers tell apart.
+        .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
+        .merge(adapters_loaded(&[Scope::Train]))
         .merge(administration(&[Scope::Admin]))
         .route_layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
     Router::new()
@@ -100,10 +103,15 @@ fn adapters_changed(scopes: AnyOf) -> Routes {
     // An upload has limits of its own, file by file.
     let put = put(adapters::put).layer(DefaultBodyLimit::disable());
     Router::new()
-        .route("/v1/load_lora_adapter", post(lora::load))
-        .route("/v1/unload_lora_adapter", post(lora::unload))
         .route("/v1/adapters/{name}", put.delete(adapters::delete))
         .route("/v1/adapters/{name}/rollback", post(adapters::roll_back))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn adapters_loaded(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/load_lora_adapter", post(lora::load))
+        .route("/v1/unload_lora_adapter", post(lora::unload))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

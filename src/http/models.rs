@@ -6,19 +6,20 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use pleach_adapters::Alias;
+use pleach_adapters::{Alias, Resolution};
 
 use super::{
     error::ApiError,
     state::AppState,
     wire::models::{ModelCard, ModelList, ModelPermission},
 };
+use crate::tenants::Caller;
 
 const OWNER: &str = "pleach";
 
 /// Bases first, then adapters by name.
-pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: cards(&state) })
+pub async fn list(State(state): State<Arc<AppState>>, caller: Caller) -> Json<ModelList> {
+    Json(ModelList { object: "list", data: cards(&state, &caller) })
 }
 
 /// One card. An adapter also answers to `BASE:NAME`.
@@ -27,20 +28,25 @@ pub async fn list(State(state): State<Arc<AppState>>) -> Json<ModelList> {
 /// [`ApiError::UnknownModel`]; [`ApiError::InvalidValue`] for a path that is not UTF-8.
 pub async fn get(
     State(state): State<Arc<AppState>>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
     let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
-    let model = state.resolve(&id, None)?;
-    let name = model.alias().unwrap_or(&model.name);
-    let card = cards(&state).into_iter().find(|card| card.id == name);
-    card.map(Json).ok_or(ApiError::UnknownModel { name: id })
+    let registry = state.adapters.registry();
+    let found = registry
+        .resolve(&caller.namespace(), &id)
+        .map_err(|error| ApiError::from_registry(&error))?;
+    Ok(Json(match found {
+        Resolution::Base => base_card(&state, &id),
+        Resolution::Adapter(alias) => adapter_card(&state, &alias),
+    }))
 }
 
-fn cards(state: &AppState) -> Vec<ModelCard> {
-    let bases = state.adapters.registry().base_names().iter().map(|name| base_card(state, name));
-    bases
-        .chain(state.adapters.registry().list().iter().map(|alias| adapter_card(state, alias)))
-        .collect()
+fn cards(state: &AppState, caller: &Caller) -> Vec<ModelCard> {
+    let registry = state.adapters.registry();
+    let bases = registry.base_names().iter().map(|name| base_card(state, name));
+    let adapters = registry.list_visible(&caller.namespace());
+    bases.chain(adapters.iter().map(|alias| adapter_card(state, alias))).collect()
 }
 
 fn base_card(state: &AppState, name: &str) -> ModelCard {

@@ -25,13 +25,13 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, Api
     let adapters: Vec<_> = state
         .adapters
         .registry()
-        .list()
+        .list_all()
         .into_iter()
         .map(|alias| AdapterFacts {
             resident: state.adapters.tier(alias.generation.digest) == Tier::Device,
             generation: alias.generation.digest.to_string(),
-            waiting: state.telemetry.is_waiting(&alias.name),
-            alias: alias.name.to_string(),
+            waiting: state.telemetry.is_waiting(&alias.label),
+            alias: alias.label.to_string(),
         })
         .collect();
     let text = state

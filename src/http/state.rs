@@ -17,7 +17,7 @@ use super::{cpu_work::CpuWork, error::ApiError};
 use crate::{
     adapter_service::{AdapterService, PinnedAdapter},
     telemetry::Telemetry,
-    tenants::Tenants,
+    tenants::{Caller, Tenants},
 };
 
 /// Limits on what clients send.
@@ -78,13 +78,14 @@ impl AppState {
         !self.stopping.load(Ordering::Relaxed) && !self.engine.is_stopping()
     }
 
-    /// What the `model` field of a request means, pinned for the whole request; `generation` is the adapter's that the
+    /// What the `model` field of a caller's request means, pinned for the whole request; `generation` is the adapter's that the
     /// request insists on.
     ///
     /// # Errors
-    /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when the adapter has no such generation.
+    /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when the adapter has no such generation or is for another base.
     pub fn resolve(
         &self,
+        caller: &Caller,
         name: &str,
         generation: Option<GenerationDigest>,
     ) -> Result<Model, ApiError> {
@@ -93,8 +94,8 @@ impl AppState {
         }
         let adapter = self
             .adapters
-            .resolve(name, generation)
-            .map_err(|error| ApiError::from_registry(&error))?;
+            .resolve(&caller.namespace(), name, generation)
+            .map_err(ApiError::from_service)?;
         Ok(Model { name: name.to_owned(), adapter })
     }
 }
@@ -110,8 +111,8 @@ pub struct Model {
 
 impl Model {
     /// The label of what is measured.
-    pub fn alias(&self) -> Option<&str> {
-        self.adapter.as_ref().map(|adapter| &*adapter.alias.name)
+    pub fn label(&self) -> Option<&str> {
+        self.adapter.as_ref().map(|adapter| &*adapter.alias.label)
     }
 
     /// The digest that responses carry.

@@ -10,7 +10,6 @@ mod tenants;
 pub mod window;
 
 use std::{
-    borrow::Cow,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -177,18 +176,9 @@ impl Telemetry {
     }
 }
 
-/// The label of an adapter: its name, for one of a tenant followed by whose it is. Names hold no spaces, so none is another
-/// one's label.
-pub fn adapter_label<'n>(namespace: &Namespace, name: &'n str) -> Cow<'n, str> {
-    if namespace.is_shared() {
-        return Cow::Borrowed(name);
-    }
-    Cow::Owned(format!("{name} ({namespace})"))
-}
-
-/// The name in a label, if it is that of an adapter of this namespace.
+/// The name in the label of an adapter ([`pleach_adapters::Alias::label`]), if it is one of this namespace.
 fn own_name<'l>(label: &'l str, namespace: &Namespace) -> Option<&'l str> {
-    label.strip_suffix(')')?.strip_suffix(namespace.as_str())?.strip_suffix(" (")
+    label.strip_prefix(namespace.as_str())?.strip_prefix('/')
 }
 
 /// A request that waits for its adapter.
@@ -216,17 +206,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_of_tenants_are_told_apart_and_read_back() {
+    fn a_label_is_read_by_its_owner_only() {
         let [one, two] = ["ten_1", "ten_2"].map(Namespace::new);
-        let shared = adapter_label(&Namespace::shared(), "support");
-        let owned = adapter_label(&one, "support");
-        assert_eq!((&*shared, &*owned), ("support", "support (ten_1)"));
-        assert_eq!(own_name(&owned, &one), Some("support"));
-        for (label, namespace) in [(&owned, &two), (&shared, &one), (&shared, &two)] {
-            assert_eq!(own_name(label, namespace), None);
+        assert_eq!(own_name("ten_1/support", &one), Some("support"));
+        assert_eq!(own_name("ten_1/ten_2/support", &one), Some("ten_2/support"));
+        for label in ["ten_1/support", "ten_1/ten_2/support", "support", "ten_2", "ten_22/support"]
+        {
+            assert_eq!(own_name(label, &two), None, "{label:?}");
         }
-        for label in [names::ADAPTER_BASE, names::ADAPTER_OTHER, "ten_1", "ten_1)", ""] {
-            assert_eq!(own_name(label, &one), None, "{label:?}");
+        for label in [names::ADAPTER_BASE, names::ADAPTER_OTHER] {
+            assert_eq!(own_name(label, &one), None);
         }
     }
 }

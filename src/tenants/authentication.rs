@@ -63,7 +63,7 @@ impl Tenants {
     /// # Errors
     /// No key or a wrong one; [`ApiError::StoreUnavailable`] when it cannot be looked up.
     pub async fn caller(&self, authorization: Option<&HeaderValue>) -> Result<Caller, ApiError> {
-        let unavailable = |error: StoreError| ApiError::from_store(&error);
+        let unavailable = |error: StoreError| ApiError::from_tenants(&error);
         if self.operator_key.is_none()
             && !self.keys_exist.look(&self.store).await.map_err(unavailable)?
         {

@@ -215,7 +215,8 @@ mod tests {
                 }
                 prop_assert!(bucket.remaining(now) <= limit);
                 let mut full = bucket;
-                prop_assert_eq!(full.remaining(now + full.full_after(now)), limit);
+                let full_at = now + full.full_after(now);
+                prop_assert_eq!(full.remaining(full_at), limit);
                 let came_back = i128::from(limit) * i128::try_from((now - start).as_nanos()).unwrap();
                 let owed = (given - put_back - i128::from(limit)) * PARTS - came_back;
                 // What it owes was charged, and never taken.

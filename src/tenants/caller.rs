@@ -79,7 +79,7 @@ impl fmt::Display for Caller {
         match &self.key {
             None => f.write_str("operator"),
             Some(CallerKey { id, tenant }) => {
-                write!(f, "key {id} of {} ({:?})", tenant.id, tenant.settings().name)
+                write!(f, "key {id} of {}", tenant.id)
             }
         }
     }

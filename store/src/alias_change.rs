@@ -5,6 +5,7 @@ use std::fmt;
 use sqlx::{Any, Row as _, Transaction};
 
 use crate::{
+    alias_history::{self, History},
     aliases::{ALIAS, StoredAlias, alias_in, unknown},
     checks::{NAME_BYTES_MAX, NOTE_BYTES_MAX, check_name, check_text},
     clock::now_ms,
@@ -13,7 +14,6 @@ use crate::{
     generations,
     owner::Owner,
     registration::quota_of,
-    row::Fields,
     store::Store,
 };
 
@@ -72,16 +72,41 @@ impl AliasChange<'_> {
 /// How far back to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RollBack {
-    /// To where the alias pointed before its last move.
+    /// To the last generation of the alias's history.
     Previous,
-    /// To where it pointed after the move of this number.
-    Revision(i64),
+    /// To this generation of its history.
+    Generation(GenerationDigest),
 }
+
+/// What a move does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// On to a generation; makes the alias if there is none.
+    To(GenerationDigest),
+    /// Back to a generation of its history.
+    BackTo(GenerationDigest),
+    /// The alias goes, with its history.
+    Away,
+}
+
+impl Step {
+    fn target(self) -> Option<GenerationDigest> {
+        match self {
+            Self::To(target) | Self::BackTo(target) => Some(target),
+            Self::Away => None,
+        }
+    }
+}
+
+/// Moves of one name that the log keeps.
+const MOVES_MAX: i64 = 1000;
 
 const NEW_ALIAS: &str = "INSERT INTO aliases (owner, name, generation, revision, pinned, \
      created_ms, updated_ms) VALUES ($1, $2, $3, $4, 0, $5, $5)";
 const NEW_MOVE: &str = "INSERT INTO alias_moves (owner, name, revision, from_generation, \
      to_generation, moved_ms, who, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+const FORGET_OLD_MOVES: &str =
+    "DELETE FROM alias_moves WHERE owner = $1 AND name = $2 AND revision <= $3";
 const LAST_REVISION: &str = "SELECT CAST(COALESCE(MAX(revision), 0) AS BIGINT) AS revision \
      FROM alias_moves WHERE owner = $1 AND name = $2";
 
@@ -98,11 +123,11 @@ impl Store {
         change: &AliasChange<'_>,
         to: &GenerationDigest,
     ) -> Result<StoredAlias, StoreError> {
-        let moved = self.change_alias(owner, change, Some(*to)).await?;
+        let moved = self.change_alias(owner, change, Step::To(*to)).await?;
         moved.ok_or_else(|| unknown(owner, change.alias))
     }
 
-    /// Removes an alias. Its history and its generation stay.
+    /// Removes an alias and its history. The log of its moves and its generations stay.
     ///
     /// # Errors
     /// [`StoreError::AliasMoved`] if it is not where `change.expected` says, or [`StoreError::UnknownAlias`].
@@ -111,14 +136,15 @@ impl Store {
         owner: &Owner,
         change: &AliasChange<'_>,
     ) -> Result<(), StoreError> {
-        self.change_alias(owner, change, None).await.map(drop)
+        self.change_alias(owner, change, Step::Away).await.map(drop)
     }
 
-    /// Points an existing alias where it pointed before. That is a move as any other: rolling back twice is a no-op
-    /// pair, not two steps.
+    /// Points an existing alias back at a generation of its history. That turns like a wheel: rolling back again goes
+    /// further back, and what was left is the last to come.
     ///
     /// # Errors
-    /// As those of [`Self::move_alias`], and when there is no such entry in the history.
+    /// [`StoreError::AliasMoved`], [`StoreError::UnknownAlias`], [`StoreError::NoEarlierGeneration`] or
+    /// [`StoreError::NotInHistory`].
     pub async fn roll_back(
         &self,
         owner: &Owner,
@@ -131,30 +157,18 @@ impl Store {
         let mut transaction = self.database.begin_for(owner, &action).await?;
         let alias = alias_for(&mut transaction, owner, change.alias).await?;
         let alias = alias.ok_or_else(|| unknown(owner, change.alias))?;
-        let (column, revision) = match to {
-            RollBack::Previous => ("from_generation", alias.revision),
-            RollBack::Revision(revision) => ("to_generation", revision),
-        };
-        let row = sqlx::query(
-            "SELECT from_generation, to_generation FROM alias_moves \
-             WHERE owner = $1 AND name = $2 AND revision = $3",
-        )
-        .bind(owner.as_str())
-        .bind(change.alias)
-        .bind(revision)
-        .fetch_optional(&mut *transaction)
-        .await
-        .map_err(failed)?;
-        let target = match &row {
-            Some(row) => Fields { row, table: "alias_moves" }.maybe_parsed(column)?,
-            None => None,
-        };
+        let History(history) = alias_history::read(&mut transaction, owner, change.alias).await?;
         let name = || change.alias.to_owned();
-        let target = target.ok_or_else(|| match to {
-            RollBack::Previous => StoreError::NoEarlierGeneration { alias: name() },
-            RollBack::Revision(revision) => StoreError::UnknownRevision { alias: name(), revision },
-        })?;
-        let moved = apply_move(&mut transaction, owner, change, Some(target)).await?;
+        let target = match to {
+            RollBack::Previous => {
+                *history.first().ok_or_else(|| StoreError::NoEarlierGeneration { alias: name() })?
+            }
+            RollBack::Generation(to) if to == alias.generation || history.contains(&to) => to,
+            RollBack::Generation(digest) => {
+                return Err(StoreError::NotInHistory { alias: name(), digest });
+            }
+        };
+        let moved = apply_move(&mut transaction, owner, change, Step::BackTo(target)).await?;
         transaction.commit().await.map_err(failed)?;
         moved.ok_or_else(|| unknown(owner, change.alias))
     }
@@ -163,25 +177,25 @@ impl Store {
         &self,
         owner: &Owner,
         change: &AliasChange<'_>,
-        to: Option<GenerationDigest>,
+        step: Step,
     ) -> Result<Option<StoredAlias>, StoreError> {
         change.check()?;
         let action = format!("move adapter {:?} of {owner}", change.alias);
         let mut transaction = self.database.begin_for(owner, &action).await?;
-        let moved = apply_move(&mut transaction, owner, change, to).await?;
+        let moved = apply_move(&mut transaction, owner, change, step).await?;
         transaction.commit().await.map_err(|source| StoreError::database(&action, source))?;
         Ok(moved)
     }
 }
 
-/// Moves, makes or (with no `to`) removes an alias within a transaction that holds the owner's row; the alias as it is
-/// then.
+/// Moves, makes or removes an alias within a transaction that holds the owner's row; the alias as it is then.
 pub(crate) async fn apply_move(
     transaction: &mut Transaction<'static, Any>,
     owner: &Owner,
     change: &AliasChange<'_>,
-    to: Option<GenerationDigest>,
+    step: Step,
 ) -> Result<Option<StoredAlias>, StoreError> {
+    let to = step.target();
     let AliasChange { alias, expected, who, reason } = *change;
     let action = format!("move adapter {alias:?} of {owner}");
     let failed = |source| StoreError::database(&action, source);
@@ -196,6 +210,9 @@ pub(crate) async fn apply_move(
     }
     let revision = 1 + last_revision(transaction, owner, alias).await?;
     let moved_ms = now_ms();
+    // Before the alias: it has rows that point at it.
+    let mut history = alias_history::read(transaction, owner, alias).await?;
+    alias_history::write(transaction, owner, alias, &History::default()).await?;
     match (&current, to) {
         (Some(_), None) => sqlx::query("DELETE FROM aliases WHERE owner = $1 AND name = $2")
             .bind(owner.as_str())
@@ -239,6 +256,20 @@ pub(crate) async fn apply_move(
         .execute(&mut **transaction)
         .await
         .map_err(failed)?;
+    sqlx::query(FORGET_OLD_MOVES)
+        .bind(owner.as_str())
+        .bind(alias)
+        .bind(revision.saturating_sub(MOVES_MAX))
+        .execute(&mut **transaction)
+        .await
+        .map_err(failed)?;
+    if let (Some(left), Some(to)) = (found, to) {
+        match step {
+            Step::BackTo(_) => history.turn(left, &to),
+            Step::To(_) | Step::Away => history.move_on(left, &to),
+        }
+        alias_history::write(transaction, owner, alias, &history).await?;
+    }
     alias_for(transaction, owner, alias).await
 }
 

@@ -1,5 +1,5 @@
-//! The history of an alias: every move, by whom and why. It outlives the alias, and keeps its generations from being
-//! retired until it is cut.
+//! The log of an alias: its moves, by whom and why, the last thousand of each name. It outlives the alias and the
+//! generations that it names. Where an alias can be pointed back to is [`crate::alias_history`].
 
 use sqlx::any::AnyRow;
 
@@ -52,17 +52,16 @@ impl Store {
             .fetch_all(self.database.readers())
             .await
             .map_err(|source| {
-                StoreError::database(format!("read the history of adapter {alias:?}"), source)
+                StoreError::database(format!("read the log of adapter {alias:?}"), source)
             })?;
         rows.iter().map(move_in).collect()
     }
 
-    /// Forgets moves with a number below `before`, except the last one, so that their generations can be retired; how
-    /// many.
+    /// Forgets moves with a number below `before`, except the last one; how many.
     ///
     /// # Errors
-    /// [`StoreError::UnknownAlias`] if there is no history of that name.
-    pub async fn cut_history(
+    /// [`StoreError::UnknownAlias`] if there is no move of that name.
+    pub async fn cut_moves(
         &self,
         owner: &Owner,
         alias: &str,
@@ -71,7 +70,7 @@ impl Store {
         if self.alias_moves(owner, alias, None, 1).await?.is_empty() {
             return Err(unknown(owner, alias));
         }
-        let action = format!("cut the history of adapter {alias:?}");
+        let action = format!("cut the log of adapter {alias:?}");
         let failed = |source| StoreError::database(&action, source);
         let mut change = self.database.begin_for(owner, &action).await?;
         let cut = sqlx::query(CUT)

@@ -14,6 +14,7 @@ use sqlx::Row as _;
 
 use crate::{
     blob_error::BlobError,
+    blob_writer::StagedBlob,
     blobs::{Blobs, INCOMING},
     clock::now_ms,
     digest::BlobDigest,
@@ -80,6 +81,23 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Deletes staged blobs that will not be registered after all, unless a generation has them. Whoever staged equal bytes
+    /// meanwhile gets [`StoreError::BlobExpired`] and puts them again.
+    ///
+    /// # Errors
+    /// When the database or the blobs' place fails; what is left is found by a sweep.
+    pub async fn discard_blobs(&self, staged: &[StagedBlob]) -> Result<(), StoreError> {
+        for StagedBlob { digest, .. } in staged {
+            sqlx::query("UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1")
+                .bind(digest.to_string())
+                .execute(self.database.writers())
+                .await
+                .map_err(|source| StoreError::database(format!("give up blob {digest}"), source))?;
+            self.delete_if_unused(digest).await?;
+        }
+        Ok(())
     }
 
     /// Deletes a blob with its row, unless it is used or kept; whether it did.

@@ -38,7 +38,7 @@ impl Blobs {
     pub fn open(place: &str) -> Result<Self, BlobError> {
         match place.split_once("://") {
             Some(("file", path)) => Self::in_folder(path),
-            Some(("s3" | "s3a", _)) => Self::in_s3(place),
+            Some(("s3" | "s3a", _)) => Ok(Self::in_objects(open_s3(place)?, without_query(place))),
             Some(_) => Err(unknown_place(place, "its scheme is neither `file` nor `s3`")),
             None => Self::in_folder(place),
         }
@@ -65,27 +65,6 @@ impl Blobs {
         Self { objects, place: place.into(), folder: None }
     }
 
-    #[cfg(feature = "s3")]
-    fn in_s3(url: &str) -> Result<Self, BlobError> {
-        use object_store::{aws::AmazonS3Builder, prefix::PrefixStore};
-
-        // The HTTP client takes the process's provider of cryptography; whoever installed one was first.
-        drop(rustls::crypto::ring::default_provider().install_default());
-        let place = without_query(url);
-        let bucket_and_prefix = place.split_once("://").map_or("", |(_, rest)| rest);
-        let prefix = bucket_and_prefix.split_once('/').map_or("", |(_, prefix)| prefix);
-        let failed = |source| BlobError::objects("open blobs", place, source);
-        let objects = AmazonS3Builder::from_env().with_url(place).build().map_err(failed)?;
-        let prefix = ObjectPath::parse(prefix)
-            .map_err(|_| unknown_place(url, "its path is no prefix of objects"))?;
-        Ok(Self::in_objects(Arc::new(PrefixStore::new(objects, prefix)), place))
-    }
-
-    #[cfg(not(feature = "s3"))]
-    fn in_s3(url: &str) -> Result<Self, BlobError> {
-        Err(unknown_place(url, "this program was built without the feature `s3`"))
-    }
-
     /// The place, for messages; without credentials.
     pub fn place(&self) -> &str {
         &self.place
@@ -95,6 +74,11 @@ impl Blobs {
     pub(crate) fn path_of(digest: &BlobDigest) -> ObjectPath {
         let digits = digest.to_string();
         ObjectPath::from(format!("sha256/{}/{digits}", &digits[..2]))
+    }
+
+    /// The file of a blob, if blobs are in a folder; whether or not it is there.
+    pub fn local_path(&self, digest: &BlobDigest) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(Self::path_of(digest).as_ref()))
     }
 
     /// A name for a blob that is being written.
@@ -111,11 +95,33 @@ impl Blobs {
     }
 }
 
-fn unknown_place(place: &str, reason: &'static str) -> BlobError {
+/// What lies below `s3://BUCKET/PREFIX`.
+#[cfg(feature = "s3")]
+pub(crate) fn open_s3(url: &str) -> Result<Arc<dyn ObjectStore>, BlobError> {
+    use object_store::{aws::AmazonS3Builder, prefix::PrefixStore};
+
+    // The HTTP client takes the process's provider of cryptography; whoever installed one was first.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let place = without_query(url);
+    let bucket_and_prefix = place.split_once("://").map_or("", |(_, rest)| rest);
+    let prefix = bucket_and_prefix.split_once('/').map_or("", |(_, prefix)| prefix);
+    let failed = |source| BlobError::objects("open", place, source);
+    let objects = AmazonS3Builder::from_env().with_url(place).build().map_err(failed)?;
+    let prefix = ObjectPath::parse(prefix)
+        .map_err(|_| unknown_place(url, "its path is no prefix of objects"))?;
+    Ok(Arc::new(PrefixStore::new(objects, prefix)))
+}
+
+#[cfg(not(feature = "s3"))]
+pub(crate) fn open_s3(url: &str) -> Result<Arc<dyn ObjectStore>, BlobError> {
+    Err(unknown_place(url, "this program was built without the feature `s3`"))
+}
+
+pub(crate) fn unknown_place(place: &str, reason: &'static str) -> BlobError {
     BlobError::UnknownPlace { place: without_query(place).to_owned(), reason }
 }
 
 /// Credentials, if any, are in the query.
-fn without_query(url: &str) -> &str {
+pub(crate) fn without_query(url: &str) -> &str {
     url.split_once('?').map_or(url, |(place, _)| place)
 }

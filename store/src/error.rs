@@ -156,19 +156,19 @@ pub enum StoreError {
         /// Where it points; `None` if there is none.
         found: Option<GenerationDigest>,
     },
-    /// There is no move to go back over.
+    /// The alias has pointed at no other generation.
     #[error("adapter {alias:?} has no earlier generation")]
     NoEarlierGeneration {
         /// Its name.
         alias: String,
     },
-    /// No such move in the history, or one that removed the alias.
-    #[error("adapter {alias:?} never had a generation at revision {revision}")]
-    UnknownRevision {
+    /// The alias has not that generation in its history.
+    #[error("adapter {alias:?} has not generation {digest} in its history")]
+    NotInHistory {
         /// Its name.
         alias: String,
-        /// The number.
-        revision: i64,
+        /// The generation.
+        digest: GenerationDigest,
     },
     /// An alias points at the generation.
     #[error("generation {digest} is what adapter {alias:?} points at")]

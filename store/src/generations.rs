@@ -27,7 +27,7 @@ pub struct GenerationMetadata {
     pub n_parameters: u64,
     /// Bytes of its tensors as stored in its file.
     pub tensor_bytes: u64,
-    /// Digest of the base that it was trained on, if its files tell.
+    /// SHA-256 of the file of the base that it was checked against, when it was last registered.
     #[serde(default)]
     pub base_digest: Option<String>,
     /// Name of the base that it was trained on, if its files tell.
@@ -152,7 +152,7 @@ impl Store {
     }
 }
 
-fn generation_in(row: &AnyRow) -> Result<StoredGeneration, StoreError> {
+pub(crate) fn generation_in(row: &AnyRow) -> Result<StoredGeneration, StoreError> {
     let fields = Fields { row, table: "generations" };
     Ok(StoredGeneration {
         owner: fields.owner("owner")?,

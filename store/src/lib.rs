@@ -3,7 +3,8 @@
 //! ```text
 //! bytes ── Store::put_blob ──> StagedBlob ── Store::register ──> generation, its files, its alias   (one transaction)
 //! key's text ── Store::check_key ──> ApiKey and its tenant
-//! alias ── Store::move_alias, roll_back (compare-and-swap) ──> AliasMove in the history
+//! alias ── Store::move_alias, roll_back (compare-and-swap) ──> its history, and an AliasMove in the log
+//! a server that starts ── Store::catalog ──> all aliases and generations
 //! ```
 //!
 //! Rows are in SQLite (a file) or PostgreSQL (a URL), in one SQL for both; blobs are in a folder or an object store,
@@ -14,6 +15,7 @@
 //! do what is decided by those who call it. Times are milliseconds since 1970-01-01 UTC.
 
 mod alias_change;
+mod alias_history;
 mod alias_moves;
 mod aliases;
 mod api_keys;
@@ -22,6 +24,7 @@ mod blob_garbage;
 mod blob_reader;
 mod blob_writer;
 mod blobs;
+mod catalog;
 mod checks;
 mod clock;
 mod database;
@@ -34,6 +37,7 @@ mod migrations;
 mod owner;
 mod page;
 mod registration;
+mod remote_folder;
 mod retirement;
 mod row;
 mod scopes;
@@ -42,6 +46,7 @@ mod tenants;
 
 pub use self::{
     alias_change::{AliasChange, Expected, RollBack},
+    alias_history::HISTORY_MAX,
     alias_moves::AliasMove,
     aliases::StoredAlias,
     api_keys::{ApiKey, KeyCheck, KeyRefused, NewApiKey},
@@ -50,6 +55,7 @@ pub use self::{
     blob_reader::BlobReader,
     blob_writer::{BlobWriter, StagedBlob},
     blobs::Blobs,
+    catalog::Catalog,
     digest::{BlobDigest, DigestParseError, GenerationDigest},
     error::StoreError,
     generations::{GenerationFile, GenerationMetadata, Origin, StoredGeneration},
@@ -57,6 +63,7 @@ pub use self::{
     owner::{Owner, TenantId},
     page::{Listing, PAGE_ROWS_MAX, Page},
     registration::{Registered, Registration},
+    remote_folder::{RemoteFile, RemoteFolder, RemotePath},
     scopes::{Scope, Scopes},
     store::{Store, StoreOptions},
     tenants::{Quotas, Tenant, TenantSettings},

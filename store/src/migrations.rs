@@ -22,11 +22,18 @@ pub(crate) struct Migration {
 }
 
 /// All steps, oldest first.
-pub(crate) const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    name: "tenants-and-adapters",
-    sql: include_str!("../migrations/0001-tenants-and-adapters.sql"),
-}];
+pub(crate) const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        name: "tenants-and-adapters",
+        sql: include_str!("../migrations/0001-tenants-and-adapters.sql"),
+    },
+    Migration {
+        version: 2,
+        name: "alias-history",
+        sql: include_str!("../migrations/0002-alias-history.sql"),
+    },
+];
 
 /// Any number, the same in every process: one migrates, the others wait and find it done.
 const POSTGRES_LOCK: &str = "SELECT pg_advisory_xact_lock(7309725394)";

@@ -3,7 +3,7 @@
 use sqlx::{Any, Row as _, Transaction};
 
 use crate::{
-    alias_change::{AliasChange, apply_move},
+    alias_change::{AliasChange, Step, apply_move},
     aliases::StoredAlias,
     blob_writer::StagedBlob,
     checks::check_file_name,
@@ -39,7 +39,8 @@ pub struct Registration {
 /// What a registration did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
-    /// Whether the owner did not have the generation yet. If it did, its row, files and origin stayed as they were.
+    /// Whether the owner did not have the generation yet. If it did, its files and all that is known of it stayed as they
+    /// were, but for the digest of the base.
     pub is_new: bool,
     /// The alias as it is now, if one was to be moved.
     pub alias: Option<StoredAlias>,
@@ -49,8 +50,9 @@ const NEW_GENERATION: &str = "INSERT INTO generations (owner, digest, metadata, 
      created_ms) VALUES ($1, $2, $3, $4, $5, $6)";
 const NEW_FILE: &str =
     "INSERT INTO generation_files (owner, digest, name, sha256, bytes) VALUES ($1, $2, $3, $4, $5)";
-/// Changes nothing, and keeps a sweep from deleting the row until this transaction ends.
-const HOLD_BLOB: &str = "UPDATE blobs SET bytes = bytes WHERE sha256 = $1";
+/// It has a file now, and need not be kept for one any more. Keeps a sweep from deleting the row until this transaction
+/// ends.
+const HOLD_BLOB: &str = "UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1";
 const BYTES: &str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM generations \
      WHERE owner = $1";
 
@@ -73,18 +75,22 @@ impl Store {
         let failed = |source| StoreError::database(&action, source);
         let mut change = self.database.begin_for(owner, &action).await?;
         let there =
-            sqlx::query("SELECT 1 AS there FROM generations WHERE owner = $1 AND digest = $2")
+            sqlx::query("SELECT metadata FROM generations WHERE owner = $1 AND digest = $2")
                 .bind(owner.as_str())
                 .bind(digest.to_string())
                 .fetch_optional(&mut *change)
                 .await
                 .map_err(failed)?;
         let is_new = there.is_none();
-        if is_new {
-            insert(&mut change, registration, &action).await?;
+        match there {
+            None => insert(&mut change, registration, &action).await?,
+            Some(row) => {
+                let fields = Fields { row: &row, table: "generations" };
+                note_base(&mut change, registration, fields.json("metadata")?, &action).await?;
+            }
         }
         let alias = match alias {
-            Some(alias) => apply_move(&mut change, owner, alias, Some(*digest)).await?,
+            Some(alias) => apply_move(&mut change, owner, alias, Step::To(*digest)).await?,
             None => None,
         };
         change.commit().await.map_err(failed)?;
@@ -131,6 +137,27 @@ async fn insert(
             .await
             .map_err(failed)?;
     }
+    Ok(())
+}
+
+/// A known generation was checked again, perhaps against another base.
+async fn note_base(
+    change: &mut Transaction<'static, Any>,
+    registration: &Registration,
+    found: GenerationMetadata,
+    action: &str,
+) -> Result<(), StoreError> {
+    let base_digest = registration.metadata.base_digest.clone();
+    if found.base_digest == base_digest {
+        return Ok(());
+    }
+    sqlx::query("UPDATE generations SET metadata = $3 WHERE owner = $1 AND digest = $2")
+        .bind(registration.owner.as_str())
+        .bind(registration.digest.to_string())
+        .bind(json(&GenerationMetadata { base_digest, ..found })?)
+        .execute(&mut **change)
+        .await
+        .map_err(|source| StoreError::database(action, source))?;
     Ok(())
 }
 

@@ -12,8 +12,8 @@ use crate::{
 };
 
 const ALIAS_OF: &str = "SELECT name FROM aliases WHERE owner = $1 AND generation = $2 LIMIT 1";
-const MOVE_OF: &str = "SELECT name FROM alias_moves \
-     WHERE owner = $1 AND (from_generation = $2 OR to_generation = $2) LIMIT 1";
+const HISTORY_OF: &str =
+    "SELECT name FROM alias_history WHERE owner = $1 AND generation = $2 LIMIT 1";
 const FILES: &str = "SELECT name, sha256, bytes FROM generation_files \
      WHERE owner = $1 AND digest = $2 ORDER BY name";
 
@@ -31,8 +31,7 @@ impl Store {
         self.remove_generation(owner, digest, false).await
     }
 
-    /// [`Self::retire_generation`] also if an alias could be rolled back to it. The history keeps its digest; a roll
-    /// back to it fails from now on.
+    /// [`Self::retire_generation`] also if an alias could be rolled back to it; from now on it cannot.
     ///
     /// # Errors
     /// [`StoreError::GenerationInUse`] or [`StoreError::UnknownGeneration`].
@@ -56,7 +55,7 @@ impl Store {
             return Err(StoreError::GenerationInUse { digest: *digest, alias });
         }
         if !also_from_history
-            && let Some(alias) = name_found(&mut change, MOVE_OF, owner, digest).await?
+            && let Some(alias) = name_found(&mut change, HISTORY_OF, owner, digest).await?
         {
             return Err(StoreError::GenerationInHistory { digest: *digest, alias });
         }
@@ -99,6 +98,10 @@ async fn delete_rows(
     let bound = |query| sqlx::query(query).bind(owner.as_str()).bind(digest.to_string());
     let rows = bound(FILES).fetch_all(&mut **change).await.map_err(failed)?;
     let files = rows.iter().map(file_in).collect::<Result<_, _>>()?;
+    bound("DELETE FROM alias_history WHERE owner = $1 AND generation = $2")
+        .execute(&mut **change)
+        .await
+        .map_err(failed)?;
     bound("DELETE FROM generation_files WHERE owner = $1 AND digest = $2")
         .execute(&mut **change)
         .await

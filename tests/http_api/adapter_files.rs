@@ -44,7 +44,7 @@ async fn files_are_uploaded_without_any_root() {
     assert_eq!(reply.status, 201, "{}", reply.text);
     let whole = server.complete(json!({"model": "x"})).await.json();
     assert_eq!(whole["choices"][0]["text"], "uuuuu");
-    assert_eq!(server.spooled(), 1);
+    server.stores(1).await;
     // By path nothing is read, whatever is there.
     let root = server.root.display().to_string();
     write_adapter(&server.root, 'a');
@@ -60,7 +60,7 @@ async fn files_are_uploaded_without_any_root() {
     assert!(reply.text.contains("--adapter-root"), "{}", reply.text);
     let body = server.delete("/v1/adapters/x").await;
     assert_eq!(body.status, 200);
-    assert_eq!(server.spooled(), 0);
+    server.stores(0).await;
 }
 
 #[tokio::test]
@@ -99,6 +99,7 @@ async fn uploads_that_are_no_adapter_leave_nothing() {
         assert_eq!(reply.json()["error"]["code"], "invalid_adapter", "{name}");
         assert!(reply.text.contains(reason), "{name}: {}", reply.text);
         assert_eq!((server.names().await.len(), server.spooled()), (2, 0), "{name}");
+        assert_eq!(server.stored().await, (0, 0), "{name}");
     }
     let large = vec![b' '; (1 << 20) + 1];
     for (body, status, code) in [
@@ -128,7 +129,7 @@ async fn uploads_that_are_no_adapter_leave_nothing() {
     assert_eq!(upload(&server, config, &nan).await.status, 400);
     let whole = server.complete(json!({"model": "x"})).await.json();
     assert_eq!(whole["choices"][0]["text"], "aaaaa");
-    assert_eq!(server.spooled(), 1);
+    server.stores(1).await;
 }
 
 #[cfg(unix)]

@@ -21,3 +21,4 @@ mod tenant_admin;
 mod tenant_auth;
 mod tenant_fairness;
 mod tenant_quotas;
+mod tenants_matrix;

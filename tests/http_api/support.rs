@@ -23,7 +23,7 @@ use pleach::{
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
 };
 use pleach_adapters::{
-    AdapterFiles, Expect, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
+    Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
 };
 use pleach_engine::{
     adapter_weights::AdapterWeights,
@@ -36,7 +36,7 @@ use pleach_engine::{
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, StepBatch},
 };
-use pleach_store::{Blobs, Store};
+use pleach_store::{Blobs, Owner, Page, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 use tower::ServiceExt;
@@ -188,8 +188,10 @@ pub(crate) struct Server {
     _world: tempfile::TempDir,
     /// Where adapters may be loaded from.
     pub(crate) root: PathBuf,
-    /// Where the server keeps its copies.
+    /// Where the server keeps what comes.
     pub(crate) spool: PathBuf,
+    /// Where it keeps what is stored.
+    pub(crate) blobs: PathBuf,
     pub(crate) router: Router,
     pub(crate) state: Arc<AppState>,
     pub(crate) script: Arc<Mutex<Script>>,
@@ -265,10 +267,15 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         ..AdapterSettings::default()
     };
     let names = vec![BASE.to_owned(), "tiny/two".to_owned()];
-    let adapters = AdapterService::new(engine.clone(), names, settings).unwrap();
+    let store = store(world.path()).await;
+    let base_digest = "ab".repeat(32);
+    let adapters =
+        AdapterService::open(engine.clone(), names, settings, store.clone(), base_digest)
+            .await
+            .unwrap();
     for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
         let packed = engine.adapter_packer().pack(&AdapterWeights::default()).unwrap();
-        let generation = Generation::new(alias, &adapter(byte), AdapterFiles::in_place("nowhere"));
+        let generation = Generation::new(alias, &adapter(byte), FolderInPlace::new("nowhere"));
         let alias = adapters.register_packed(alias, generation, packed, Expect::Absent).unwrap();
         while adapters.tier(alias.generation.digest) != Tier::Device {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -281,7 +288,6 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         prefix_cache: true,
     };
     let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
-    let store = store(world.path()).await;
     let operator_key = setup.api_key.map(OperatorKey::new);
     let tenants = Tenants::new(store.clone(), operator_key, &engine, flows, Arc::clone(&telemetry));
     let state = Arc::new(AppState {
@@ -302,7 +308,8 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     });
-    Server { router: router(Arc::clone(&state)), state, script, _world: world, root, spool }
+    let blobs = world.path().join("blobs");
+    Server { router: router(Arc::clone(&state)), state, script, _world: world, root, spool, blobs }
 }
 
 impl Server {
@@ -360,10 +367,31 @@ impl Server {
         cards.map(|card| card["name"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Folders of adapters that the server keeps.
+    /// Folders of adapters that have come and are not stored.
     pub(crate) fn spooled(&self) -> usize {
         let Ok(runs) = std::fs::read_dir(&self.spool) else { return 0 };
         runs.map(|run| std::fs::read_dir(run.unwrap().path()).unwrap().count() - 1).sum()
+    }
+
+    /// Shared generations and blobs that are stored.
+    pub(crate) async fn stored(&self) -> (usize, usize) {
+        let generations = self.state.store.generations(&Owner::Shared, &Page::FIRST).await.unwrap();
+        let folders = std::fs::read_dir(self.blobs.join("sha256")).into_iter().flatten();
+        let blobs =
+            folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count());
+        (generations.items.len(), blobs.sum())
+    }
+
+    /// Waits until so many shared generations are stored, and no more blobs than their files.
+    pub(crate) async fn stores(&self, n_generations: usize) {
+        for _ in 0..500 {
+            let (generations, blobs) = self.stored().await;
+            if generations == n_generations && blobs <= 2 * n_generations && self.spooled() == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{:?} stored, {} folders", self.stored().await, self.spooled());
     }
 
     pub(crate) async fn complete(&self, extra: Value) -> Reply {

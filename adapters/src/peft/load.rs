@@ -61,12 +61,26 @@ pub struct LoadedAdapter {
 /// [`AdapterError`] with the file, key or tensor. Nothing is skipped: what cannot be used is refused.
 pub fn load_peft(dir: &Path, spec: &ModelSpec) -> Result<LoadedAdapter, AdapterError> {
     let names = file_names(dir).map_err(AdapterError::Folder)?;
-    let config = read_file(dir, CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
+    let config = read_file(&dir.join(CONFIG_FILE), CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
     // Settings first: a refusal by key says more than a file that is missing or looks odd because of that key.
     let config = AdapterConfig::from_json(&config)?;
     refuse_other_weight_files(&names)?;
-    let tensors = read_file(dir, TENSOR_FILE, tensor_file_bytes_max(spec))?;
+    let tensors = read_file(&dir.join(TENSOR_FILE), TENSOR_FILE, tensor_file_bytes_max(spec))?;
     assemble(&config, &tensors, spec)
+}
+
+/// [`load_peft`] from the two files, wherever each is and whatever it is called there.
+///
+/// # Errors
+/// As [`load_peft`]; files are called by the names that they have in a folder.
+pub fn load_peft_files(
+    config: &Path,
+    tensors: &Path,
+    spec: &ModelSpec,
+) -> Result<LoadedAdapter, AdapterError> {
+    let config = read_file(config, CONFIG_FILE, ADAPTER_CONFIG_BYTES_MAX)?;
+    let tensors = read_file(tensors, TENSOR_FILE, tensor_file_bytes_max(spec))?;
+    load_peft_bytes(&config, &tensors, spec)
 }
 
 /// [`load_peft`] from the contents of the two files.
@@ -136,16 +150,15 @@ fn refuse_other_weight_files(names: &[String]) -> Result<(), AdapterError> {
 }
 
 /// The whole file, if it is a regular one and not longer than `limit`, also while somebody is appending to it.
-fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, AdapterError> {
+fn read_file(path: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, AdapterError> {
     let failed = |source: io::Error| {
         if source.kind() == io::ErrorKind::NotFound {
             return AdapterError::MissingFile { file };
         }
         AdapterError::Read { file, source }
     };
-    let path = dir.join(file);
     // Asked before opening: opening a pipe would wait for its writer.
-    let metadata = std::fs::metadata(&path).map_err(failed)?;
+    let metadata = std::fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
         return Err(AdapterError::NotAFile { file });
     }
@@ -155,7 +168,7 @@ fn read_file(dir: &Path, file: &'static str, limit: u64) -> Result<Vec<u8>, Adap
     }
     let mut bytes =
         Vec::with_capacity(usize::try_from(metadata.len()).map_err(|_| too_large(metadata.len()))?);
-    File::open(&path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
+    File::open(path).map_err(failed)?.take(limit + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > limit { Err(too_large(bytes.len() as u64)) } else { Ok(bytes) }
 }
 

@@ -23,7 +23,7 @@ pub use config::{AdapterConfig, ModuleNames};
 pub use error::{AdapterError, ConfigError};
 pub use load::{
     ADAPTER_CONFIG_BYTES_MAX, CONFIG_FILE, LoadedAdapter, TENSOR_FILE, load_peft, load_peft_bytes,
-    tensor_file_bytes_max,
+    load_peft_files, tensor_file_bytes_max,
 };
 pub use targets::{SiteSettings, TreeRoot};
 pub use tensor_file::{StoredDtype, TENSOR_HEADER_BYTES_MAX, TensorFileError};

@@ -11,6 +11,13 @@ pub const HISTORY_MAX: usize = 7;
 #[derive(Debug, Default)]
 pub(super) struct History(VecDeque<Arc<Generation>>);
 
+impl FromIterator<Arc<Generation>> for History {
+    /// A history as it was elsewhere, the last first; what is too many is left out.
+    fn from_iter<I: IntoIterator<Item = Arc<Generation>>>(generations: I) -> Self {
+        Self(generations.into_iter().take(HISTORY_MAX).collect())
+    }
+}
+
 impl History {
     pub(super) fn last(&self) -> Option<Arc<Generation>> {
         self.0.front().cloned()

@@ -37,7 +37,6 @@ mod timer;
 mod tests;
 
 use std::{
-    any::Any,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -48,6 +47,7 @@ pub use device::{AdapterDevice, InstallError};
 pub use error::{Reason, ResidencyError};
 pub use lease::ResidentLease;
 use lease::TakesBack;
+use pleach_engine::engine::panic_message;
 pub use source::AdapterSource;
 pub use stats::{ResidencyStats, Tier};
 use tiers::{Effect, Requested, Tiers};
@@ -278,14 +278,6 @@ impl<D: AdapterDevice, S: AdapterSource<Packed = D::Packed>> TakesBack for Share
     fn take_back(self: Arc<Self>, digest: GenerationDigest) {
         self.update(|tiers| tiers.release(digest));
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("no message"))
 }
 
 // By hand: derives would ask the same of `D` and `S`.

@@ -22,6 +22,7 @@ pub use lease::AdapterLease;
 use lease::ReturnedSlots;
 use outbox::Delivery;
 pub(crate) use outbox::Outbox;
+pub use owner::panic_message;
 use owner::{Command, EngineOwner, stopped};
 use tokio::sync::{mpsc, oneshot, watch};
 

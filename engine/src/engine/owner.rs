@@ -184,7 +184,8 @@ pub(super) fn stopped() -> RunError {
     RunError::Device("the engine is shutting down".to_owned())
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// What a caught panic said.
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()

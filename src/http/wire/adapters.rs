@@ -4,7 +4,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pleach_adapters::{Generation, Tier};
 use serde::Serialize;
-use std::sync::atomic::Ordering;
 
 use crate::adapter_service::AdapterView;
 
@@ -24,6 +23,8 @@ pub struct AdapterCard {
     pub name: String,
     /// Always `adapter`.
     pub object: &'static str,
+    /// `own` or `shared`: whose name it is.
+    pub owner: &'static str,
     /// Digest of its generation.
     pub generation: String,
     /// Largest rank.
@@ -36,14 +37,21 @@ pub struct AdapterCard {
     pub bytes: u64,
     /// `device`, `host` or `disk`.
     pub tier: &'static str,
+    /// Whether its generation stays on the device.
+    pub pinned: bool,
+    /// Whether it was checked against the base that is served; if not, requests for it are refused.
+    pub base_matches: bool,
+    /// SHA-256 of the file of the base that it was checked against.
+    pub base_digest: String,
     /// When the name was made, seconds since 1970.
     pub created: u64,
     /// When the generation was made known.
     pub generation_created: u64,
     /// The base that its files name.
     pub base_model_name: Option<String>,
-    /// Requests that got this adapter, by whatever generation.
-    pub requests: u64,
+    /// Requests that got this adapter since the server started, by whatever generation. Null for a shared one that others
+    /// use too.
+    pub requests: Option<u64>,
     /// Earlier generations, the last first.
     pub history: Vec<EarlierGeneration>,
 }
@@ -71,11 +79,13 @@ pub struct AdapterDeleted {
 }
 
 impl From<AdapterView> for AdapterCard {
-    fn from(AdapterView { alias, tier, history }: AdapterView) -> Self {
+    fn from(view: AdapterView) -> Self {
+        let AdapterView { alias, tier, history, n_requests, base_digest } = view;
         let Generation { digest, info, created, .. } = &*alias.generation;
         Self {
             name: alias.name.to_string(),
             object: "adapter",
+            owner: if alias.namespace.is_shared() { "shared" } else { "own" },
             generation: digest.to_string(),
             rank: info.rank_max,
             target_modules: info.target_modules.iter().map(|module| module.name()).collect(),
@@ -86,10 +96,13 @@ impl From<AdapterView> for AdapterCard {
                 Tier::Host => "host",
                 Tier::Disk => "disk",
             },
+            pinned: alias.is_pinned,
+            base_matches: alias.generation.other_base().is_none(),
+            base_digest,
             created: unix_seconds(alias.created),
             generation_created: unix_seconds(*created),
             base_model_name: info.base_model_name.clone(),
-            requests: alias.n_requests.load(Ordering::Relaxed),
+            requests: n_requests,
             history: history
                 .iter()
                 .map(|generation| EarlierGeneration {

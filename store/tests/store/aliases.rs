@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pleach_store::{
-    AliasChange, Expected, GenerationDigest, Owner, Page, RollBack, Store, StoreError,
+    AliasChange, Expected, GenerationDigest, HISTORY_MAX, Owner, Page, RollBack, Store, StoreError,
 };
 
 use crate::{
@@ -13,8 +13,10 @@ use crate::{
 
 on_both!(
     a_move_happens_only_from_where_it_is_expected,
-    every_move_is_in_the_history,
-    a_roll_back_is_a_move,
+    every_move_is_in_the_log,
+    a_roll_back_turns_the_history,
+    a_history_is_as_long_as_it_may_be,
+    a_catalogue_has_all_that_a_server_needs,
     of_many_that_expect_the_same_one_wins,
     pages_are_by_owner_and_name,
 );
@@ -64,7 +66,7 @@ async fn a_move_happens_only_from_where_it_is_expected(place: Place) {
     assert!(matches!(absent, StoreError::UnknownAlias { .. }), "{absent}");
 }
 
-async fn every_move_is_in_the_history(place: Place) {
+async fn every_move_is_in_the_log(place: Place) {
     let store = place.open().await;
     let owner = Owner::Shared;
     let generations = registered(&store, &owner, 3).await;
@@ -95,13 +97,13 @@ async fn every_move_is_in_the_history(place: Place) {
     assert_eq!(store.alias_moves(&owner, "mia", Some(4), 2).await.unwrap(), moves[2..4]);
     assert!(store.alias_moves(&owner, "mia", Some(1), 2).await.unwrap().is_empty());
 
-    assert_eq!(store.cut_history(&owner, "mia", 3).await.unwrap(), 2);
-    assert_eq!(store.cut_history(&owner, "mia", i64::MAX).await.unwrap(), 2);
+    assert_eq!(store.cut_moves(&owner, "mia", 3).await.unwrap(), 2);
+    assert_eq!(store.cut_moves(&owner, "mia", i64::MAX).await.unwrap(), 2);
     assert_eq!(store.alias_moves(&owner, "mia", None, 10).await.unwrap(), moves[..1]);
-    assert!(store.cut_history(&owner, "leo", 3).await.is_err());
+    assert!(store.cut_moves(&owner, "leo", 3).await.is_err());
 }
 
-async fn a_roll_back_is_a_move(place: Place) {
+async fn a_roll_back_turns_the_history(place: Place) {
     let store = place.open().await;
     let owner = Owner::from(tenant(&store, "one").await);
     let generations = registered(&store, &owner, 3).await;
@@ -114,17 +116,77 @@ async fn a_roll_back_is_a_move(place: Place) {
     store.move_alias(&owner, &any, &generations[1]).await.unwrap();
     store.move_alias(&owner, &any, &generations[2]).await.unwrap();
 
-    let back = store.roll_back(&owner, &any, RollBack::Previous).await.unwrap();
-    assert_eq!((back.generation, back.revision), (generations[1], 4));
-    let forth = store.roll_back(&owner, &any, RollBack::Previous).await.unwrap();
-    assert_eq!((forth.generation, forth.revision), (generations[2], 5));
-    let stale = change("mia", Expected::Generation(generations[1]));
-    let stale = store.roll_back(&owner, &stale, RollBack::Revision(1)).await.unwrap_err();
+    let history = async || store.alias_history(&owner, "mia").await.unwrap();
+    let back = async |to| {
+        let alias = store.roll_back(&owner, &any, to).await?;
+        Ok::<_, StoreError>((alias.generation, alias.revision))
+    };
+    let [first, second, third] = generations[..] else { panic!("three were registered") };
+    assert_eq!(history().await, [second, first]);
+    // The list turns like a wheel.
+    assert_eq!(back(RollBack::Previous).await.unwrap(), (second, 4));
+    assert_eq!(history().await, [first, third]);
+    assert_eq!(back(RollBack::Previous).await.unwrap(), (first, 5));
+    assert_eq!(history().await, [third, second]);
+    assert_eq!(back(RollBack::Generation(second)).await.unwrap(), (second, 6));
+    assert_eq!(history().await, [first, third]);
+    assert_eq!(back(RollBack::Generation(second)).await.unwrap(), (second, 6), "it is there");
+    let stale = change("mia", Expected::Generation(third));
+    let stale = store.roll_back(&owner, &stale, RollBack::Previous).await.unwrap_err();
     assert!(matches!(stale, StoreError::AliasMoved { .. }), "{stale}");
-    let far = store.roll_back(&owner, &any, RollBack::Revision(1)).await.unwrap();
-    assert_eq!((far.generation, far.revision), (generations[0], 6));
-    let never = store.roll_back(&owner, &any, RollBack::Revision(7)).await.unwrap_err();
-    assert!(matches!(never, StoreError::UnknownRevision { revision: 7, .. }), "{never}");
+    let never = back(RollBack::Generation(digest(99))).await.unwrap_err();
+    assert!(matches!(never, StoreError::NotInHistory { .. }), "{never}");
+    // A move onto an earlier one takes it out of the past, and so it stays over the next process.
+    store.move_alias(&owner, &any, &third).await.unwrap();
+    assert_eq!(history().await, [second, first]);
+    let catalog = place.open().await.catalog().await.unwrap();
+    let (alias, history) = &catalog.aliases[0];
+    assert_eq!((alias.generation, &history[..]), (third, &[second, first][..]));
+    // The history goes with the alias.
+    store.delete_alias(&owner, &any).await.unwrap();
+    store.move_alias(&owner, &any, &first).await.unwrap();
+    assert_eq!(store.alias_history(&owner, "mia").await.unwrap(), []);
+}
+
+async fn a_history_is_as_long_as_it_may_be(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::from(tenant(&store, "one").await);
+    let generations = registered(&store, &owner, 11).await;
+    let any = change("mia", Expected::Any);
+    for generation in &generations {
+        store.move_alias(&owner, &any, generation).await.unwrap();
+    }
+    let mut expected: Vec<_> = generations[10 - HISTORY_MAX..10].to_vec();
+    expected.reverse();
+    assert_eq!(store.alias_history(&owner, "mia").await.unwrap(), expected);
+    // What was cut off can be retired.
+    store.retire_generation(&owner, &generations[2]).await.unwrap();
+    assert!(store.retire_generation(&owner, &generations[3]).await.is_err());
+}
+
+/// Everything of all owners, at once.
+async fn a_catalogue_has_all_that_a_server_needs(place: Place) {
+    let store = place.open().await;
+    assert!(store.catalog().await.unwrap().aliases.is_empty());
+    let one = Owner::from(tenant(&store, "one").await);
+    for owner in [&one, &Owner::Shared] {
+        for generation in registered(&store, owner, 3).await {
+            store.move_alias(owner, &change("mia", Expected::Any), &generation).await.unwrap();
+        }
+    }
+    store.pin_alias(&one, "mia", true).await.unwrap();
+    let catalog = store.catalog().await.unwrap();
+    assert_eq!((catalog.aliases.len(), catalog.generations.len()), (2, 6));
+    for (alias, history) in catalog.aliases {
+        assert_eq!(alias, store.alias(&alias.owner, "mia").await.unwrap());
+        assert_eq!((alias.generation, alias.is_pinned), (digest(2), alias.owner == one));
+        assert_eq!(history, [digest(1), digest(0)]);
+    }
+    for (generation, files) in catalog.generations {
+        let owner = &generation.owner;
+        assert_eq!(generation, store.generation(owner, &generation.digest).await.unwrap());
+        assert_eq!(files, store.generation_files(owner, &generation.digest).await.unwrap());
+    }
 }
 
 /// Compare-and-swap under contention, from several stores as from several processes.

@@ -244,7 +244,9 @@ async fn check(store: &Store, owner: &Owner, acknowledged: &Acknowledged) {
         // What it points at is whole, whether or not that move was acknowledged.
         let files = store.generation_files(owner, &now.generation).await.unwrap();
         store.read_blob(&files[0].blob, u64::MAX).await.unwrap();
-        for (revision, generation) in moves {
+        // The log has the last ones.
+        let oldest = now.revision - 1000;
+        for (revision, generation) in moves.iter().filter(|(revision, _)| *revision > oldest) {
             let entry = store.alias_moves(owner, alias, Some(revision + 1), 1).await.unwrap();
             assert_eq!((entry[0].revision, entry[0].to), (*revision, Some(*generation)));
         }

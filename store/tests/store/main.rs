@@ -13,6 +13,7 @@ mod keys;
 mod kill;
 mod place;
 mod registration;
+mod remote;
 mod retirement;
 mod schema;
 mod tenants;

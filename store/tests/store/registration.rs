@@ -14,6 +14,8 @@ on_both!(
     nothing_stays_of_what_is_refused,
     quotas_are_kept,
     one_tenants_generation_is_unknown_to_another,
+    a_generation_that_comes_again_is_noted_for_its_new_base,
+    what_is_given_up_leaves_no_blob,
 );
 
 fn change(alias: &str, expected: Expected) -> AliasChange<'_> {
@@ -143,4 +145,38 @@ async fn one_tenants_generation_is_unknown_to_another(place: Place) {
     let missing = pleach_store::BlobDigest([9; 32]);
     let error = store.read_blob(&missing, 10).await.unwrap_err();
     assert!(matches!(error, StoreError::Blob(BlobError::Missing { .. })), "{error}");
+}
+
+async fn a_generation_that_comes_again_is_noted_for_its_new_base(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Shared;
+    register(&store, &owner, 1).await;
+    let blob = store.put_blob("other bytes").await.unwrap();
+    let mut again = registration(&owner, 1, vec![("weights".to_owned(), blob)]);
+    again.metadata.base_digest = Some("ab".repeat(32));
+    again.metadata.tensor_bytes += 1;
+    assert!(!store.register(&again, None).await.unwrap().is_new);
+    let found = store.generation(&owner, &digest(1)).await.unwrap().metadata;
+    let expected = pleach_store::GenerationMetadata {
+        base_digest: again.metadata.base_digest.clone(),
+        ..metadata()
+    };
+    assert_eq!(found, expected, "what else is known is about the files that are kept");
+}
+
+async fn what_is_given_up_leaves_no_blob(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Shared;
+    register(&store, &owner, 1).await;
+    let used = store.put_blob("1").await.unwrap();
+    let unused = store.put_blob("unused").await.unwrap();
+    store.discard_blobs(&[used, unused]).await.unwrap();
+    assert_eq!(store.read_blob(&used.digest, 10).await.unwrap(), b"1");
+    assert!(store.read_blob(&unused.digest, 10).await.is_err());
+    // Whoever wanted the same bytes is told to put them again.
+    let wanted = registration(&owner, 2, vec![("a".to_owned(), unused)]);
+    let expired = store.register(&wanted, None).await.unwrap_err();
+    assert!(matches!(expired, StoreError::BlobExpired { .. }), "{expired}");
+    store.put_blob("unused").await.unwrap();
+    assert!(store.register(&wanted, None).await.unwrap().is_new);
 }

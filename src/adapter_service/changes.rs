@@ -1,0 +1,277 @@
+//! Changes of names, in the store and in the registry: first durable, then visible. One at a time, so that both see them
+//! in the same order; and each in a task of its own, so that a client that leaves cannot end one in the middle.
+
+use std::{sync::Arc, time::SystemTime};
+
+use pleach_adapters::{
+    Alias, Expect, Generation, GenerationDigest, LoadedAdapter, Moved, Registry, RegistryError,
+    peft::{CONFIG_FILE, TENSOR_FILE},
+};
+use pleach_engine::{packed_adapter::PackedAdapter, spec::ModelSpec};
+use pleach_store::{
+    AliasChange, Expected, GenerationFile, GenerationMetadata, Origin, Registration, RollBack,
+    StagedBlob, StoreError,
+};
+use tokio::sync::{Mutex, MutexGuard};
+
+use super::{
+    Tiers,
+    error::ServiceError,
+    spool::SpoolFolder,
+    stored_files::{Shelf, is_stored, to_store},
+    target::Target,
+};
+
+/// How often files are put again when another registration of equal ones was given up at the same time.
+const STAGE_ATTEMPTS: usize = 4;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub(super) registry: Arc<Registry>,
+    pub(super) residency: Tiers,
+    pub(super) shelf: Arc<Shelf>,
+    pub(super) spec: ModelSpec,
+    turn: Mutex<()>,
+}
+
+/// An adapter that may be registered: its files were read and are right.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub(super) digest: GenerationDigest,
+    pub(super) metadata: GenerationMetadata,
+    pub(super) origin: Origin,
+    /// The files.
+    pub(super) folder: SpoolFolder,
+}
+
+impl Checked {
+    pub(super) fn new(
+        adapter: &LoadedAdapter,
+        shelf: &Shelf,
+        origin: Origin,
+        folder: SpoolFolder,
+    ) -> Self {
+        Self { digest: adapter.digest, metadata: shelf.metadata_of(adapter), origin, folder }
+    }
+}
+
+impl Changes {
+    pub(super) fn new(
+        registry: Arc<Registry>,
+        residency: Tiers,
+        shelf: Arc<Shelf>,
+        spec: ModelSpec,
+    ) -> Self {
+        Self { registry, residency, shelf, spec, turn: Mutex::default() }
+    }
+
+    /// Only who holds this changes anything.
+    pub(super) async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
+    }
+
+    /// Stores a generation and points an alias at it.
+    pub(super) async fn register(
+        &self,
+        target: &Target,
+        checked: &Checked,
+        packed: PackedAdapter,
+        expect: Expect,
+    ) -> Result<Moved, ServiceError> {
+        let mut attempt = 1;
+        let moved = loop {
+            let staged = self.stage(&checked.folder).await?;
+            let moved = self.register_staged(target, checked, &staged, expect).await;
+            if moved.is_err() {
+                self.give_up(&staged).await;
+            }
+            match moved {
+                Err(ServiceError::Store(StoreError::BlobExpired { .. }))
+                    if attempt < STAGE_ATTEMPTS =>
+                {
+                    attempt += 1;
+                }
+                moved => break moved?,
+            }
+        };
+        // Host memory first, so that the next request does not read it again; then the device, if there is room.
+        let digest = moved.alias.generation.digest;
+        self.residency.offer(digest, Arc::new(packed));
+        self.residency.prefetch(digest);
+        self.settle(&moved);
+        Ok(moved)
+    }
+
+    async fn register_staged(
+        &self,
+        target: &Target,
+        checked: &Checked,
+        staged: &[(String, StagedBlob)],
+        expect: Expect,
+    ) -> Result<Moved, ServiceError> {
+        let _turn = self.turn().await;
+        let (space, Target { owner, name, .. }) = (target.space(), target);
+        self.registry.check(&space, name, expect)?;
+        let kept = self.keep_configured(target).await;
+        // The store may have known better.
+        self.registry.check(&space, name, expect)?;
+        let registration = Registration {
+            owner: owner.clone(),
+            digest: to_store(checked.digest),
+            metadata: checked.metadata.clone(),
+            origin: checked.origin.clone(),
+            files: staged.to_vec(),
+        };
+        let generation = self.store_generation(target, &registration, "loaded").await?;
+        let left = self.registry.get(&space, name);
+        let moved = self.registry.point(&space, name, generation, Expect::Anything)?;
+        if let (Err(error), Some(left)) = (kept, left) {
+            tracing::warn!(adapter = name, %error, "what --adapter gave cannot be gone back to");
+            self.registry.forget_earlier(&space, name, left.generation.digest);
+        }
+        Ok(moved)
+    }
+
+    /// Stores a generation with its alias; the generation as it is stored then.
+    pub(super) async fn store_generation(
+        &self,
+        target: &Target,
+        registration: &Registration,
+        reason: &str,
+    ) -> Result<Arc<Generation>, ServiceError> {
+        let (store, owner) = (&self.shelf.store, &target.owner);
+        let change = self.change(target, reason);
+        let registered = store.register(registration, Some(&change)).await;
+        let registered = match registered {
+            Ok(registered) => registered,
+            Err(error) => return Err(self.failed(target, error).await),
+        };
+        if registered.is_new {
+            let Registration { owner, digest, metadata, files, .. } = registration;
+            let files = files.iter().map(|(name, blob)| GenerationFile {
+                name: name.clone(),
+                blob: blob.digest,
+                bytes: blob.bytes,
+            });
+            let known = self.shelf.known(*digest, metadata, SystemTime::now(), &target.name);
+            let files = self.shelf.files(owner.clone(), *digest, files.collect());
+            return Ok(Generation::known(known, files));
+        }
+        // The files that were there count; these may be others of equal weights.
+        self.give_up(&registration.files).await;
+        match self.generation(owner, &registration.digest, &target.name).await {
+            Ok(generation) => Ok(generation),
+            Err(error) => Err(self.failed(target, error).await),
+        }
+    }
+
+    /// Points an alias back.
+    pub(super) async fn roll_back(
+        &self,
+        target: &Target,
+        to: Option<GenerationDigest>,
+        expect: Expect,
+    ) -> Result<Moved, ServiceError> {
+        let _turn = self.turn().await;
+        let (space, Target { owner, name, .. }) = (target.space(), target);
+        let goal = self.registry.roll_back_target(&space, name, to, expect)?;
+        let is_there = self
+            .registry
+            .get(&space, name)
+            .is_some_and(|alias| alias.generation.digest == goal.digest);
+        if !is_there {
+            let change = self.change(target, "rolled back");
+            let goal = RollBack::Generation(to_store(goal.digest));
+            if let Err(error) = self.shelf.store.roll_back(owner, &change, goal).await {
+                return Err(self.failed(target, error).await);
+            }
+        }
+        let moved = self.registry.roll_back(&space, name, Some(goal.digest), Expect::Anything)?;
+        if moved.alias.generation.other_base().is_none() {
+            self.residency.prefetch(moved.alias.generation.digest);
+        }
+        self.settle(&moved);
+        Ok(moved)
+    }
+
+    /// Removes an alias.
+    pub(super) async fn remove(
+        &self,
+        target: &Target,
+        expect: Expect,
+    ) -> Result<Moved, ServiceError> {
+        let _turn = self.turn().await;
+        let (space, Target { owner, name, .. }) = (target.space(), target);
+        self.registry.check(&space, name, expect)?;
+        if self.registry.get(&space, name).is_some_and(|alias| is_stored(&alias)) {
+            let change = self.change(target, "removed");
+            if let Err(error) = self.shelf.store.delete_alias(owner, &change).await {
+                return Err(self.failed(target, error).await);
+            }
+        }
+        let moved = self.registry.remove(&space, name, Expect::Anything)?;
+        self.settle(&moved);
+        Ok(moved)
+    }
+
+    /// Says whether an alias's generation is to stay on the device.
+    pub(super) async fn pin(
+        &self,
+        target: &Target,
+        is_pinned: bool,
+        expect: Expect,
+    ) -> Result<Alias, ServiceError> {
+        let _turn = self.turn().await;
+        let (space, Target { owner, name, .. }) = (target.space(), target);
+        self.registry.check(&space, name, expect)?;
+        if self.registry.get(&space, name).is_none() {
+            return Err(RegistryError::UnknownAlias { alias: name.clone() }.into());
+        }
+        self.keep_configured(target).await?;
+        if let Err(error) = self.shelf.store.pin_alias(owner, name, is_pinned).await {
+            return Err(self.failed(target, error).await);
+        }
+        let alias = self.registry.pin(&space, name, is_pinned)?;
+        self.settle_pin(&alias.generation);
+        Ok(alias)
+    }
+
+    /// The change as the store wants it: from where the registry has the alias.
+    fn change<'a>(&self, target: &'a Target, reason: &'a str) -> AliasChange<'a> {
+        let alias = self.registry.get(&target.space(), &target.name);
+        let expected = match alias.filter(is_stored) {
+            Some(alias) => Expected::Generation(to_store(alias.generation.digest)),
+            None => Expected::Absent,
+        };
+        AliasChange { alias: &target.name, expected, who: &target.who, reason }
+    }
+
+    /// Puts the files into the store.
+    pub(super) async fn stage(
+        &self,
+        folder: &SpoolFolder,
+    ) -> Result<Vec<(String, StagedBlob)>, ServiceError> {
+        let mut staged = Vec::new();
+        for name in [CONFIG_FILE, TENSOR_FILE] {
+            let file = tokio::fs::File::open(folder.path().join(name)).await?;
+            let put = self.shelf.store.put_blob_from(name, file, u64::MAX).await;
+            match put {
+                Ok(blob) => staged.push((name.to_owned(), blob)),
+                Err(error) => {
+                    self.give_up(&staged).await;
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(staged)
+    }
+
+    /// Takes files that were put and not registered out of the store again.
+    pub(super) async fn give_up(&self, staged: &[(String, StagedBlob)]) {
+        let blobs: Vec<_> = staged.iter().map(|(_, blob)| *blob).collect();
+        if let Err(error) = self.shelf.store.discard_blobs(&blobs).await {
+            tracing::warn!(%error, "blobs of an adapter that was not registered are left for a sweep");
+        }
+    }
+}
