@@ -24,6 +24,7 @@ use pleach::{
         state::{AppState, Base, HttpLimits},
     },
     telemetry::{ServerFacts, Telemetry},
+    tenants::{FairOrder, FlowSettings, Tenants, TokenPrices},
 };
 use pleach_engine::{
     backend::{RunError, StepRunner},
@@ -145,7 +146,9 @@ async fn app(
         max_queue: 1024,
         prefix_cache: true,
     };
-    let engine = EngineHandle::start(Box::new(runner), engine).unwrap();
+    let flows = Arc::new(FlowSettings::default());
+    let policy = Box::new(FairOrder::new(Arc::clone(&flows), TokenPrices::default()));
+    let engine = EngineHandle::start_with_policy(Box::new(runner), engine, policy).unwrap();
     let facts = ServerFacts {
         model_name: model_name.clone(),
         context,
@@ -161,6 +164,8 @@ async fn app(
     )
     .await
     .unwrap();
+    let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
+    let tenants = Tenants::new(store.clone(), None, &engine, flows, Arc::clone(&telemetry));
     Arc::new(AppState {
         engine,
         adapters,
@@ -173,9 +178,9 @@ async fn app(
             fingerprint: "fp_000000000000".to_owned(),
             loaded_unix: 0,
         },
-        telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
+        telemetry,
         limits: HttpLimits::default(),
-        api_key: None,
+        tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     })

@@ -24,12 +24,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     adapter_service::{AdapterService, AdapterSettings},
     http::{
-        auth::ApiKey,
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
     },
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
+    tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
 };
 
 /// Share of the free memory that keys and values take unless told otherwise.
@@ -103,8 +103,6 @@ pub struct LoadSettings {
     pub model_names: Vec<String>,
     /// Adapters by alias.
     pub adapters: Vec<(String, PathBuf)>,
-    /// Where everything that survives the process is.
-    pub store: StorePlace,
     /// How adapters are taken in and kept.
     pub adapter_settings: AdapterSettings,
     /// Bytes of resident adapters; absent: a default of the device.
@@ -123,8 +121,8 @@ pub struct LoadSettings {
     pub engine: EngineConfig,
     /// Limits on what clients send.
     pub limits: HttpLimits,
-    /// Guards `/v1`.
-    pub api_key: Option<ApiKey>,
+    /// The operator's key; tenants' are in the store.
+    pub operator_key: Option<OperatorKey>,
 }
 
 /// What was loaded, for the start-up message.
@@ -146,17 +144,20 @@ pub struct LoadReport {
     pub elapsed: Duration,
 }
 
-/// Loads everything. Reading and packing weights runs on a blocking thread.
+/// Loads everything but the store, which is open. Reading and packing weights runs on a blocking thread.
 ///
 /// # Errors
 /// What could not be loaded, by file and name.
-pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, LoadReport)> {
+pub async fn load(
+    settings: LoadSettings,
+    store: Store,
+) -> anyhow::Result<(Arc<AppState>, LoadReport)> {
     let began = Instant::now();
-    // First: it takes milliseconds, and without it nothing may be served.
-    let store = open_store(&settings.store).await?;
+    let flows = Arc::new(FlowSettings::default());
     let opened = {
-        let settings = settings.clone();
-        tokio::task::spawn_blocking(move || open(&settings)).await.context("the loader died")??
+        let (settings, flows) = (settings.clone(), Arc::clone(&flows));
+        let opening = tokio::task::spawn_blocking(move || open(&settings, flows));
+        opening.await.context("the loader died")??
     };
     let adapters = AdapterService::open(
         opened.engine.clone(),
@@ -183,21 +184,34 @@ pub async fn load(settings: LoadSettings) -> anyhow::Result<(Arc<AppState>, Load
         adapters: shared,
         elapsed: began.elapsed(),
     };
+    let telemetry = Arc::new(Telemetry::new(&facts)?);
+    let tenants = Tenants::new(
+        store.clone(),
+        settings.operator_key,
+        &opened.engine,
+        flows,
+        Arc::clone(&telemetry),
+    );
+    tenants.maintain();
     let state = AppState {
         engine: opened.engine,
         base: opened.base,
         adapters,
         store,
-        telemetry: Arc::new(Telemetry::new(&facts)?),
+        telemetry,
         limits: settings.limits,
-        api_key: settings.api_key,
+        tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     };
     Ok((Arc::new(state), report))
 }
 
-async fn open_store(place: &StorePlace) -> anyhow::Result<Store> {
+/// Opens or makes the store.
+///
+/// # Errors
+/// When it cannot be had, by flag.
+pub async fn open_store(place: &StorePlace) -> anyhow::Result<Store> {
     let blobs = Blobs::open(&place.blobs).context("--blobs")?;
     Store::open(&place.database, blobs).await.context("--database")
 }
@@ -219,7 +233,7 @@ struct Loaded {
     kv_bytes: u64,
 }
 
-fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
+fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Opened> {
     let path = &settings.model_path;
     let of_file = || format!("cannot serve {}", path.display());
     let file = GgufFile::open(path).with_context(of_file)?;
@@ -237,7 +251,8 @@ fn open(settings: &LoadSettings) -> anyhow::Result<Opened> {
         .flatten()
         .with_context(of_file)?;
     let loaded = loaded.with_context(of_file)?;
-    let engine = EngineHandle::start(loaded.runner, settings.engine.clone())
+    let policy = Box::new(FairOrder::new(flows, TokenPrices::default()));
+    let engine = EngineHandle::start_with_policy(loaded.runner, settings.engine.clone(), policy)
         .context("cannot start the engine's thread")?;
     let model_bytes = file.file_bytes().len();
     let Loaded { device, kv_bytes, .. } = loaded;

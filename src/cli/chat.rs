@@ -21,6 +21,7 @@ use self::{
     server::{ensure_served, is_nobody_there, list_models, trim_url},
 };
 use super::serve::{self, Serving};
+use crate::http::ids;
 
 const URL_DEFAULT: &str = "http://127.0.0.1:8000";
 /// How long our own server may take to stop; nothing runs on it by then.
@@ -63,8 +64,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     if io::stdin().is_terminal() {
         eprintln!("{} at {} · /help tells the commands", host.model, host.url);
     }
-    let Host { url, model, own } = host;
-    let chat = Conversation::new(url, args.api_key, model, args.system, args.sampling)?;
+    let Host { url, model, api_key, own } = host;
+    let chat = Conversation::new(url, api_key, model, args.system, args.sampling)?;
     let outcome = talk(chat).await;
     if let Some(serving) = own {
         serving.stop(SHUTDOWN_GRACE).await;
@@ -76,6 +77,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 struct Host {
     url: String,
     model: String,
+    api_key: Option<String>,
     /// The server inside this process, if it is one.
     own: Option<Serving>,
 }
@@ -96,23 +98,25 @@ impl Host {
         let first = models.first().with_context(|| format!("{url} serves no model"))?;
         let model = args.model.clone().unwrap_or_else(|| first.id.clone());
         ensure_served(&models, &model)?;
-        Ok(Self { url, model, own: None })
+        Ok(Self { url, model, api_key: args.api_key.clone(), own: None })
     }
 
     async fn start(args: &Args) -> anyhow::Result<Self> {
+        // Tenants may have keys in the store, and then who has none is let in nowhere.
+        let api_key = args.api_key.clone().unwrap_or_else(|| ids::random("chat-"));
         let settings = serve::Args {
             model: args.model.clone(),
             adapter: args.adapter.clone(),
-            api_key: args.api_key.clone(),
+            api_key: Some(api_key.clone()),
             port: Some(0),
             ..serve::Args::default()
         };
         let own = serve::start_in_process(settings).await?;
         let url = format!("http://{}", own.address());
-        let models = list_models(&url, args.api_key.as_deref()).await?;
+        let models = list_models(&url, Some(&api_key)).await?;
         let adapter = models.iter().find(|card| card.parent.is_some());
         let first = adapter.or(models.first()).context("the server of our own serves no model")?;
-        Ok(Self { model: first.id.clone(), url, own: Some(own) })
+        Ok(Self { model: first.id.clone(), url, api_key: Some(api_key), own: Some(own) })
     }
 }
 

@@ -9,6 +9,7 @@ pub mod gpu_check;
 pub mod merge;
 pub mod pull;
 pub mod serve;
+pub mod tenant;
 
 use clap::{Parser, Subcommand};
 
@@ -39,6 +40,8 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Merge PEFT adapters into a new one.
     Merge(merge::Args),
+    /// Make, change and list tenants and their API keys.
+    Tenant(tenant::Args),
     /// Check a GPU: every kernel against its definition, a model against the CPU.
     GpuCheck(gpu_check::Args),
 }
@@ -69,6 +72,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Merge(args) => merge::run(args).await,
+        Command::Tenant(args) => tenant::run(args).await,
         Command::GpuCheck(args) => gpu_check::run(args).await,
     }
 }

@@ -75,6 +75,10 @@ pub struct Serving {
     address: SocketAddr,
     report: LoadReport,
     state: Arc<AppState>,
+    /// Whether anybody may ask, from anywhere.
+    is_open: bool,
+    /// Whether requests need a key.
+    needs_key: bool,
     stop: oneshot::Sender<()>,
     accepting: JoinHandle<Server>,
 }
@@ -99,6 +103,9 @@ impl Serving {
             Ok(server) => server.finish().await,
             Err(error) => tracing::error!(%error, "the accept loop died"),
         }
+        if let Err(error) = self.state.store.clone().close().await {
+            tracing::warn!(%error, "last uses of keys are not kept");
+        }
     }
 }
 
@@ -108,8 +115,14 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
         .await
         .with_context(|| format!("cannot listen on {}", settings.address))?;
     let address = listener.local_addr().context("cannot tell the address")?;
+    // It takes milliseconds, and knows whether there are keys: before a model is fetched or loaded.
+    let store = serving::open_store(&settings.store).await?;
+    let has_keys = store.has_keys().await.context("--database")?;
+    let is_open = settings.check_exposure(has_keys)?;
     let model_path = models::resolve(&settings.model, std::io::stderr().is_terminal()).await?;
-    let (state, report) = serving::load(settings.load_settings(model_path)).await?;
+    let load_settings = settings.load_settings(model_path);
+    let needs_key = has_keys || load_settings.operator_key.is_some();
+    let (state, report) = serving::load(load_settings, store).await?;
     let (stop, stopped) = oneshot::channel();
     let router = router(Arc::clone(&state));
     let accepting = tokio::spawn(async move {
@@ -118,7 +131,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
         server.run(listener, router, async { stopped.await.unwrap_or_default() }).await;
         server
     });
-    Ok(Serving { address, report, state, stop, accepting })
+    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting })
 }
 
 /// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.
@@ -214,7 +227,7 @@ fn announce(settings: &Settings, serving: &Serving) {
         eprintln!("               {n_own_adapters} of tenants");
     }
     eprintln!("  loaded in    {:.2} s", elapsed.as_secs_f64());
-    if settings.is_open {
+    if serving.is_open {
         eprintln!("  WARNING      open to the network without a key (--insecure)");
     }
     // An address that stands for all of this machine's is none to connect to.
@@ -224,7 +237,7 @@ fn announce(settings: &Settings, serving: &Serving) {
         url
     };
     let model = adapters.first().map_or(names[0].as_str(), |alias| &*alias.name);
-    let key = if load.api_key.is_some() { " -H 'Authorization: Bearer KEY'" } else { "" };
+    let key = if serving.needs_key { " -H 'Authorization: Bearer KEY'" } else { "" };
     eprintln!(
         "try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' \
          -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello!\"}}]}}'"

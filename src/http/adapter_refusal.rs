@@ -32,8 +32,6 @@ pub enum AdapterRefusal {
     Busy,
     /// It was registered for another base than the one that is served.
     OtherBase,
-    /// More than its owner may have.
-    Quota,
     /// The change could not be stored.
     NotStored,
     /// Adapters that cannot be summed.
@@ -54,7 +52,6 @@ impl AdapterRefusal {
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "adapter_unavailable"),
             Self::Busy => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::OtherBase => (StatusCode::CONFLICT, "base_mismatch"),
-            Self::Quota => (StatusCode::FORBIDDEN, "quota_exceeded"),
             Self::Composition => (StatusCode::BAD_REQUEST, "invalid_composition"),
             Self::NotStored => (StatusCode::SERVICE_UNAVAILABLE, "store_unavailable"),
         }
@@ -140,8 +137,7 @@ impl ApiError {
             return Self::from_registry(&RegistryError::UnknownAlias { alias: alias.clone() });
         }
         if let StoreError::QuotaExceeded { quota, limit, wanted, .. } = error {
-            let message = format!("this would make {wanted} {quota}, the quota is {limit}");
-            return adapter(AdapterRefusal::Quota, message);
+            return Self::beyond_quota(quota, *limit, *wanted);
         }
         let is_conflict = matches!(
             error,

@@ -1,6 +1,6 @@
-//! The single API key.
+//! Who may ask for what: the key check of `/v1`, and scopes by route.
 
-use std::{fmt, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     extract::{Request, State},
@@ -8,74 +8,45 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use sha2::{Digest, Sha256};
+use pleach_store::Scope;
 
-use super::{error::ApiError, state::AppState};
+use super::{
+    error::{ApiError, RefusedFor},
+    state::AppState,
+};
 use crate::tenants::Caller;
 
-/// A key, kept as its digest: comparing digests takes the same time wherever they differ, and nothing that prints the
-/// server's state can print the key.
-#[derive(Clone)]
-pub struct ApiKey([u8; 32]);
-
-impl ApiKey {
-    /// Keeps a key.
-    pub fn new(key: &str) -> Self {
-        Self(Sha256::digest(key.as_bytes()).into())
-    }
-
-    /// Whether this is the key.
-    pub fn matches(&self, key: &str) -> bool {
-        let other: [u8; 32] = Sha256::digest(key.as_bytes()).into();
-        self.0.iter().zip(other).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(hidden)")
-    }
-}
-
-/// Lets requests with the key pass; all of them if there is none. Guards `/v1`; probes and `/metrics` stay open, as in
-/// vLLM, because orchestrators and scrapers send no key.
+/// Lets requests pass that have a good key, or need none, and tells handlers who calls; counts what each tenant was
+/// answered. Guards `/v1`; probes and `/metrics` stay open, as in vLLM, because orchestrators and scrapers send no key.
 pub async fn require_key(
     State(state): State<Arc<AppState>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match check(&state, &request) {
-        Ok(caller) => {
-            request.extensions_mut().insert(caller);
-            next.run(request).await
-        }
-        Err(error) => error.into_response(),
+    let caller = match state.tenants.caller(request.headers().get(header::AUTHORIZATION)).await {
+        Ok(caller) => caller,
+        Err(error) => return error.into_response(),
+    };
+    let series = state.tenants.series_of(&caller);
+    request.extensions_mut().insert(caller);
+    let response = next.run(request).await;
+    series.count_response(response.status().as_u16());
+    if let Some(RefusedFor(reason)) = response.extensions().get() {
+        series.count_refusal(reason);
     }
+    response
 }
 
-fn check(state: &AppState, request: &Request) -> Result<Caller, ApiError> {
-    let Some(key) = &state.api_key else { return Ok(Caller::operator()) };
-    let given = request.headers().get(header::AUTHORIZATION).ok_or(ApiError::MissingKey)?;
-    let given = given.to_str().map_err(|_| ApiError::WrongKey)?;
-    let (scheme, given) = given.split_once(' ').ok_or(ApiError::WrongKey)?;
-    if scheme.eq_ignore_ascii_case("bearer") && key.matches(given.trim()) {
-        Ok(Caller::operator())
-    } else {
-        Err(ApiError::WrongKey)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ApiKey;
-
-    #[test]
-    fn only_the_key_matches_and_debug_hides_it() {
-        let key = ApiKey::new("secret");
-        assert!(key.matches("secret"));
-        for other in ["", "secre", "secret ", "Secret", "secrets"] {
-            assert!(!key.matches(other), "{other:?}");
-        }
-        assert!(!format!("{key:?}").contains("secret"));
-    }
+/// Lets callers pass that have one of these scopes, before their body is read.
+///
+/// # Errors
+/// [`ApiError::InsufficientScope`].
+pub async fn require_scope(
+    State(any_of): State<&'static [Scope]>,
+    caller: Caller,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    caller.require_any(any_of)?;
+    Ok(next.run(request).await)
 }

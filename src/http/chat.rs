@@ -7,7 +7,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use pleach_store::Scope;
 use pleach_text::{ChatTemplate, RenderOptions, Tokenizer};
 
 use super::{
@@ -25,7 +24,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::tenants::Caller;
+use crate::tenants::{Admission, Caller};
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -37,9 +36,9 @@ const ASSISTANT: &str = "assistant";
 pub async fn create(
     State(state): State<Arc<AppState>>,
     caller: Caller,
+    admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.require(Scope::Infer)?;
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
@@ -64,7 +63,7 @@ pub async fn create(
         arrived,
         param: PARAM,
     };
-    let running = generate::start(&state, &job).await?;
+    let running = generate::start(&state, &job, admission).await?;
     let tokenizer = Arc::clone(&state.base.tokenizer);
     if stream {
         let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted: vec![false; n] };

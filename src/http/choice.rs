@@ -18,7 +18,10 @@ use super::{
     error::ApiError,
     wire::{chat::StopReason, sampling::Sampling},
 };
-use crate::telemetry::{Outcome, SequenceClock};
+use crate::{
+    telemetry::{Outcome, SequenceClock},
+    tenants::SequencePlace,
+};
 
 /// When the choices of a request end, and what of it shows. Shared by all of them.
 #[derive(Debug)]
@@ -100,6 +103,7 @@ pub struct Choice {
     index: usize,
     sequence: SequenceStream,
     clock: SequenceClock,
+    place: SequencePlace,
     rules: Arc<Rules>,
     detokenizer: Detokenizer,
     stop_strings: StopStrings,
@@ -117,6 +121,7 @@ impl Choice {
         index: usize,
         sequence: SequenceStream,
         clock: SequenceClock,
+        place: SequencePlace,
         rules: Arc<Rules>,
         tokenizer: &Arc<Tokenizer>,
     ) -> Self {
@@ -124,6 +129,7 @@ impl Choice {
             index,
             sequence,
             clock,
+            place,
             detokenizer: Detokenizer::new(Arc::clone(tokenizer), rules.skip_special),
             stop_strings: StopStrings::new(rules.stop.clone()).include_stop(rules.include_stop),
             rules,
@@ -140,6 +146,7 @@ impl Choice {
         match event {
             Some(SequenceEvent::Admitted { at, cached_tokens }) => {
                 self.clock.admitted(at);
+                self.place.admitted();
                 self.cached_tokens = cached_tokens;
                 None
             }
@@ -160,6 +167,7 @@ impl Choice {
             return None;
         }
         self.completion_tokens += 1;
+        self.place.token();
         if self.rules.stop_tokens.contains(&event.token) && !self.rules.include_stop {
             self.end_token = Some(event);
             return None;

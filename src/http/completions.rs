@@ -7,7 +7,6 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use pleach_store::Scope;
 use pleach_text::Tokenizer;
 
 use super::{
@@ -26,7 +25,7 @@ use super::{
         usage::{Usage, UsageField},
     },
 };
-use crate::tenants::Caller;
+use crate::tenants::{Admission, Caller};
 
 const PARAM: &str = "prompt";
 
@@ -37,9 +36,9 @@ const PARAM: &str = "prompt";
 pub async fn create(
     State(state): State<Arc<AppState>>,
     caller: Caller,
+    admission: Admission,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
-    caller.require(Scope::Infer)?;
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
@@ -70,7 +69,7 @@ pub async fn create(
         param: PARAM,
     };
     let n_choices = job.prompts.len() * view.n;
-    let running = generate::start(&state, &job).await?;
+    let running = generate::start(&state, &job, admission).await?;
     if stream {
         let scores = (0..n_choices).map(|_| None).collect();
         let chunks = Chunks { head, view, include_usage, scores };

@@ -7,15 +7,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use pleach_engine::engine::SubmitError;
-use pleach_store::Scope;
+use pleach_store::{Scope, Scopes};
 
 use super::{
     adapter_refusal::AdapterRefusal,
+    tenant_refusal::TenantRefusal,
     wire::error::{ErrorBody, ErrorEnvelope},
 };
+use crate::tenants::Refusal;
 
-/// What a client is told to wait when the queue is full. The queue moves by a step every few milliseconds, so this is
-/// the shortest wait that the header can say.
+/// What a client is told to wait when nobody knows how long, as when the queue is full. That moves by a step every few
+/// milliseconds, so this is the shortest wait that the header can say.
 const RETRY_AFTER_SECONDS: &str = "1";
 
 /// Why a request was not answered with what it asked for.
@@ -135,12 +137,26 @@ pub enum ApiError {
     /// Another key.
     #[error("the API key is not valid")]
     WrongKey,
-    /// The key is not allowed to do this.
-    #[error("this API key has not the scope '{}', which this request needs", scope.name())]
-    Forbidden {
-        /// What it lacks.
-        scope: Scope,
+    /// A key that may not do this.
+    #[error("this needs an API key with the scope {}", scope_names(*.needed))]
+    InsufficientScope {
+        /// Each of them is enough.
+        needed: Scopes,
     },
+    /// A limit of the tenant.
+    #[error(transparent)]
+    Limit(#[from] Refusal),
+    /// Something about tenants, their keys or what they may own.
+    #[error("{message}")]
+    Tenant {
+        /// What kind of refusal it is.
+        refusal: TenantRefusal,
+        /// The words of what refused.
+        message: String,
+    },
+    /// What survives the process cannot be read or written just now.
+    #[error("the server's database cannot be used at the moment")]
+    StoreUnavailable,
     /// No such path.
     #[error("no such endpoint: {method} {path}")]
     NotFound {
@@ -207,17 +223,21 @@ impl ApiError {
             | Self::InvalidValue { .. }
             | Self::Unsupported { .. }
             | Self::ContextLength { .. }
-            | Self::Template { .. } => StatusCode::BAD_REQUEST,
+            | Self::Template { .. }
+            | Self::Limit(Refusal::MoreThanTheLimit { .. }) => StatusCode::BAD_REQUEST,
             Self::MissingKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
-            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::InsufficientScope { .. } => StatusCode::FORBIDDEN,
+            Self::Tenant { refusal, .. } => refusal.status_and_code().0,
             Self::UnknownModel { .. } | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limit(_) | Self::QueueFull { .. } | Self::Busy { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::Adapter { refusal, .. } => refusal.status_and_code().0,
-            Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::StoreUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -239,10 +259,13 @@ impl ApiError {
             Self::Template { .. } => "template_error",
             Self::UnknownModel { .. } => "model_not_found",
             Self::MissingKey | Self::WrongKey => "invalid_api_key",
-            Self::Forbidden { .. } => "insufficient_scope",
             Self::NotFound { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
-            Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
+            Self::InsufficientScope { .. } => "insufficient_scope",
+            Self::Limit(Refusal::MoreThanTheLimit { .. }) => "request_exceeds_limit",
+            Self::Limit(_) | Self::QueueFull { .. } | Self::Busy { .. } => "rate_limit_exceeded",
+            Self::Tenant { refusal, .. } => refusal.status_and_code().1,
+            Self::StoreUnavailable => "store_unavailable",
             Self::Adapter { refusal, .. } => refusal.status_and_code().1,
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal_error",
@@ -291,7 +314,10 @@ impl ApiError {
             | Self::BodyBroken { .. }
             | Self::MissingKey
             | Self::WrongKey
-            | Self::Forbidden { .. }
+            | Self::InsufficientScope { .. }
+            | Self::Limit(_)
+            | Self::Tenant { .. }
+            | Self::StoreUnavailable
             | Self::NotFound { .. }
             | Self::MethodNotAllowed { .. }
             | Self::QueueFull { .. }
@@ -300,6 +326,32 @@ impl ApiError {
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }
+    }
+
+    /// What a tenant's request was refused for, if that was its limits, its scopes, or want of room; one of a closed set,
+    /// so that it can be a metric label.
+    pub fn refused_for(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit(refusal) => Some(refusal.reason()),
+            Self::Tenant { refusal: TenantRefusal::Quota(quota), .. } => Some(quota.name()),
+            Self::InsufficientScope { .. } => Some("scope"),
+            _ if self.status() == StatusCode::TOO_MANY_REQUESTS => Some("server_busy"),
+            _ => None,
+        }
+    }
+
+    /// When a client is told to come again, in seconds.
+    fn retry_after(&self) -> Option<HeaderValue> {
+        if let Self::Limit(refusal) = self
+            && let Some(time) = refusal.retry_after()
+        {
+            // Rounded up, so that it is not too early.
+            let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+            return Some(HeaderValue::from(seconds.max(1)));
+        }
+        let may_pass = self.status() == StatusCode::TOO_MANY_REQUESTS
+            || matches!(self, Self::ShuttingDown | Self::StoreUnavailable);
+        may_pass.then(|| HeaderValue::from_static(RETRY_AFTER_SECONDS))
     }
 
     /// What the engine's refusal is to a client whose prompt came in `param`.
@@ -319,6 +371,16 @@ impl ApiError {
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorCode(pub &'static str);
 
+/// Rides beside it when [`ApiError::refused_for`] says something.
+#[derive(Clone, Copy, Debug)]
+pub struct RefusedFor(pub &'static str);
+
+/// `'infer' or 'train'`.
+fn scope_names(scopes: Scopes) -> String {
+    let names = Scope::ALL.into_iter().filter(|&scope| scopes.contains(scope));
+    names.map(|scope| format!("'{}'", scope.name())).collect::<Vec<_>>().join(" or ")
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         if let Self::Internal { detail } = &self {
@@ -326,9 +388,12 @@ impl IntoResponse for ApiError {
         }
         let mut response = (self.status(), axum::Json(self.envelope())).into_response();
         response.extensions_mut().insert(ErrorCode(self.code()));
+        if let Some(reason) = self.refused_for() {
+            response.extensions_mut().insert(RefusedFor(reason));
+        }
         let headers = response.headers_mut();
-        if self.status() == StatusCode::TOO_MANY_REQUESTS || self == Self::ShuttingDown {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+        if let Some(retry_after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, retry_after);
         }
         if matches!(self, Self::MissingKey | Self::WrongKey) {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -7,10 +7,8 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::SelectAll};
-use pleach_engine::{
-    sampler::SamplingParams,
-    sequence::{FlowId, SequenceRequest},
-};
+use pleach_adapters::Tier;
+use pleach_engine::{sampler::SamplingParams, sequence::SequenceRequest};
 
 use super::{
     choice::{Choice, ChoiceDelta, Rules},
@@ -19,10 +17,16 @@ use super::{
     state::{AppState, Model},
     wire::{sampling::Sampling, usage::Usage},
 };
-use crate::adapter_service::AdapterInUse;
+use crate::{
+    adapter_service::AdapterInUse,
+    tenants::{Admission, Line},
+};
 
 /// Most choices of one request, over all its prompts.
 pub const CHOICES_MAX: usize = 512;
+/// Completion tokens that are set aside of a tenant's limit for a choice that may go on to the end of the context. What it
+/// takes beyond is counted when it ends, and the limit may then be owed.
+const COMPLETION_RESERVED: usize = 256;
 
 /// What a request asks of the engine.
 #[derive(Debug)]
@@ -49,6 +53,8 @@ pub struct Running {
     choices: Choices,
     /// After the choices: it is given back when their sequences have been told to end.
     _adapter: Option<AdapterInUse>,
+    /// Last: what the choices have used is known by then.
+    _admission: Admission,
     n: usize,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -89,19 +95,22 @@ impl Choices {
     }
 }
 
-/// Waits for the request's adapter, then queues every choice, or none. Dropping the future takes the request back.
+/// Waits for the request's turn and its adapter, then queues every choice, or none. Dropping the future takes the request
+/// back, with all that it holds.
 ///
 /// # Errors
-/// What the request asks that this model cannot do, an adapter that cannot be had, or the engine's refusal.
-pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
+/// What the request asks that this model cannot do, a limit of the tenant, an adapter that cannot be had, or the engine's
+/// refusal.
+pub async fn start(
+    state: &AppState,
+    job: &Job,
+    mut admission: Admission,
+) -> Result<Running, ApiError> {
     check(state, job)?;
-    let in_use = match &job.model.adapter {
-        Some(pinned) => {
-            let _waiting = state.telemetry.waits_for(pinned.label());
-            Some(state.adapters.lease(pinned).await.map_err(ApiError::from_service)?)
-        }
-        None => None,
-    };
+    admission.reserve(most_tokens(state, job))?;
+    let n_choices = job.prompts.len() * job.sampling.n;
+    let mut line = admission.enter(state.tenants.queue(), n_choices)?;
+    let in_use = take_turn(state, job, &mut line).await?;
     let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let n = job.sampling.n;
     let base_seed = job.sampling.seed.unwrap_or_else(ids::random_u64);
@@ -109,7 +118,7 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
     let params: Vec<_> =
         (0..n as u64).map(|choice| Arc::new(params(job, base_seed.wrapping_add(choice)))).collect();
     let rules = Arc::new(Rules::new(&job.sampling, &state.base.tokenizer));
-    let kv_key = job.model.kv_key(job.sampling.cache_salt.as_bytes());
+    let kv_key = job.model.kv_key(admission.owner(), &job.sampling.cache_salt);
     let adapter = in_use.as_ref().map(|in_use| in_use.engine_lease().clone());
     let mut choices = Vec::with_capacity(job.prompts.len() * n);
     for (prompt_index, prompt) in job.prompts.iter().enumerate() {
@@ -120,7 +129,7 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
                     prompt: prompt.clone(),
                     adapter: adapter.clone(),
                     kv_key,
-                    flow: FlowId::default(),
+                    flow: admission.flow(),
                     sampling: Arc::clone(params),
                     max_tokens: max_tokens(state, job, prompt.len()),
                     min_tokens: job.sampling.min_tokens as usize,
@@ -128,21 +137,46 @@ pub async fn start(state: &AppState, job: &Job) -> Result<Running, ApiError> {
                     prompt_logprobs: job.prompt_logprobs,
                 })
                 .map_err(|error| ApiError::from_submit(error, job.param))?;
-            let clock = state.telemetry.follow(job.model.label(), job.arrived, prompt.len());
+            let label = job.model.label();
+            let clock =
+                state.telemetry.follow(label, admission.series(), job.arrived, prompt.len());
+            // The choices of one prompt share it.
+            let n_counted = if choice_index == 0 { prompt.len() } else { 0 };
+            let place = line.next_place(n_counted);
             let index = prompt_index * n + choice_index;
             let rules = Arc::clone(&rules);
-            choices.push(Choice::new(index, sequence, clock, rules, &state.base.tokenizer));
+            choices.push(Choice::new(index, sequence, clock, place, rules, &state.base.tokenizer));
         }
     }
+    admission.accepted();
     let choices = Choices::new(choices);
     Ok(Running {
         choices,
         _adapter: in_use,
+        _admission: admission,
         n,
         prompt_tokens,
         cached_tokens: 0,
         completion_tokens: 0,
     })
+}
+
+/// Waits until the request may go to the engine's queue, and its adapter is on the device.
+async fn take_turn(
+    state: &AppState,
+    job: &Job,
+    line: &mut Line,
+) -> Result<Option<AdapterInUse>, ApiError> {
+    let Some(pinned) = &job.model.adapter else {
+        line.turns().await;
+        return Ok(None);
+    };
+    let _waiting = state.telemetry.waits_for(pinned.label());
+    let is_cold = state.adapters.tier(pinned.digest()) != Tier::Device;
+    let _cold_turn = if is_cold { line.cold_turn().await } else { None };
+    line.turns().await;
+    let leased = state.adapters.lease(pinned).await;
+    leased.map(Some).map_err(ApiError::from_service)
 }
 
 impl Running {
@@ -247,6 +281,19 @@ fn check(state: &AppState, job: &Job) -> Result<(), ApiError> {
 fn max_tokens(state: &AppState, job: &Job, prompt_tokens: usize) -> usize {
     let room = state.engine.spec().context.saturating_sub(prompt_tokens).max(1);
     job.sampling.max_tokens.map_or(room, |asked| room.min(asked as usize)).max(1)
+}
+
+/// The most tokens that the request is expected to use: its prompts, and what its choices were allowed by name.
+fn most_tokens(state: &AppState, job: &Job) -> u64 {
+    let of_prompt = |prompt: &Vec<u32>| {
+        let n_completion = match job.sampling.max_tokens {
+            Some(0) => 0,
+            Some(_) => max_tokens(state, job, prompt.len()),
+            None => max_tokens(state, job, prompt.len()).min(COMPLETION_RESERVED),
+        };
+        prompt.len() + job.sampling.n * n_completion
+    };
+    job.prompts.iter().map(of_prompt).sum::<usize>() as u64
 }
 
 fn params(job: &Job, seed: u64) -> SamplingParams {

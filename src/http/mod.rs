@@ -1,7 +1,7 @@
 //! The HTTP surface: an `OpenAI`-compatible API, probes and metrics.
 //!
 //! ```text
-//! server (sockets) ──> request_context ──> auth ──> json_body ──> chat | completions
+//! server (sockets) ──> request_context ──> auth ──> rate_limits ──> json_body ──> chat | completions
 //!     ──> generate: submit to the engine ──> choice: tokens to text ──> sse or one JSON body
 //! ```
 //!
@@ -11,6 +11,8 @@ pub mod adapter_download;
 pub mod adapter_refusal;
 pub mod adapter_upload;
 pub mod adapters;
+pub mod admin_keys;
+pub mod admin_tenants;
 pub mod auth;
 pub mod chat;
 pub mod choice;
@@ -25,11 +27,13 @@ pub mod lora;
 pub mod models;
 pub mod observe;
 pub mod probes;
+pub mod rate_limits;
 pub mod request_context;
 pub mod scores;
 pub mod server;
 pub mod sse;
 pub mod state;
+pub mod tenant_refusal;
 pub mod wire;
 
 use std::sync::Arc;
@@ -37,9 +41,10 @@ use std::sync::Arc;
 use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
-    middleware::from_fn_with_state,
-    routing::{get, post},
+    middleware::{from_fn, from_fn_with_state},
+    routing::{delete, get, post, put},
 };
+use pleach_store::Scope;
 
 use error::ApiError;
 use state::AppState;
@@ -63,25 +68,71 @@ pub fn router(state: Arc<AppState>) -> Router {
 /// The routes for those who have a [`Caller`](crate::tenants::Caller): whoever guards them says who that is.
 pub fn v1_routes() -> Router<Arc<AppState>> {
     Router::new()
+        .merge(completions(&[Scope::Infer]))
+        .merge(models(&[Scope::Infer]))
+        .merge(adapters_seen(&[Scope::Infer, Scope::Train]))
+        // Shared ones are the administrator's, which the handlers tell apart.
+        .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
+        .merge(adapters_loaded(&[Scope::Train]))
+        .merge(administration(&[Scope::Admin]))
+}
+
+/// Routes of the API, for callers with one of some scopes.
+type Routes = Router<Arc<AppState>>;
+type AnyOf = &'static [Scope];
+
+fn completions(scopes: AnyOf) -> Routes {
+    Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+        .route_layer(from_fn(rate_limits::tell))
+}
+
+fn models(scopes: AnyOf) -> Routes {
+    Router::new()
         .route("/v1/models", get(models::list))
         // Names may hold slashes.
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/latency", get(observe::latency))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn adapters_seen(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/adapters", get(adapters::list))
+        .route("/v1/adapters/{name}", get(adapters::get))
+        .route("/v1/adapters/{name}/download", get(adapter_download::get))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn adapters_changed(scopes: AnyOf) -> Routes {
+    // An upload has limits of its own, file by file.
+    let put = put(adapters::put).layer(DefaultBodyLimit::disable());
+    Router::new()
+        .route("/v1/adapters/{name}", put.delete(adapters::delete))
+        .route("/v1/adapters/{name}/rollback", post(adapters::roll_back))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn adapters_loaded(scopes: AnyOf) -> Routes {
+    Router::new()
         .route("/v1/load_lora_adapter", post(lora::load))
         .route("/v1/unload_lora_adapter", post(lora::unload))
-        .route("/v1/adapters", get(adapters::list))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn administration(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/admin/tenants", get(admin_tenants::list).post(admin_tenants::create))
         .route(
-            "/v1/adapters/{name}",
-            get(adapters::get)
-                .put(adapters::put)
-                .delete(adapters::delete)
-                // An upload has limits of its own, file by file.
-                .layer(DefaultBodyLimit::disable()),
+            "/v1/admin/tenants/{id}",
+            get(admin_tenants::get).patch(admin_tenants::change).delete(admin_tenants::disable),
         )
-        .route("/v1/adapters/{name}/rollback", post(adapters::roll_back))
-        .route("/v1/adapters/{name}/download", get(adapter_download::get))
+        .route("/v1/admin/tenants/{id}/enable", post(admin_tenants::enable))
+        .route("/v1/admin/tenants/{id}/keys", get(admin_keys::list).post(admin_keys::create))
+        .route("/v1/admin/tenants/{id}/keys/{key_id}", delete(admin_keys::revoke))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 
 async fn not_found(request: Request) -> ApiError {

@@ -12,7 +12,7 @@ use axum::{
 use pleach_adapters::Tier;
 
 use super::{error::ApiError, state::AppState, wire::latency::LatencyReport};
-use crate::telemetry::AdapterFacts;
+use crate::{telemetry::AdapterFacts, tenants::Caller};
 
 /// Prometheus' text format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -41,7 +41,7 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, Api
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response())
 }
 
-/// Percentiles by adapter and window.
-pub async fn latency(State(state): State<Arc<AppState>>) -> Json<LatencyReport> {
-    Json(state.telemetry.report())
+/// Percentiles by adapter and window: everything for the operator, for a tenant those of its own adapters.
+pub async fn latency(State(state): State<Arc<AppState>>, caller: Caller) -> Json<LatencyReport> {
+    Json(state.telemetry.report(&caller.namespace()))
 }

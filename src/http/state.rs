@@ -10,14 +10,14 @@ use std::{
 
 use pleach_adapters::base_kv_key;
 use pleach_engine::engine::EngineHandle;
-use pleach_store::Store;
+use pleach_store::{Owner, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 
-use super::{auth::ApiKey, cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
+use super::{cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
 use crate::{
     adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts},
     telemetry::Telemetry,
-    tenants::Caller,
+    tenants::{Caller, Tenants},
 };
 
 /// Limits on what clients send.
@@ -64,8 +64,8 @@ pub struct AppState {
     pub telemetry: Arc<Telemetry>,
     /// Limits on what clients send.
     pub limits: HttpLimits,
-    /// Guards `/v1`.
-    pub api_key: Option<ApiKey>,
+    /// Who may ask for what, and how much.
+    pub tenants: Arc<Tenants>,
     /// Tokenizing and templating.
     pub cpu: CpuWork,
     /// Set once, when the server begins to stop.
@@ -134,11 +134,57 @@ impl Model {
         Some(adapter.digest().to_string())
     }
 
-    /// What separates cached prefixes: adapter and salt.
-    pub fn kv_key(&self, salt: &[u8]) -> [u8; 32] {
+    /// What separates cached prefixes: adapter, whose request it is, and the request's own salt.
+    pub fn kv_key(&self, owner: &Owner, cache_salt: &str) -> [u8; 32] {
+        let salt = owned_salt(owner, cache_salt);
         match &self.adapter {
-            None => base_kv_key(salt),
-            Some(adapter) => adapter.digest().kv_key(salt),
+            None => base_kv_key(&salt),
+            Some(adapter) => adapter.digest().kv_key(&salt),
         }
+    }
+}
+
+/// Begins the salt of a tenant. In no UTF-8 text, so that no `cache_salt` of the operator's is one of a tenant's.
+const TENANT_SALT: u8 = 0xff;
+
+/// The operator's requests share what equal salts let them share; a tenant's share nothing with others'. The id's length
+/// comes before it, so that where it ends and the request's own salt begins is not a matter of their texts.
+fn owned_salt(owner: &Owner, cache_salt: &str) -> Vec<u8> {
+    let Owner::Tenant(id) = owner else { return cache_salt.as_bytes().to_vec() };
+    let id = id.as_str().as_bytes();
+    let mut salt = vec![TENANT_SALT];
+    salt.extend((id.len() as u64).to_le_bytes());
+    salt.extend(id);
+    salt.extend(cache_salt.as_bytes());
+    salt
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use pleach_store::TenantId;
+
+    use super::*;
+
+    #[test]
+    fn no_salt_of_one_is_a_salt_of_another() {
+        let tenant = |id: &str| Owner::Tenant(TenantId::parse(id).unwrap());
+        let owners =
+            [Owner::Shared, tenant("ten_0000000000000001"), tenant("ten_0000000000000002")];
+        let prefix = |id: &str| format!("{}{id}", "\u{14}\0\0\0\0\0\0\0");
+        let salts = [
+            String::new(),
+            "a".to_owned(),
+            "ten_0000000000000001".to_owned(),
+            prefix("ten_0000000000000001"),
+            prefix("ten_0000000000000002a"),
+        ];
+        let all: HashSet<_> = owners
+            .iter()
+            .flat_map(|owner| salts.iter().map(move |salt| owned_salt(owner, salt)))
+            .collect();
+        assert_eq!(all.len(), owners.len() * salts.len());
+        assert_eq!(owned_salt(&Owner::Shared, "a"), b"a", "what the operator cached stays valid");
     }
 }

@@ -1,12 +1,11 @@
 //! Latencies by adapter: what `GET /v1/latency` reports.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{names, window::Windows};
+use super::window::Windows;
 use crate::http::wire::latency::{LatencyMetrics, LatencySummary, LatencyWindows};
 
 /// What is measured.
@@ -66,48 +65,6 @@ impl Recorder {
     }
 }
 
-/// Something that exists once for each adapter: at most [`names::ADAPTER_LABELS_MAX`] of them, one more for all other
-/// adapters, and one for the base. So a client that could name adapters freely cannot make memory grow.
-#[derive(Debug)]
-pub struct ByAdapter<T> {
-    base: Arc<T>,
-    // Read by every request, written when an adapter is first used; never held over an await.
-    adapters: RwLock<HashMap<String, Arc<T>>>,
-    make: fn(&str, &T) -> T,
-}
-
-impl<T> ByAdapter<T> {
-    /// Starts with the base's; `make` makes an adapter's from its label and the base's.
-    pub fn new(base: T, make: fn(&str, &T) -> T) -> Self {
-        Self { base: Arc::new(base), adapters: RwLock::default(), make }
-    }
-
-    /// The base's (`None`) or an adapter's.
-    pub fn get(&self, adapter: Option<&str>) -> Arc<T> {
-        let Some(alias) = adapter else { return Arc::clone(&self.base) };
-        if let Some(found) = self.adapters.read().unwrap_or_else(PoisonError::into_inner).get(alias)
-        {
-            return Arc::clone(found);
-        }
-        let mut adapters = self.adapters.write().unwrap_or_else(PoisonError::into_inner);
-        let label =
-            if adapters.len() < names::ADAPTER_LABELS_MAX { alias } else { names::ADAPTER_OTHER };
-        let entry = adapters.entry(label.to_owned());
-        Arc::clone(entry.or_insert_with(|| Arc::new((self.make)(label, &self.base))))
-    }
-
-    /// An adapter's, if it was used and is told apart.
-    pub fn peek(&self, alias: &str) -> Option<Arc<T>> {
-        self.adapters.read().unwrap_or_else(PoisonError::into_inner).get(alias).map(Arc::clone)
-    }
-
-    /// Every adapter's, by label.
-    pub fn adapters(&self) -> BTreeMap<String, Arc<T>> {
-        let adapters = self.adapters.read().unwrap_or_else(PoisonError::into_inner);
-        adapters.iter().map(|(label, value)| (label.clone(), Arc::clone(value))).collect()
-    }
-}
-
 /// Time since start, the clock of all windows.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
@@ -127,18 +84,6 @@ impl Clock {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn adapters_beyond_the_most_share_one_label() {
-        let table = ByAdapter::new(String::new(), |label, _| label.to_owned());
-        for index in 0..1000 {
-            table.get(Some(&format!("adapter-{index}")));
-        }
-        assert_eq!(table.adapters().len(), names::ADAPTER_LABELS_MAX + 1);
-        assert_eq!(*table.get(Some("adapter-3")), "adapter-3");
-        assert_eq!(*table.get(Some("adapter-999")), names::ADAPTER_OTHER);
-        assert_eq!(*table.get(None), "");
-    }
 
     #[test]
     fn kinds_do_not_mix() {

@@ -9,7 +9,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-use super::{names, residency::TierSeries};
+use super::{names, residency::TierSeries, tenants::TenantVectors};
 
 /// What the series say of the server; fixed at start.
 #[derive(Clone, Debug)]
@@ -64,6 +64,7 @@ pub struct Metrics {
     pub(super) request_generation_tokens: Histogram,
     pub(super) finished: IntCounterVec,
     pub(super) by_adapter: AdapterHistograms,
+    pub(super) by_tenant: TenantVectors,
     pub(super) responses: IntCounterVec,
     pub(super) errors: IntCounterVec,
     pub(super) adapter_wait: Histogram,
@@ -171,6 +172,7 @@ impl Metrics {
                 &[names::LABEL_FINISHED],
             )?)?,
             by_adapter: AdapterHistograms::new(&make)?,
+            by_tenant: TenantVectors::new(&make)?,
             responses: make.register(IntCounterVec::new(
                 Opts::new(names::HTTP_RESPONSES, "Responses by route and status."),
                 &[names::LABEL_PATH, names::LABEL_STATUS],

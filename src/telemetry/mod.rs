@@ -1,10 +1,12 @@
 //! What the server measures: metrics for Prometheus and latency percentiles.
 
+pub mod by_label;
 pub mod latency;
 pub mod metrics;
 pub mod names;
 mod residency;
 pub mod sequence_clock;
+mod tenants;
 pub mod window;
 
 use std::{
@@ -15,14 +17,17 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use pleach_adapters::Namespace;
 use pleach_engine::engine::EngineStats;
 use prometheus::Histogram;
 
 pub use metrics::{AdapterFacts, ServerFacts, TierFacts};
 pub use sequence_clock::{Outcome, SequenceClock};
+pub use tenants::TenantSeries;
 
 use crate::http::wire::latency::LatencyReport;
-use latency::{ByAdapter, Clock, Recorder};
+use by_label::ByLabel;
+use latency::{Clock, Recorder};
 use metrics::{AdapterHistograms, Metrics};
 
 /// Everything that is measured. Shared by all handlers.
@@ -32,7 +37,8 @@ pub struct Telemetry {
     clock: Clock,
     started_unix: u64,
     overall: Recorder,
-    by_adapter: ByAdapter<Series>,
+    by_adapter: ByLabel<Series>,
+    by_tenant: ByLabel<TenantSeries>,
     /// The engine's numbers at the last scrape; the lock also keeps scrapes apart.
     scraped: Mutex<EngineStats>,
 }
@@ -71,24 +77,43 @@ impl Telemetry {
     pub fn new(facts: &ServerFacts) -> prometheus::Result<Self> {
         let metrics = Metrics::new(facts)?;
         let base = Series::new(names::ADAPTER_BASE, &metrics.by_adapter);
+        let operator = TenantSeries::new(names::TENANT_OPERATOR, &metrics.by_tenant);
         Ok(Self {
             metrics,
             clock: Clock::start(),
             started_unix: unix_time().as_secs(),
             overall: Recorder::default(),
-            by_adapter: ByAdapter::new(base, |label, base| Series::new(label, &base.vectors)),
+            by_adapter: ByLabel::new(
+                base,
+                names::ADAPTER_LABELS_MAX,
+                names::ADAPTER_OTHER,
+                |label, base| Series::new(label, &base.vectors),
+            ),
+            by_tenant: ByLabel::new(
+                operator,
+                names::TENANT_LABELS_MAX,
+                names::TENANT_OTHER,
+                |label, operator| operator.like(label),
+            ),
             scraped: Mutex::default(),
         })
+    }
+
+    /// What is measured of the tenant of this name, or of the operator.
+    pub fn tenant(&self, name: Option<&str>) -> Arc<TenantSeries> {
+        self.by_tenant.get(name)
     }
 
     /// Follows one sequence, which is submitted now.
     pub fn follow(
         self: &Arc<Self>,
         adapter: Option<&str>,
+        tenant: &Arc<TenantSeries>,
         arrived: Instant,
         prompt_tokens: usize,
     ) -> SequenceClock {
-        SequenceClock::start(Arc::clone(self), self.by_adapter.get(adapter), arrived, prompt_tokens)
+        let series = self.by_adapter.get(adapter);
+        SequenceClock::start(Arc::clone(self), series, Arc::clone(tenant), arrived, prompt_tokens)
     }
 
     /// Follows a request that waits for its adapter, until what is returned is dropped.
@@ -132,23 +157,28 @@ impl Telemetry {
         text
     }
 
-    /// The percentiles of `/v1/latency`.
-    pub fn report(&self) -> LatencyReport {
+    /// The percentiles of `/v1/latency`: all of them for the shared namespace, else those of the namespace's own adapters.
+    pub fn report(&self, namespace: &Namespace) -> LatencyReport {
         let now = self.clock.elapsed(Instant::now());
+        let is_all = namespace.is_shared();
+        let shown = self.by_adapter.labelled().into_iter().filter_map(|(label, series)| {
+            let name = if is_all { label } else { own_name(&label, namespace)?.to_owned() };
+            Some((name, series.recorder.report(now)))
+        });
         LatencyReport {
             object: "pleach.latency",
             unit: "ms",
             started: self.started_unix,
-            overall: self.overall.report(now),
-            base: self.by_adapter.get(None).recorder.report(now),
-            adapters: self
-                .by_adapter
-                .adapters()
-                .into_iter()
-                .map(|(label, series)| (label, series.recorder.report(now)))
-                .collect(),
+            overall: is_all.then(|| self.overall.report(now)),
+            base: is_all.then(|| self.by_adapter.get(None).recorder.report(now)),
+            adapters: shown.collect(),
         }
     }
+}
+
+/// The name in the label of an adapter ([`pleach_adapters::Alias::label`]), if it is one of this namespace.
+fn own_name<'l>(label: &'l str, namespace: &Namespace) -> Option<&'l str> {
+    label.strip_prefix(namespace.as_str())?.strip_prefix('/')
 }
 
 /// A request that waits for its adapter.
@@ -169,4 +199,23 @@ impl Drop for AdapterWait {
 /// Time since 1970.
 pub fn unix_time() -> std::time::Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_read_by_its_owner_only() {
+        let [one, two] = ["ten_1", "ten_2"].map(Namespace::new);
+        assert_eq!(own_name("ten_1/support", &one), Some("support"));
+        assert_eq!(own_name("ten_1/ten_2/support", &one), Some("ten_2/support"));
+        for label in ["ten_1/support", "ten_1/ten_2/support", "support", "ten_2", "ten_22/support"]
+        {
+            assert_eq!(own_name(label, &two), None, "{label:?}");
+        }
+        for label in [names::ADAPTER_BASE, names::ADAPTER_OTHER] {
+            assert_eq!(own_name(label, &one), None);
+        }
+    }
 }

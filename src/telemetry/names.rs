@@ -33,6 +33,12 @@ pub const LABEL_LORA_WAITING: &str = "waiting_lora_adapters";
 pub const LABEL_TIER: &str = "tier";
 /// `ok` or `failed`.
 pub const LABEL_RESULT: &str = "result";
+/// Tenant of a request, by its name; [`TENANT_OPERATOR`] and [`TENANT_OTHER`] besides.
+pub const LABEL_TENANT: &str = "tenant";
+/// `prompt` or `completion`.
+pub const LABEL_KIND: &str = "kind";
+/// Which limit, or what else, a request was refused for.
+pub const LABEL_REASON: &str = "reason";
 /// Of [`BUILD_INFO`].
 pub const LABEL_VERSION: &str = "version";
 
@@ -46,6 +52,13 @@ pub const ADAPTER_COMPOSED: &str = "(composed adapters)";
 pub const ADAPTER_LABELS_MAX: usize = 64;
 /// Most aliases listed in a label of [`LORA_INFO`].
 pub const LORA_INFO_ALIASES_MAX: usize = 128;
+
+/// The [`LABEL_TENANT`] of whoever runs the server.
+pub const TENANT_OPERATOR: &str = "_operator";
+/// The [`LABEL_TENANT`] of tenants beyond [`TENANT_LABELS_MAX`].
+pub const TENANT_OTHER: &str = "_other";
+/// Most tenants with series of their own.
+pub const TENANT_LABELS_MAX: usize = 512;
 
 /// Histogram, seconds from arrival to the first token.
 pub const TTFT: &str = "vllm:time_to_first_token_seconds";
@@ -130,6 +143,14 @@ pub const INSTALLS: &str = "pleach_adapter_installs_total";
 pub const EVICTIONS: &str = "pleach_adapter_evictions_total";
 /// Counter of seconds spent on loading.
 pub const LOAD_SECONDS: &str = "pleach_adapter_load_seconds_total";
+/// Counter of requests under `/v1` by [`LABEL_TENANT`] and [`LABEL_STATUS`].
+pub const TENANT_REQUESTS: &str = "pleach_tenant_requests_total";
+/// Counter of tokens by [`LABEL_TENANT`] and [`LABEL_KIND`], as `usage` counts them.
+pub const TENANT_TOKENS: &str = "pleach_tenant_tokens_total";
+/// Histogram by [`LABEL_TENANT`], seconds from arrival to the first token.
+pub const TENANT_TTFT: &str = "pleach_tenant_time_to_first_token_seconds";
+/// Counter of refusals by [`LABEL_TENANT`] and [`LABEL_REASON`].
+pub const TENANT_REFUSED: &str = "pleach_tenant_refused_total";
 /// Counter of steps.
 pub const STEPS: &str = "pleach_steps_total";
 /// Gauge, always 1, by [`LABEL_VERSION`].

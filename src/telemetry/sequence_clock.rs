@@ -10,7 +10,7 @@ use std::{
 
 use prometheus::Histogram;
 
-use super::{Series, Telemetry, latency::Latency};
+use super::{Series, Telemetry, TenantSeries, latency::Latency};
 
 /// Most times between tokens that wait to be handed in …
 const PENDING_MAX: usize = 32;
@@ -46,6 +46,7 @@ impl Outcome {
 pub struct SequenceClock {
     telemetry: Arc<Telemetry>,
     series: Arc<Series>,
+    tenant: Arc<TenantSeries>,
     arrived: Instant,
     submitted: Instant,
     admitted: Option<Instant>,
@@ -62,6 +63,7 @@ impl SequenceClock {
     pub(super) fn start(
         telemetry: Arc<Telemetry>,
         series: Arc<Series>,
+        tenant: Arc<TenantSeries>,
         arrived: Instant,
         prompt_tokens: usize,
     ) -> Self {
@@ -69,6 +71,7 @@ impl SequenceClock {
         Self {
             telemetry,
             series,
+            tenant,
             arrived,
             submitted: Instant::now(),
             admitted: None,
@@ -103,6 +106,7 @@ impl SequenceClock {
             None => {
                 let metrics = &self.telemetry.metrics;
                 self.record(Latency::Ttft, at, self.arrived, &metrics.ttft, &self.series.ttft);
+                self.tenant.ttft.observe(seconds(self.arrived, at));
                 if let Some(admitted) = self.admitted {
                     metrics.prefill_time.observe(seconds(admitted, at));
                 }

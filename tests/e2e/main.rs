@@ -16,3 +16,4 @@ mod raw_client;
 mod restart;
 mod server;
 mod shutdown;
+mod tenants;

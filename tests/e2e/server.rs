@@ -31,7 +31,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 pub(crate) struct Server {
     child: Child,
     /// Where its state is, if it is its own.
-    _home: Option<TempDir>,
+    home: Option<TempDir>,
     /// `http://ADDRESS:PORT`.
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
@@ -71,7 +71,14 @@ impl Server {
     /// # Panics
     /// With what it said, when it does not get there.
     pub(crate) fn start(arguments: &[&str]) -> Self {
-        let home = scratch_folder();
+        Self::start_in(scratch_folder(), arguments)
+    }
+
+    /// One that keeps its state in `home`.
+    ///
+    /// # Panics
+    /// With what it said, when it does not get there.
+    pub(crate) fn start_in(home: TempDir, arguments: &[&str]) -> Self {
         let command = serve(home.path(), arguments);
         Self::run(command, Some(home))
     }
@@ -104,7 +111,7 @@ impl Server {
             .no_proxy()
             .timeout(REQUEST_TIME_MAX);
         let http = http.build().unwrap();
-        let mut server = Self { child, _home: home, url: String::new(), http, log };
+        let mut server = Self { child, home, url: String::new(), http, log };
         // The channel closes when the program ends.
         let Ok(url) = address.recv_timeout(START_TIME_MAX) else {
             panic!("the server did not start; it said:\n{}", server.log());
@@ -125,6 +132,14 @@ impl Server {
             Arc::new(Self::start(&adapters.iter().map(String::as_str).collect::<Vec<_>>()));
         *shared = Arc::downgrade(&server);
         server
+    }
+
+    /// Where its state is.
+    ///
+    /// # Panics
+    /// For a server whose home is another's.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.as_ref().unwrap().path()
     }
 
     /// What it has written to standard error.

@@ -6,6 +6,7 @@
 #![expect(clippy::float_cmp, reason = "values that pass through unchanged are equal")]
 
 mod support;
+mod tenant_support;
 
 mod adapter_churn;
 mod adapter_download;
@@ -21,3 +22,8 @@ mod limits;
 mod namespaces;
 mod observe;
 mod sockets;
+mod tenant_admin;
+mod tenant_auth;
+mod tenant_fairness;
+mod tenant_quotas;
+mod tenants_matrix;

@@ -3,7 +3,7 @@
 
 use axum::{body::Body, http::Request};
 use pleach::tenants::Caller;
-use pleach_store::{Owner, Scope, Scopes, TenantSettings};
+use pleach_store::{Owner, Scopes, TenantId, TenantSettings};
 use serde_json::{Value, json};
 
 use crate::support::{Reply, Server, says, write_adapter};
@@ -12,11 +12,20 @@ use crate::support::{Reply, Server, says, write_adapter};
 pub(crate) async fn tenant(server: &Server, name: &str) -> Caller {
     let settings = TenantSettings::named(name);
     let id = server.state.store.create_tenant(settings).await.unwrap().id;
-    Caller { owner: Owner::Tenant(id), scopes: Scope::ALL.into_iter().collect() }
+    owner(id)
+}
+
+/// As one of its keys with all scopes would make it, without limits.
+fn owner(id: TenantId) -> Caller {
+    let mut caller = Caller::operator();
+    caller.owner = Owner::Tenant(id);
+    caller
 }
 
 fn with_scopes(caller: &Caller, scopes: &str) -> Caller {
-    Caller { owner: caller.owner.clone(), scopes: Scopes::parse(scopes).unwrap() }
+    let mut caller = caller.clone();
+    caller.scopes = Scopes::parse(scopes).unwrap();
+    caller
 }
 
 async fn server() -> Server {
@@ -250,8 +259,7 @@ async fn quotas_of_a_tenant_refuse_with_their_numbers() {
     settings.quotas.adapters = Some(1);
     settings.quotas.adapter_bytes = Some(1200);
     let id = server.state.store.create_tenant(settings).await.unwrap().id;
-    let caller = Caller { owner: Owner::Tenant(id), scopes: Scope::ALL.into_iter().collect() };
-    let small = server.seen_by(&caller);
+    let small = server.seen_by(&owner(id));
     put(&small, "/v1/adapters/x", "a").await;
     for (name, folder, what) in [("y", "a", "2 adapters"), ("x", "b", "adapter bytes")] {
         let reply = small.put(&format!("/v1/adapters/{name}"), &json!({"path": folder})).await;

@@ -15,14 +15,13 @@ use axum::{
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
     http::{
-        auth::ApiKey,
         cpu_work::CpuWork,
         router,
         state::{AppState, Base, HttpLimits},
         v1_routes,
     },
     telemetry::{ServerFacts, Telemetry},
-    tenants::Caller,
+    tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
 };
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -46,6 +45,8 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 pub(crate) const BASE: &str = "tiny";
+/// The operator's key, on servers that have one.
+pub(crate) const OPERATOR_KEY: &str = "key-of-the-operator";
 pub(crate) const CONTEXT: usize = 256;
 pub(crate) const VOCAB: usize = 258;
 pub(crate) const IM_END: u32 = 257;
@@ -266,7 +267,9 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         slots: 0,
         letters: HashMap::new(),
     };
-    let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
+    let flows = Arc::new(FlowSettings::default());
+    let policy = Box::new(FairOrder::new(Arc::clone(&flows), TokenPrices::default()));
+    let engine = EngineHandle::start_with_policy(Box::new(runner), setup.engine, policy).unwrap();
     let (root, spool) = (world.path().join("root"), world.path().join("spool"));
     std::fs::create_dir_all(&root).unwrap();
     let roots: &[PathBuf] = if setup.has_root { std::slice::from_ref(&root) } else { &[] };
@@ -303,6 +306,9 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         kv_blocks: 512,
         prefix_cache: true,
     };
+    let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
+    let operator_key = setup.api_key.map(OperatorKey::new);
+    let tenants = Tenants::new(store.clone(), operator_key, &engine, flows, Arc::clone(&telemetry));
     let state = Arc::new(AppState {
         engine,
         base: Base {
@@ -315,9 +321,9 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         },
         adapters,
         store,
-        telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
+        telemetry,
         limits: setup.limits,
-        api_key: setup.api_key.map(ApiKey::new),
+        tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     });

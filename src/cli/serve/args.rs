@@ -88,7 +88,7 @@ pub struct Args {
     /// Largest request body, such as 2MiB [default: 2MiB].
     #[arg(long, env = "PLEACH_BODY_LIMIT", value_name = "BYTES")]
     pub body_limit: Option<String>,
-    /// Key that requests to /v1 must carry. Without one, only this machine can be served.
+    /// The operator's key, which may do everything; tenants' keys are made with `pleach tenant`. Without any key, only this machine can be served.
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Listen beyond this machine without a key.

@@ -12,10 +12,11 @@ use pleach_engine::{cpu::Isa, engine::EngineConfig, model::Activations};
 use super::{adapter_args, args::Args};
 use crate::{
     adapter_service::AdapterSettings,
-    http::{auth::ApiKey, state::HttpLimits},
+    http::state::HttpLimits,
     memory::parse_bytes,
     models::{self, DEFAULT_MODEL},
     serving::{DeviceChoice, LoadSettings, StorePlace},
+    tenants::OperatorKey,
 };
 
 /// Below `PLEACH_HOME`.
@@ -45,11 +46,12 @@ pub struct Settings {
     pub address: SocketAddr,
     /// How long running requests have to finish.
     pub grace: Duration,
-    /// Open beyond this machine, without a key.
-    pub is_open: bool,
+    /// Where everything that survives the process is.
+    pub store: StorePlace,
+    /// Whether to serve everyone when there is no key.
+    insecure: bool,
     names: Vec<String>,
     adapters: Vec<(String, PathBuf)>,
-    store: StorePlace,
     at_work: AdapterSettings,
     adapter_bytes: Option<u64>,
     device: DeviceChoice,
@@ -59,7 +61,7 @@ pub struct Settings {
     kv_bytes: Option<u64>,
     engine: EngineConfig,
     limits: HttpLimits,
-    api_key: Option<ApiKey>,
+    operator_key: Option<OperatorKey>,
 }
 
 impl Settings {
@@ -75,12 +77,6 @@ impl Settings {
         if let Some(key) = &args.api_key {
             ensure!(!key.trim().is_empty(), "--api-key is empty");
         }
-        let is_open = args.api_key.is_none() && !host.is_loopback();
-        ensure!(
-            !is_open || args.insecure == Some(true),
-            "without --api-key only this machine can be served, but --host is {host}: give a key, or --insecure to \
-             serve everyone"
-        );
         let model = args.model.clone().unwrap_or_else(|| DEFAULT_MODEL.to_owned());
         let names = if args.served_model_name.is_empty() {
             vec![name_of_model(&model)]
@@ -90,10 +86,10 @@ impl Settings {
         Ok(Self {
             address: SocketAddr::new(host, args.port.unwrap_or(PORT_DEFAULT)),
             grace: read_grace(args.shutdown_grace)?,
-            is_open,
+            store: read_store_place(args.database.as_deref(), args.blobs.as_deref())?,
+            insecure: args.insecure == Some(true),
             names,
             adapters: adapter_args::read_adapters(args)?,
-            store: read_store_place(args.database.as_deref(), args.blobs.as_deref())?,
             at_work: adapter_args::read_settings(args)?,
             adapter_bytes: args
                 .adapter_memory
@@ -111,9 +107,24 @@ impl Settings {
                 .transpose()?,
             engine: read_engine(args, device.gpu(activations).is_some())?,
             limits: read_limits(args)?,
-            api_key: args.api_key.as_deref().map(|key| ApiKey::new(key.trim())),
+            operator_key: args.api_key.as_deref().map(|key| OperatorKey::new(key.trim())),
             model,
         })
+    }
+
+    /// Whether the server is open to everyone who reaches it. `has_keys`: there are keys in the store.
+    ///
+    /// # Errors
+    /// When it would be, beyond this machine, and nobody said that it may.
+    pub fn check_exposure(&self, has_keys: bool) -> anyhow::Result<bool> {
+        let host = self.address.ip();
+        let is_open = self.operator_key.is_none() && !has_keys && !host.is_loopback();
+        ensure!(
+            !is_open || self.insecure,
+            "without a key only this machine can be served, but --host is {host}: give --api-key, make a key with \
+             `pleach tenant key add`, or say --insecure to serve everyone"
+        );
+        Ok(is_open)
     }
 
     /// What to load, once the model file is here.
@@ -122,7 +133,6 @@ impl Settings {
             model_path,
             model_names: self.names.clone(),
             adapters: self.adapters.clone(),
-            store: self.store.clone(),
             adapter_settings: self.at_work.clone(),
             adapter_bytes: self.adapter_bytes,
             device: self.device,
@@ -132,7 +142,7 @@ impl Settings {
             kv_bytes: self.kv_bytes,
             engine: self.engine.clone(),
             limits: self.limits,
-            api_key: self.api_key.clone(),
+            operator_key: self.operator_key.clone(),
         }
     }
 }
@@ -290,15 +300,22 @@ mod tests {
     #[test]
     fn without_a_key_only_this_machine_is_served() {
         let host = |host: &str| Some(host.parse().unwrap());
-        assert!(error(&Args { host: host("0.0.0.0"), ..Args::default() }).contains("--api-key"));
-        assert!(error(&Args { host: host("::"), ..Args::default() }).contains("--api-key"));
-        for args in [
-            Args { host: host("127.0.0.1"), ..Args::default() },
-            Args { host: host("::1"), ..Args::default() },
-            Args { host: host("0.0.0.0"), api_key: Some("k".to_owned()), ..Args::default() },
-            Args { host: host("0.0.0.0"), insecure: Some(true), ..Args::default() },
-        ] {
-            Settings::from_args(&args).unwrap();
+        let check = |args: &Args, has_keys| {
+            let checked = Settings::from_args(args).unwrap().check_exposure(has_keys);
+            checked.map_err(|error| error.to_string())
+        };
+        let open = |text| Args { host: host(text), ..Args::default() };
+        for address in ["0.0.0.0", "::", "192.0.2.1"] {
+            assert!(check(&open(address), false).unwrap_err().contains("--api-key"));
+            assert_eq!(check(&open(address), true), Ok(false), "keys in the store are keys");
+            let with_key = Args { api_key: Some("k".to_owned()), ..open(address) };
+            assert_eq!(check(&with_key, false), Ok(false));
+            let insecure = Args { insecure: Some(true), ..open(address) };
+            assert_eq!(check(&insecure, false), Ok(true));
+            assert_eq!(check(&insecure, true), Ok(false));
+        }
+        for address in ["127.0.0.1", "::1"] {
+            assert_eq!(check(&open(address), false), Ok(false));
         }
     }
 

@@ -26,6 +26,17 @@ impl Fields {
         }
     }
 
+    /// Refuses fields that are not among these, for requests in which a slip must not go unnoticed.
+    ///
+    /// # Errors
+    /// The first other one.
+    pub fn only(&self, known: &[&str]) -> Result<(), ApiError> {
+        match self.0.keys().find(|name| !known.contains(&name.as_str())) {
+            Some(unknown) => Err(ApiError::invalid(unknown, "there is no such field")),
+            None => Ok(()),
+        }
+    }
+
     /// A field's value, unless absent or `null`.
     pub fn get(&self, param: &str) -> Option<&Value> {
         self.0.get(param).filter(|value| !value.is_null())

@@ -13,11 +13,12 @@ pub struct LatencyReport {
     pub unit: &'static str,
     /// When the server started, seconds since 1970.
     pub started: u64,
-    /// All requests together.
-    pub overall: LatencyWindows,
-    /// Requests to the plain base.
-    pub base: LatencyWindows,
-    /// Requests to each adapter; `(other adapters)` are those beyond the most adapters that are told apart.
+    /// All requests together; `null` for a tenant, as others' are among them.
+    pub overall: Option<LatencyWindows>,
+    /// Requests to the plain base; `null` for a tenant.
+    pub base: Option<LatencyWindows>,
+    /// Requests to each adapter; `(other adapters)` are those beyond the most adapters that are told apart. A tenant is
+    /// shown its own.
     pub adapters: BTreeMap<String, LatencyWindows>,
 }
 

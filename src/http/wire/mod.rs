@@ -15,5 +15,6 @@ pub mod logprobs;
 pub mod models;
 pub mod parts;
 pub mod sampling;
+pub mod tenants;
 pub mod unsupported;
 pub mod usage;

@@ -1,0 +1,310 @@
+//! What one tenant has is nothing to another: whatever it asks about another's name, it is answered as about a name that
+//! nobody has, byte for byte.
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Method, Request, header},
+};
+use pleach_store::Quotas;
+use serde_json::{Value, json};
+
+use crate::{
+    support::{OPERATOR_KEY, Reply, Server, Setup, serve, write_adapter},
+    tenant_support::{TestTenant, another_key, chat_body, request, tenant},
+};
+
+/// Another's name, and nobody's: of one length, so that all else can be the same.
+const THEIRS: &str = "secret";
+const NOBODYS: &str = "absent";
+/// A generation that there is not.
+const NO_GENERATION: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+struct World {
+    server: Server,
+    /// Has [`THEIRS`], with a history of two.
+    owner: TestTenant,
+    /// Asks.
+    other: TestTenant,
+    /// Where [`THEIRS`] points, and where it pointed before.
+    generations: [String; 2],
+}
+
+impl World {
+    async fn new() -> Self {
+        let server = serve(Setup { api_key: Some(OPERATOR_KEY), ..Setup::default() }).await;
+        let owner = tenant(&server, "owner", Quotas::default()).await;
+        let other = tenant(&server, "other", Quotas::default()).await;
+        let mut generations = Vec::new();
+        for letter in ['A', 'B'] {
+            write_adapter(&server.root.join(letter.to_string()), letter);
+            let path = format!("/v1/adapters/{THEIRS}");
+            let body = json!({"path": letter.to_string()});
+            let made = owner.send(&server, Method::PUT, &path, Some(&body)).await;
+            assert!(made.status.is_success(), "{}", made.text);
+            generations.insert(0, made.json()["generation"].as_str().unwrap().to_owned());
+        }
+        let generations = generations.try_into().unwrap();
+        Self { server, owner, other, generations }
+    }
+}
+
+/// What can be asked about a name, and a generation.
+fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>)> {
+    let adapter = format!("/v1/adapters/{name}");
+    let completion = json!({"model": name, "prompt": "ab"});
+    let prefixed = format!("tiny:{name}");
+    vec![
+        (Method::POST, "/v1/chat/completions".to_owned(), Some(chat_body(json!({"model": name})))),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            Some(chat_body(json!({"model": name, "stream": true}))),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            Some(chat_body(json!({"model": prefixed}))),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            Some(chat_body(json!({"model": name, "adapter_generation": generation}))),
+        ),
+        (Method::POST, "/v1/completions".to_owned(), Some(completion)),
+        // Shared names, with the generation of another.
+        (
+            Method::POST,
+            "/v1/completions".to_owned(),
+            Some(json!({"model": "pirate", "prompt": "ab", "adapter_generation": generation})),
+        ),
+        (Method::GET, format!("/v1/models/{name}"), None),
+        (Method::GET, format!("/v1/models/{prefixed}"), None),
+        (Method::GET, adapter.clone(), None),
+        (Method::GET, format!("{adapter}?owner=own"), None),
+        (Method::GET, format!("{adapter}?owner=shared"), None),
+        (
+            Method::PUT,
+            adapter.clone(),
+            Some(json!({"path": "A", "expected_generation": generation})),
+        ),
+        (
+            Method::PUT,
+            format!("{adapter}?expected_generation={generation}"),
+            Some(json!({"path": "A"})),
+        ),
+        (Method::PUT, adapter.clone(), Some(json!({"pinned": false}))),
+        (Method::PUT, adapter.clone(), Some(json!({"pinned": true}))),
+        (Method::PUT, format!("{adapter}?owner=shared"), Some(json!({"path": "A"}))),
+        (Method::DELETE, adapter.clone(), None),
+        (Method::DELETE, format!("{adapter}?expected_generation={generation}"), None),
+        (Method::DELETE, format!("{adapter}?owner=shared"), None),
+        (Method::POST, format!("{adapter}/rollback"), Some(json!({}))),
+        (Method::POST, format!("{adapter}/rollback"), Some(json!({"generation": generation}))),
+        (
+            Method::POST,
+            format!("{adapter}/rollback"),
+            Some(json!({"expected_generation": generation})),
+        ),
+        (Method::POST, "/v1/unload_lora_adapter".to_owned(), Some(json!({"lora_name": name}))),
+        (
+            Method::POST,
+            "/v1/unload_lora_adapter".to_owned(),
+            Some(json!({"lora_name": name, "expected_generation": generation})),
+        ),
+        (
+            Method::POST,
+            "/v1/load_lora_adapter".to_owned(),
+            Some(json!({"lora_name": name, "lora_path": "A", "expected_generation": generation})),
+        ),
+        (Method::GET, format!("{adapter}/download"), None),
+        (Method::GET, format!("{adapter}/download?generation={generation}"), None),
+    ]
+}
+
+/// Everything that a client can see, but for what names the question itself.
+fn seen(reply: &Reply, name: &str, generation: &str) -> (u16, Vec<(String, String)>, String) {
+    // Messages have the first digits.
+    let mask = |text: &str| {
+        text.replace(generation, "GENERATION")
+            .replace(&generation[..12], "GENER")
+            .replace(name, "NAME")
+    };
+    let of_question = ["x-request-id"];
+    let headers = |headers: &HeaderMap| {
+        let mut shown: Vec<_> = headers
+            .iter()
+            .filter(|(name, _)| !of_question.contains(&name.as_str()))
+            .map(|(name, value)| (name.to_string(), mask(value.to_str().unwrap())))
+            .collect();
+        shown.sort_unstable();
+        shown
+    };
+    (reply.status.as_u16(), headers(&reply.headers), mask(&reply.text))
+}
+
+#[tokio::test]
+async fn anothers_name_answers_as_nobodys_does() {
+    let world = World::new().await;
+    let World { server, owner, other, generations } = &world;
+    let before = owner.get(server, &format!("/v1/adapters/{THEIRS}")).await.text;
+    for generation in generations {
+        let asked = questions(THEIRS, generation).into_iter();
+        for (theirs, nobodys) in asked.zip(questions(NOBODYS, NO_GENERATION)) {
+            let what = format!("{} {} {:?}", theirs.0, theirs.1, theirs.2);
+            let reply = other.send(server, theirs.0, &theirs.1, theirs.2.as_ref()).await;
+            let control = other.send(server, nobodys.0, &nobodys.1, nobodys.2.as_ref()).await;
+            assert_eq!(
+                seen(&reply, THEIRS, generation),
+                seen(&control, NOBODYS, NO_GENERATION),
+                "{what}"
+            );
+            assert!(reply.status.is_client_error(), "{what}: {}", reply.text);
+            for known in generations.iter().filter(|known| *known != generation) {
+                assert!(!reply.text.contains(known.as_str()), "{what}: {}", reply.text);
+            }
+        }
+    }
+    // Nor has any of it changed anything.
+    assert_eq!(owner.get(server, &format!("/v1/adapters/{THEIRS}")).await.text, before);
+    for question in questions(THEIRS, &generations[0]).into_iter().take(5) {
+        let reply = owner.send(server, question.0, &question.1, question.2.as_ref()).await;
+        assert_eq!(reply.status, 200, "else the questions ask nothing: {}", reply.text);
+    }
+}
+
+#[tokio::test]
+async fn lists_and_numbers_hold_nothing_of_another() {
+    let server = serve(Setup { api_key: Some(OPERATOR_KEY), ..Setup::default() }).await;
+    let owner = tenant(&server, "owner", Quotas::default()).await;
+    let other = tenant(&server, "other", Quotas::default()).await;
+    let lists = [
+        "/v1/models",
+        "/v1/adapters",
+        "/v1/adapters?owner=own",
+        "/v1/adapters?owner=shared",
+        "/v1/latency",
+    ];
+    let all = async || {
+        let mut texts = Vec::new();
+        for path in lists {
+            texts.push(other.get(&server, path).await.text);
+        }
+        texts
+    };
+    let before = all().await;
+    write_adapter(&server.root.join("A"), 'A');
+    let path = format!("/v1/adapters/{THEIRS}");
+    let made = owner.send(&server, Method::PUT, &path, Some(&json!({"path": "A"}))).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    for _ in 0..3 {
+        assert_eq!(owner.chat(&server, json!({"model": THEIRS})).await.status, 200);
+    }
+    server.idle().await;
+    assert_eq!(all().await, before);
+    // The owner sees it, and so does the operator.
+    let latency = owner.get(&server, "/v1/latency").await.json();
+    assert_eq!(latency["adapters"][THEIRS]["since_start"]["e2e"]["count"], 3, "{latency}");
+    assert_eq!((&latency["overall"], &latency["base"]), (&Value::Null, &Value::Null));
+    let operator = request(&Method::GET, "/v1/latency", Some(OPERATOR_KEY), None);
+    let latency = server.send(operator).await.json();
+    let label = format!("{}/{THEIRS}", owner.id);
+    assert_eq!(latency["adapters"][&label]["since_start"]["e2e"]["count"], 3, "{latency}");
+    assert_eq!(latency["overall"]["since_start"]["e2e"]["count"], 3);
+}
+
+/// Two tenants with the same name, and with the same files: neither is told anything by what it may do.
+#[tokio::test]
+async fn the_same_name_and_the_same_weights_are_two() {
+    let world = World::new().await;
+    let World { server, owner, other, generations } = &world;
+    let path = format!("/v1/adapters/{THEIRS}");
+    // The owner's first weights: new to the other.
+    let made = other.send(server, Method::PUT, &path, Some(&json!({"path": "A"}))).await;
+    assert_eq!((made.status.as_u16(), &made.json()["history"]), (201, &json!([])), "{}", made.text);
+    assert_eq!(made.json()["requests"], 0);
+    let says = async |tenant: &TestTenant| {
+        let reply = tenant.chat(server, json!({"model": THEIRS})).await.json();
+        reply["choices"][0]["message"]["content"].as_str().unwrap().chars().next().unwrap()
+    };
+    assert_eq!((says(owner).await, says(other).await), ('B', 'A'));
+    let card = owner.get(server, &path).await.json();
+    assert_eq!(card["generation"], generations[0].as_str());
+    // What is removed here stays there.
+    assert_eq!(owner.send(server, Method::DELETE, &path, None).await.status, 200);
+    assert_eq!((owner.get(server, &path).await.status.as_u16(), says(other).await), (404, 'A'));
+    // Its earlier generation is the other's now, and still none of the owner's.
+    let pinned = json!({"model": "pirate", "adapter_generation": generations[1]});
+    let unknown = json!({"model": "pirate", "adapter_generation": NO_GENERATION});
+    let (reply, control) = (owner.chat(server, pinned).await, owner.chat(server, unknown).await);
+    assert_eq!(seen(&reply, THEIRS, &generations[1]), seen(&control, NOBODYS, NO_GENERATION));
+}
+
+/// What a tenant may own is limited, by a refusal that waiting does not end.
+#[tokio::test]
+async fn adapters_and_their_bytes() {
+    let server = serve(Setup { api_key: Some(OPERATOR_KEY), ..Setup::default() }).await;
+    for letter in ['A', 'B'] {
+        write_adapter(&server.root.join(letter.to_string()), letter);
+    }
+    let adapters = Quotas { adapters: Some(1), ..Quotas::default() };
+    let bytes = Quotas { adapter_bytes: Some(100), ..Quotas::default() };
+    let put = async |tenant: &TestTenant, name: &str, path: &str| {
+        let body = json!({"path": path});
+        tenant.send(&server, Method::PUT, &format!("/v1/adapters/{name}"), Some(&body)).await
+    };
+    let one = tenant(&server, "one", adapters).await;
+    assert_eq!(put(&one, "first", "A").await.status, 201);
+    let few = tenant(&server, "few", bytes).await;
+    for (refused, reason) in [
+        (put(&one, "second", "B").await, "adapters"),
+        (put(&few, "first", "A").await, "adapter_bytes"),
+    ] {
+        let error = refused.json()["error"].clone();
+        assert_eq!(
+            (refused.status.as_u16(), &error["code"]),
+            (403, &json!("quota_exceeded")),
+            "{error}"
+        );
+        assert!(!refused.headers.contains_key("retry-after"));
+        let tenant = if reason == "adapters" { "one" } else { "few" };
+        let series =
+            format!("pleach_tenant_refused_total{{reason=\"{reason}\",tenant=\"{tenant}\"}}");
+        assert!(
+            (crate::tenant_support::metric(&server, &series).await - 1.0).abs() < 0.1,
+            "{series}"
+        );
+    }
+    assert_eq!(
+        one.get(&server, "/v1/adapters?owner=own").await.json()["data"].as_array().unwrap().len(),
+        1
+    );
+}
+
+/// Shared adapters are the administrator's, by whichever key.
+#[tokio::test]
+async fn shared_names_are_changed_by_administrators_only() {
+    let server = serve(Setup { api_key: Some(OPERATOR_KEY), ..Setup::default() }).await;
+    write_adapter(&server.root.join("A"), 'A');
+    let one = tenant(&server, "one", Quotas::default()).await;
+    let admin = another_key(&server, &one.id, "admin", None).await;
+    let put = |key: &TestTenant, path: &str| {
+        let body = json!({"path": "A"}).to_string();
+        Request::put(path.to_owned())
+            .header(header::AUTHORIZATION, format!("Bearer {}", key.key))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Body::from(body))
+            .unwrap()
+    };
+    let shared = "/v1/adapters/common?owner=shared";
+    let refused = server.send(put(&one, shared)).await;
+    assert_eq!((refused.status.as_u16(), refused.text.contains("'admin'")), (403, true));
+    // No scope implies another.
+    let refused = server.send(put(&admin, "/v1/adapters/common")).await;
+    assert_eq!((refused.status.as_u16(), refused.text.contains("'train'")), (403, true));
+    assert_eq!(server.send(put(&admin, shared)).await.status, 201);
+    assert_eq!(one.chat(&server, json!({"model": "common"})).await.status, 200);
+    // A name of one's own goes before it.
+    assert_eq!(server.send(put(&one, "/v1/adapters/common")).await.status, 201);
+    let own = one.get(&server, "/v1/adapters/common?owner=own").await;
+    assert_eq!(own.status, 200, "{}", own.text);
+}
