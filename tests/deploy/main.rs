@@ -5,6 +5,9 @@
 #[allow(dead_code, reason = "the scripted server of the HTTP tests; a part of it is used here")]
 #[path = "../http_api/support.rs"]
 mod support;
+#[allow(dead_code, reason = "as above")]
+#[path = "../http_api/tenant_support.rs"]
+mod tenant_support;
 
 mod files;
 mod program;

@@ -231,8 +231,7 @@ async fn scopes_and_owners_decide_who_may_change_what() {
     refused(infer.get("/v1/adapters/x/download").await, "train");
     for path in ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] {
         let reply = infer.post(path, &json!({"lora_name": "y", "lora_path": "a"})).await;
-        assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (403, &json!(403)));
-        assert!(reply.text.contains("'train'"), "{}", reply.text);
+        refused(reply, "train");
     }
     let train = server.seen_by(&with_scopes(&caller, "train"));
     put(&train, "/v1/adapters/y", "b").await;
