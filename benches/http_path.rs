@@ -11,7 +11,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, RwLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -179,7 +179,7 @@ async fn app(
             loaded_unix: 0,
         },
         telemetry,
-        limits: HttpLimits::default(),
+        live_limits: RwLock::new(HttpLimits::default()),
         tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),

@@ -2,12 +2,12 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, RwLock, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use pleach_adapters::{Alias, Namespace};
+use pleach_adapters::{Alias, Expect, Namespace};
 use pleach_engine::{
     backend::StepRunner,
     cpu::Isa,
@@ -199,7 +199,7 @@ pub async fn load(
         adapters,
         store,
         telemetry,
-        limits: settings.limits,
+        live_limits: RwLock::new(settings.limits),
         tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
@@ -336,7 +336,7 @@ async fn load_adapters(
 ) -> anyhow::Result<()> {
     for (name, folder) in adapters {
         service
-            .register_configured(name, folder.clone())
+            .register_configured(name, folder.clone(), Expect::Absent)
             .await
             .with_context(|| format!("cannot load adapter {name:?} from {}", folder.display()))?;
     }

@@ -23,6 +23,7 @@ mod generation_source;
 mod in_use;
 mod incoming;
 mod pace;
+mod reconfigure;
 mod register;
 mod restore;
 mod roots;
@@ -34,7 +35,7 @@ mod target;
 
 use std::{
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, PoisonError, RwLock, atomic::Ordering},
 };
 
 use pleach_adapters::{
@@ -102,6 +103,20 @@ impl Default for AdapterSettings {
     }
 }
 
+/// What is taken in.
+#[derive(Clone, Debug)]
+struct Rules {
+    roots: AllowedRoots,
+    rank_max: usize,
+}
+
+impl Rules {
+    fn of(settings: &AdapterSettings) -> Self {
+        let rank_max = settings.rank_max.min(ADAPTER_RANK_MAX);
+        Self { roots: settings.roots.clone(), rank_max }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct AdapterService {
@@ -111,8 +126,8 @@ pub struct AdapterService {
     compositions: Arc<Compositions>,
     load_time: Arc<LoadTime>,
     pace: Arc<Pace>,
-    roots: AllowedRoots,
-    rank_max: usize,
+    /// What is taken in; changed by a reload.
+    rules: RwLock<Rules>,
     spool: Arc<Spool>,
     changes: Arc<Changes>,
     /// Places for registrations, waiting ones included.
@@ -151,6 +166,7 @@ impl AdapterService {
         store: Store,
         base_digest: String,
     ) -> Result<Self, ServiceError> {
+        let rules = Rules::of(&settings);
         let registry = Arc::new(Registry::new(base_names)?);
         let load_time = Arc::new(LoadTime::default());
         let compositions = Arc::new(Compositions::default());
@@ -189,13 +205,21 @@ impl AdapterService {
             compositions,
             load_time,
             pace,
-            roots: settings.roots,
-            rank_max: settings.rank_max.min(ADAPTER_RANK_MAX),
+            rules: RwLock::new(rules),
             spool,
             changes,
             places: Arc::new(Semaphore::new(REGISTRATIONS_MAX)),
             running: Arc::new(Semaphore::new(REGISTRATIONS_RUNNING_MAX)),
         })
+    }
+
+    /// Takes roots and the largest rank from `settings`, for what comes from now on; the rest of them is not looked at.
+    pub fn set_rules(&self, settings: &AdapterSettings) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = Rules::of(settings);
+    }
+
+    fn rules(&self) -> Rules {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Which names there are.

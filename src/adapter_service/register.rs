@@ -35,28 +35,40 @@ impl AdapterService {
         &self,
         name: &str,
         folder: PathBuf,
+        expect: Expect,
     ) -> Result<Alias, ServiceError> {
-        let space = Namespace::shared();
-        if let Some(alias) = self.registry.get(&space, name)
-            && self.changes.is_stored(&alias)
-        {
-            tracing::warn!(
-                adapter = name,
-                folder = %folder.display(),
-                generation = alias.generation.digest.short(),
-                "the configured adapter is not served: it was replaced while a server ran, and what is stored counts; \
-                 DELETE /v1/adapters/NAME?owner=shared gives the name back to the configuration"
-            );
-            return Ok(alias);
+        if let Some(stored) = self.stored_instead(name, &folder) {
+            return Ok(stored);
         }
-        self.registry.check(&space, name, Expect::Absent)?;
-        let (reader, loaded_as) = (self.reader(), name.to_owned());
+        self.registry.check(&Namespace::shared(), name, expect)?;
+        let (reader, loaded_as, from) = (self.reader(), name.to_owned(), folder.clone());
         let read = move || {
-            let (adapter, packed) = reader.read(&folder, &loaded_as)?;
-            Ok((Generation::new(loaded_as, &adapter, FolderInPlace::new(folder)), packed))
+            let (adapter, packed) = reader.read(&from, &loaded_as)?;
+            Ok((Generation::new(loaded_as, &adapter, FolderInPlace::new(from)), packed))
         };
         let (generation, packed) = blocking(read).await?;
-        self.register_packed(name, generation, packed, Expect::Absent)
+        // It may have been changed meanwhile.
+        let _turn = self.changes.turn().await;
+        match self.stored_instead(name, &folder) {
+            Some(stored) => Ok(stored),
+            None => self.register_packed(name, generation, packed, expect),
+        }
+    }
+
+    /// What is stored under a name of the configuration, with a warning.
+    fn stored_instead(&self, name: &str, folder: &Path) -> Option<Alias> {
+        let alias = self.registry.get(&Namespace::shared(), name)?;
+        if !self.changes.is_stored(&alias) {
+            return None;
+        }
+        tracing::warn!(
+            adapter = name,
+            folder = %folder.display(),
+            generation = alias.generation.digest.short(),
+            "the configured adapter is not served: it was replaced while a server ran, and what is stored counts; \
+             DELETE /v1/adapters/NAME?owner=shared gives the name back to the configuration"
+        );
+        Some(alias)
     }
 
     /// Registers a folder below an allowed root. It is copied: what is served is what was checked.
@@ -69,7 +81,7 @@ impl AdapterService {
         path: &str,
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
-        let (roots, spool, path) = (self.roots.clone(), Arc::clone(&self.spool), path.to_owned());
+        let (roots, spool, path) = (self.rules().roots, Arc::clone(&self.spool), path.to_owned());
         let place = path.chars().take(ORIGIN_CHARS_MAX).collect();
         let bytes_max = tensor_file_bytes_max(self.engine.spec());
         let files = move || copy_adapter(&roots, &path, &spool, bytes_max);
@@ -174,7 +186,7 @@ impl AdapterService {
         let mut base_names = self.registry.base_names().to_vec();
         base_names.push(self.engine.spec().name.clone());
         let (engine, pace) = (self.engine.clone(), Arc::clone(&self.pace));
-        Reader { engine, pace, rank_max: self.rank_max, base_names }
+        Reader { engine, pace, rank_max: self.rules().rank_max, base_names }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod adapter_args;
 pub mod args;
+mod reload;
 pub mod settings;
 
 use std::{
@@ -17,6 +18,7 @@ use pleach_engine::cuda::probe::probe;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 pub use args::Args;
+use reload::Reloader;
 use settings::Settings;
 
 use crate::{
@@ -33,30 +35,41 @@ const EXIT_INTERRUPTED: i32 = 130;
 const ADAPTERS_SHOWN_MAX: usize = 16;
 
 /// Serves until the first SIGINT or SIGTERM, then finishes what runs within the grace. A second signal ends the process
-/// at once.
+/// at once. SIGHUP reads the configuration again.
 ///
 /// # Errors
 /// Whatever keeps it from serving.
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let settings = Settings::from_args(&args.with_config_file()?)?;
+    let mut reloader = Reloader::new(args)?;
     // Before anybody can know that we serve: whoever does may tell us to stop.
     let mut signals = StopSignals::catch().context("cannot wait for signals")?;
+    let mut hangups = Hangups::catch().context("cannot wait for SIGHUP")?;
     let serving = tokio::select! {
-        serving = start(&settings) => serving?,
+        serving = start(&reloader.settings) => serving?,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before serving");
             return Ok(());
         }
     };
-    announce(&settings, &serving);
-    let signal = signals.next().await;
-    tracing::info!(signal, grace_s = settings.grace.as_secs_f64(), "stopping");
+    announce(&reloader.settings, &serving);
+    let signal = loop {
+        let reload = async {
+            hangups.next().await;
+            reloader.reload(&serving).await;
+        };
+        tokio::select! {
+            signal = signals.next() => break signal,
+            () = reload => {}
+        }
+    };
+    let grace = reloader.settings.grace;
+    tracing::info!(signal, grace_s = grace.as_secs_f64(), "stopping");
     tokio::spawn(async move {
         signals.next().await;
         eprintln!("stopped at once");
         std::process::exit(EXIT_INTERRUPTED);
     });
-    serving.stop(settings.grace).await;
+    serving.stop(grace).await;
     tracing::info!("stopped");
     Ok(())
 }
@@ -157,6 +170,42 @@ impl StopSignals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
+    }
+}
+
+/// SIGHUP. From [`Hangups::catch`] on it no longer ends the process.
+#[cfg(unix)]
+struct Hangups(tokio::signal::unix::Signal);
+
+#[cfg(unix)]
+impl Hangups {
+    fn catch() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self(signal(SignalKind::hangup())?))
+    }
+
+    /// Waits for one.
+    async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// There is none elsewhere.
+#[cfg(not(unix))]
+struct Hangups;
+
+#[cfg(not(unix))]
+impl Hangups {
+    #[expect(clippy::unnecessary_wraps, reason = "catching signals can fail elsewhere")]
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    /// Waits for what never comes.
+    async fn next(&mut self) {
+        std::future::pending::<()>().await;
     }
 }
 

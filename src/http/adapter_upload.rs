@@ -31,7 +31,7 @@ pub async fn put(
         .await
         .map_err(|rejection| ApiError::BodyBroken { detail: rejection.body_text() })?;
     let mut folder = state.adapters.new_folder().map_err(ApiError::from_service)?;
-    let patience = state.limits.body_time_max;
+    let patience = state.limits().body_time_max;
     let mut files = Vec::new();
     while let Some(part) = wait(patience, parts.next_field()).await? {
         // Clients that name no part by its file name it in the file's name.

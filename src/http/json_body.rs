@@ -34,7 +34,7 @@ impl FromRequest<Arc<AppState>> for JsonBody {
     async fn from_request(request: Request, state: &Arc<AppState>) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let announced = announced_bytes(request.headers());
-        let limits = &state.limits;
+        let limits = state.limits();
         let bytes =
             read(request.into_body(), announced, limits.body_bytes_max, limits.body_time_max)
                 .await?;

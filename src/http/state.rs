@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -62,8 +62,8 @@ pub struct AppState {
     pub store: Store,
     /// What is measured.
     pub telemetry: Arc<Telemetry>,
-    /// Limits on what clients send.
-    pub limits: HttpLimits,
+    /// Limits on what clients send; see [`Self::limits`].
+    pub live_limits: RwLock<HttpLimits>,
     /// Who may ask for what, and how much.
     pub tenants: Arc<Tenants>,
     /// Tokenizing and templating.
@@ -73,6 +73,16 @@ pub struct AppState {
 }
 
 impl AppState {
+    /// Limits on what clients send, as they are now.
+    pub fn limits(&self) -> HttpLimits {
+        *self.live_limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes them for requests that come from now on.
+    pub fn set_limits(&self, limits: HttpLimits) {
+        *self.live_limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
     /// Whether the server takes requests: not while it stops, and not after the engine's thread has died.
     pub fn is_serving(&self) -> bool {
         !self.stopping.load(Ordering::Relaxed) && !self.engine.is_stopping()

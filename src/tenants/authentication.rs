@@ -64,13 +64,14 @@ impl Tenants {
     /// No key or a wrong one; [`ApiError::StoreUnavailable`] when it cannot be looked up.
     pub async fn caller(&self, authorization: Option<&HeaderValue>) -> Result<Caller, ApiError> {
         let unavailable = |error: StoreError| ApiError::from_tenants(&error);
-        if self.operator_key.is_none()
+        let operator_key = self.operator_key();
+        if operator_key.is_none()
             && !self.keys_exist.look(&self.store).await.map_err(unavailable)?
         {
             return Ok(Caller::operator());
         }
         let text = bearer(authorization.ok_or(ApiError::MissingKey)?).ok_or(ApiError::WrongKey)?;
-        if self.operator_key.as_ref().is_some_and(|key| key.matches(text)) {
+        if operator_key.as_ref().is_some_and(|key| key.matches(text)) {
             return Ok(Caller::operator());
         }
         let key = self.known_key(text).await.map_err(unavailable)?.ok_or(ApiError::WrongKey)?;

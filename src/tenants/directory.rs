@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ const FLUSH_EVERY: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Tenants {
     pub(super) store: Store,
-    pub(super) operator_key: Option<OperatorKey>,
+    operator_key: RwLock<Option<OperatorKey>>,
     pub(super) keys: KeyCache,
     pub(super) keys_exist: KeysExist,
     /// One change of a tenant at a time: each reads settings and writes them back.
@@ -50,7 +50,7 @@ impl Tenants {
     ) -> Arc<Self> {
         Arc::new(Self {
             store,
-            operator_key,
+            operator_key: RwLock::new(operator_key),
             keys: KeyCache::default(),
             keys_exist: KeysExist::default(),
             changes: tokio::sync::Mutex::default(),
@@ -60,6 +60,16 @@ impl Tenants {
             n_batch_max: engine.limits().max_batch,
             live: Mutex::default(),
         })
+    }
+
+    /// The operator's key, as it is now.
+    pub(super) fn operator_key(&self) -> Option<OperatorKey> {
+        self.operator_key.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes the operator's key for requests that come from now on.
+    pub fn set_operator_key(&self, key: Option<OperatorKey>) {
+        *self.operator_key.write().unwrap_or_else(PoisonError::into_inner) = key;
     }
 
     /// The server's queue and everybody's part of it.

@@ -13,6 +13,7 @@ mod openai_client;
 mod program;
 mod random_adapter;
 mod raw_client;
+mod reload;
 mod restart;
 mod server;
 mod shutdown;

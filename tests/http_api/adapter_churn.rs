@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::{ResidencyConfig, ResidencyLimits};
+use pleach_adapters::{Expect, ResidencyConfig, ResidencyLimits};
 use serde_json::json;
 
 use crate::support::{LETTER_BYTES, Server, Setup, ids, serve, write_adapter};
@@ -160,7 +160,12 @@ async fn a_cold_adapter_is_read_again_and_one_that_changed_is_not() {
     }
     assert!(server.state.adapters.tier_facts().stats.loads > 0);
     // One of the configuration is read where it is.
-    server.state.adapters.register_configured("own", server.root.join("f")).await.unwrap();
+    server
+        .state
+        .adapters
+        .register_configured("own", server.root.join("f"), Expect::Absent)
+        .await
+        .unwrap();
     for name in ["x", "y", "z", "w"] {
         server.complete(json!({"model": name})).await;
     }

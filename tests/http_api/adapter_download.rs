@@ -6,6 +6,7 @@ use axum::{
     body::{Body, to_bytes},
     http::Request,
 };
+use pleach_adapters::Expect;
 use serde_json::json;
 use tower::ServiceExt as _;
 
@@ -81,7 +82,12 @@ async fn what_was_registered_comes_back_byte_for_byte() {
 async fn a_folder_of_the_configuration_is_sent_as_long_as_it_is_what_was_served() {
     let server = server().await;
     write_adapter(&server.root.join("c"), 'c');
-    server.state.adapters.register_configured("own", server.root.join("c")).await.unwrap();
+    server
+        .state
+        .adapters
+        .register_configured("own", server.root.join("c"), Expect::Absent)
+        .await
+        .unwrap();
     let archive = download(&server, "/v1/adapters/own/download").await.unwrap();
     assert_eq!(unpack(&archive), files(&server, "c"));
     write_adapter(&server.root.join("c"), 'z');

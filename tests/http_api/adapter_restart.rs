@@ -239,7 +239,7 @@ async fn a_configured_name_that_was_changed_is_the_stores_from_then_on() {
     let server = server().await;
     let configure = async |server: &Server| {
         let folder = server.root.join("a");
-        server.state.adapters.register_configured("x", folder).await.unwrap();
+        server.state.adapters.register_configured("x", folder, Expect::Absent).await.unwrap();
     };
     configure(&server).await;
     let server = server.restart(setup()).await;
@@ -274,10 +274,15 @@ async fn a_configured_name_beside_a_stored_one_with_equal_files() {
     let server = server().await;
     let folder = server.root.join("a");
     put(&server, "before", "a").await;
-    server.state.adapters.register_configured("own", folder.clone()).await.unwrap();
+    server.state.adapters.register_configured("own", folder.clone(), Expect::Absent).await.unwrap();
     put(&server, "after", "a").await;
     // A stored one never depends on a folder of the configuration.
-    server.state.adapters.register_configured("other", server.root.join("b")).await.unwrap();
+    server
+        .state
+        .adapters
+        .register_configured("other", server.root.join("b"), Expect::Absent)
+        .await
+        .unwrap();
     put(&server, "copy", "b").await;
     for letter in ["a", "b"] {
         write_adapter(&server.root.join(letter), 'z');

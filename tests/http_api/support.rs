@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex, RwLock, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -322,7 +322,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         adapters,
         store,
         telemetry,
-        limits: setup.limits,
+        live_limits: RwLock::new(setup.limits),
         tenants,
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),

@@ -4,7 +4,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use anyhow::Context as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// The environment's `--adapter`.
 const ADAPTER_VARIABLE: &str = "PLEACH_ADAPTER";
@@ -13,7 +13,7 @@ const LORA_MODULES_VARIABLE: &str = "PLEACH_LORA_MODULES";
 
 /// Flags of `pleach serve`. Each is also an environment variable and, under its long name, a key of the configuration
 /// file. A flag goes before the environment, the environment before the file, the file before the default.
-#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[derive(Clone, Debug, Default, clap::Args, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Args {
     /// Model: a known name, hf:OWNER/REPO[:FILE], or a GGUF file [default: smollm2-135m-instruct].

@@ -127,6 +127,26 @@ impl Settings {
         Ok(is_open)
     }
 
+    /// Shared adapters, each with its folder.
+    pub fn adapters(&self) -> &[(String, PathBuf)] {
+        &self.adapters
+    }
+
+    /// How adapters are taken in.
+    pub fn adapter_settings(&self) -> &AdapterSettings {
+        &self.at_work
+    }
+
+    /// Limits on what clients send.
+    pub fn limits(&self) -> HttpLimits {
+        self.limits
+    }
+
+    /// The operator's key.
+    pub fn operator_key(&self) -> Option<OperatorKey> {
+        self.operator_key.clone()
+    }
+
     /// What to load, once the model file is here.
     pub fn load_settings(&self, model_path: PathBuf) -> LoadSettings {
         LoadSettings {
