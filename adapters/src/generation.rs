@@ -54,6 +54,11 @@ pub trait AdapterFiles: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// What is missing or wrong, without places of the server: it is shown to users.
     fn load(&self, spec: &ModelSpec) -> Result<LoadedAdapter, Box<dyn Error + Send + Sync>>;
+
+    /// Whether nobody else writes into them: of equal generations, one with such files is kept.
+    fn are_ours(&self) -> bool {
+        false
+    }
 }
 
 /// A PEFT folder of somebody else's. Should its content change, loading it again fails: a generation never changes.

@@ -143,7 +143,7 @@ __device__ __forceinline__ void load_plane(const EpilogueParams& p, u32 part, u3
   }
 }
 
-/// Adds the other planes and the bias.
+/// Adds the other planes.
 template <u32 N>
 __device__ __forceinline__ void add_planes(const EpilogueParams& p, u32 part, u32 column, const WarpRows& rows, Values<N>& y) {
 #pragma unroll 1
@@ -159,13 +159,43 @@ __device__ __forceinline__ void add_planes(const EpilogueParams& p, u32 part, u3
       to[0] += w.x, to[1] += w.y, to[2] += w.z, to[3] += w.w;
     }
   }
+}
+
+/// Four values of a vector of the adapter's, from `n` on.
+__device__ __forceinline__ void load_four(const f32* from, u32 n, f32 (&to)[4]) {
+  const float4 w = *reinterpret_cast<const float4*>(from + n);
+  to[0] = w.x, to[1] = w.y, to[2] = w.z, to[3] = w.w;
+}
+
+/// The bias, and what DoRA and lora_bias make of the sums.
+template <bool ADAPTERS, u32 N>
+__device__ __forceinline__ void finish(const EpilogueParams& p, u32 part, u32 column, const WarpRows& rows, Values<N>& y) {
   const f32* bias = p.bias[part];
+  // Read anew for every strip: most adapters have neither, and registers are short.
+  const f32 *gains = nullptr, *shifts = nullptr;
+  if (ADAPTERS && rows.slot != NO_SLOT) {
+    const LoraSite* site = p.sites + u64(rows.slot) * p.n_sites + p.parts[part].site;
+    gains = site->gain, shifts = site->shift;
+  }
+  const u32 n_out = p.parts[part].n_out;
 #pragma unroll
-  for (u32 i = 0; i < N * 4; ++i) {
-    const u32 n = column + threadIdx.x % 4 * 4 + i / 4 * GROUP_COLUMNS + i % 4;
-    // Also where there is none: then -0 becomes 0, as in the _1 kernels.
-    const f32 add = bias && n < p.parts[part].n_out ? bias[n] : 0.0f;
-    y[i / 4][0][i % 4] += add, y[i / 4][1][i % 4] += add;
+  for (u32 i = 0; i < N; ++i) {
+    const u32 n = column + threadIdx.x % 4 * 4 + i * GROUP_COLUMNS;
+    f32 add[4];
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) add[e] = bias && n + e < n_out ? bias[n + e] : 0.0f;
+    f32 gain[4] = {1.0f, 1.0f, 1.0f, 1.0f}, shift[4] = {};
+    if (ADAPTERS && gains && n < n_out) load_four(gains, n, gain);
+    if (ADAPTERS && shifts && n < n_out) load_four(shifts, n, shift);
+#pragma unroll
+    for (u32 e = 0; e < 4; ++e) {
+#pragma unroll
+      for (u32 h = 0; h < 2; ++h) {
+        f32& to = y[i][h][e];
+        // Also where there is no bias: then -0 becomes 0, as in the _1 kernels.
+        to = ADAPTERS ? fmaf(gain[e], to, add[e]) + shift[e] : to + add[e];
+      }
+    }
   }
 }
 
@@ -244,6 +274,7 @@ __device__ __forceinline__ void epilogue_tiles_of(const EpilogueParams& p) {
       if (ADAPTERS) load_b<GROUPS>(p, part, column, site, 0, b);
       add_planes<GROUPS>(p, part, column, rows, y);
       if (ADAPTERS) add_adapter<GROUPS>(p, part, column, rows, site, b, block, y);
+      finish<ADAPTERS, GROUPS>(p, part, column, rows, y);
       if (p.accumulate) {
 #pragma unroll
         for (u32 i = 0; i < GROUPS * 8; ++i) y[i / 8][i / 4 % 2][i % 4] = old[i / 8][i / 4 % 2][i % 4] + y[i / 8][i / 4 % 2][i % 4];
@@ -292,6 +323,8 @@ __device__ __forceinline__ void epilogue_swiglu_tiles_of(const EpilogueParams& p
       add_planes<GROUPS>(p, 1, column, rows, up);
       if (ADAPTERS) add_adapter<GROUPS>(p, 0, column, rows, gate_site, gate_b, gate_block, gate);
       if (ADAPTERS) add_adapter<GROUPS>(p, 1, column, rows, up_site, up_b, up_block, up);
+      finish<ADAPTERS, GROUPS>(p, 0, column, rows, gate);
+      finish<ADAPTERS, GROUPS>(p, 1, column, rows, up);
       const u32 lane_column = column + threadIdx.x % 4 * 4;
       u16* out = static_cast<u16*>(p.out) + u64(rows.row) * p.out_stride + lane_column;
 #pragma unroll

@@ -219,30 +219,27 @@ impl AdapterWeights {
         Ok(())
     }
 
-    /// Checks that the adapter is plain `LoRA` on linears of layers, for a device that runs nothing else.
+    /// What embedding and head become, `None` for the base's; the same matrix twice where it stands for the one that is
+    /// both (`is_tied`).
     ///
     /// # Errors
-    /// [`AdapterWeightsError::Unsupported`] with the first kind beyond it.
-    pub fn check_plain(&self, device: &'static str) -> Result<(), AdapterWeightsError> {
-        let refuse = |site, kind| Err(AdapterWeightsError::Unsupported { site, kind, device });
-        for weights in &self.sites {
-            let site = weights.site;
-            let kind = if site == Site::EMBEDDING {
-                "LoRA on the embedding"
-            } else if site == Site::HEAD {
-                "LoRA on the head"
-            } else if weights.magnitude.is_some() {
-                "DoRA (`use_dora`)"
-            } else if weights.bias.is_some() {
-                "a bias of lora_B (`lora_bias`)"
-            } else {
-                continue;
-            };
-            return refuse(site, kind);
-        }
-        match self.own_matrices().next() {
-            Some((site, _)) => refuse(site, "a whole matrix of the adapter's own"),
-            None => Ok(()),
+    /// [`AdapterWeightsError::Untied`].
+    pub(crate) fn own_ends(
+        &self,
+        is_tied: bool,
+    ) -> Result<[Option<&OwnMatrix>; 2], AdapterWeightsError> {
+        let ends = [self.embedding.as_ref(), self.head.as_ref()];
+        match ends {
+            [Some(own), None] | [None, Some(own)] if is_tied && own.of_base => {
+                Ok([Some(own), Some(own)])
+            }
+            [Some(own), Some(other)] if is_tied && own.of_base && other.of_base => {
+                if own.values != other.values {
+                    return Err(AdapterWeightsError::Untied);
+                }
+                Ok([Some(own), Some(own)])
+            }
+            _ => Ok(ends),
         }
     }
 }
@@ -296,40 +293,24 @@ mod tests {
     }
 
     #[test]
-    fn a_device_of_plain_lora_refuses_every_other_kind_by_name() {
-        let plain = |site| SiteWeights::lora(site, 1, 1.0, vec![0.5], vec![1.0]);
-        let linear = Site { layer: 2, module: TargetModule::QProj };
-        let own = || Some(OwnMatrix { values: vec![0.0], of_base: true });
-        let with = |edit: fn(&mut SiteWeights)| {
-            let mut site = plain(linear);
-            edit(&mut site);
-            AdapterWeights { sites: vec![site], ..AdapterWeights::default() }
+    fn one_matrix_stands_for_both_ends_where_the_base_has_one() {
+        let own = |value, of_base| Some(OwnMatrix { values: vec![value], of_base });
+        let ends = |embedding, head, is_tied| {
+            let weights = AdapterWeights { sites: Vec::new(), embedding, head };
+            let values = |own: &OwnMatrix| own.values[0];
+            weights.own_ends(is_tied).map(|ends| ends.map(|own| own.map(values)))
         };
-        let of_sites =
-            |sites: Vec<SiteWeights>| AdapterWeights { sites, ..AdapterWeights::default() };
-        for (weights, message) in [
-            (
-                with(|site| site.magnitude = Some(vec![1.0])),
-                "model.layers.2.self_attn.q_proj: DoRA (`use_dora`)",
-            ),
-            (
-                with(|site| site.bias = Some(vec![1.0])),
-                "model.layers.2.self_attn.q_proj: a bias of lora_B (`lora_bias`)",
-            ),
-            (of_sites(vec![plain(linear), plain(Site::HEAD)]), "lm_head: LoRA on the head"),
-            (of_sites(vec![plain(Site::EMBEDDING)]), "model.embed_tokens: LoRA on the embedding"),
-            (
-                AdapterWeights { head: own(), ..AdapterWeights::default() },
-                "lm_head: a whole matrix of the adapter's own",
-            ),
-            (
-                AdapterWeights { embedding: own(), ..AdapterWeights::default() },
-                "model.embed_tokens: a whole matrix of the adapter's own",
-            ),
-        ] {
-            let error = weights.check_plain("cuda").unwrap_err().to_string();
-            assert_eq!(error, format!("{message} is not supported on cuda"));
-        }
-        assert_eq!(of_sites(vec![plain(linear)]).check_plain("cuda"), Ok(()));
+        assert_eq!(ends(own(1.0, true), None, true), Ok([Some(1.0), Some(1.0)]));
+        assert_eq!(ends(None, own(1.0, true), true), Ok([Some(1.0), Some(1.0)]));
+        assert_eq!(ends(own(1.0, true), own(1.0, true), true), Ok([Some(1.0), Some(1.0)]));
+        assert_eq!(
+            ends(own(1.0, true), own(2.0, true), true),
+            Err(AdapterWeightsError::Untied),
+            "one matrix cannot be two"
+        );
+        // Copies beside the base's matrix, and bases that have two.
+        assert_eq!(ends(own(1.0, false), None, true), Ok([Some(1.0), None]));
+        assert_eq!(ends(own(1.0, false), own(2.0, false), true), Ok([Some(1.0), Some(2.0)]));
+        assert_eq!(ends(own(1.0, true), own(2.0, true), false), Ok([Some(1.0), Some(2.0)]));
     }
 }

@@ -1,41 +1,24 @@
-//! Every kernel against its definition, on the CPU: the `.cu` files are compiled as C++ over an emulator of threads, warps
-//! and tensor-core fragments (`cuda/emulator/emulator.hpp`). Needs g++ on x86-64; says so where it is not.
-#![expect(unsafe_code, reason = "compiled kernels are loaded and called")]
+//! Every kernel against its definition, on the CPU: the `.cu` files over an emulator (`emulator/`); says so where that cannot
+//! be had.
+#![expect(unsafe_code, reason = "kernels write to memory that checks read")]
 
-use std::{
-    cell::UnsafeCell,
-    ffi::{CString, c_int, c_void},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::cell::UnsafeCell;
 
+use emulator::{Kernels, Mode};
 use pleach_engine::cuda::{
     CudaError, DevicePtr, Launch, LaunchSink,
     check::{self, Bench, CheckDevice, Sizes},
 };
 
+mod emulator;
+
 const REGION_BYTES: usize = 64 << 20;
 const ALIGN: usize = 256;
 
-type Run =
-    unsafe extern "C" fn(*const c_void, *const u32, u32, u32, *const c_void, usize, c_int) -> c_int;
-
 /// Compiled kernels, over host memory.
 struct Emulator {
-    /// One for each `.cu` file: what `dlopen` gave.
-    libraries: Vec<*mut c_void>,
+    kernels: Kernels,
     memory: UnsafeCell<Vec<u8>>,
-    mode: Mode,
-}
-
-/// What must not change a bit.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Mode {
-    Plain,
-    /// Threads and warps of a CTA run from the last to the first.
-    Reversed,
-    /// Two CTAs, or one, do all rows and chunks one after another.
-    FewCtas,
 }
 
 impl Emulator {
@@ -44,27 +27,6 @@ impl Emulator {
         // SAFETY: nothing else looks at the vector during this call.
         let begin = unsafe { (*begin).as_mut_ptr() } as usize;
         DevicePtr(begin.next_multiple_of(ALIGN) as u64)
-    }
-
-    /// A kernel, and the emulator of its library.
-    fn kernel(&self, name: &str) -> Option<(*const c_void, Run)> {
-        let (handle, kernel) =
-            self.libraries.iter().find_map(|&handle| Some((handle, symbol(handle, name)?)))?;
-        let run = symbol(handle, "emulator_run").expect("every file includes the emulator");
-        // SAFETY: this is the signature of `emulator_run`.
-        Some((kernel, unsafe { std::mem::transmute::<*const c_void, Run>(run) }))
-    }
-
-    fn grid(&self, launch: &Launch<'_>) -> [u32; 3] {
-        let (x, y, z) = launch.grid;
-        let is_one_of =
-            |kernels: &[&str]| kernels.iter().any(|kernel| launch.kernel.starts_with(kernel));
-        match self.mode {
-            Mode::FewCtas if is_one_of(&["rms_norm", "attention", "sample"]) => [x.min(2), y, 1],
-            Mode::FewCtas if is_one_of(&["lora_shrink"]) => [1, y, z],
-            Mode::FewCtas if is_one_of(&["embed", "epilogue", "rope_store"]) => [x, y.min(2), z],
-            Mode::Plain | Mode::Reversed | Mode::FewCtas => [x, y, z],
-        }
     }
 
     fn check(&self, at: DevicePtr, bytes: usize) {
@@ -78,27 +40,7 @@ impl Emulator {
 
 impl LaunchSink for Emulator {
     fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
-        launch.check()?;
-        let Some((kernel, run)) = self.kernel(launch.kernel) else {
-            return Err(CudaError::UnknownKernel(launch.kernel.to_owned()));
-        };
-        let grid = self.grid(launch);
-        let (params, reversed) = (launch.params, c_int::from(self.mode == Mode::Reversed));
-        // SAFETY: `kernel` is of `run`'s library and takes one struct of these bytes (the sizes are asserted on both
-        // sides); the addresses in it are of this emulator's memory, with guards that the checks look at.
-        let status = unsafe {
-            run(
-                kernel,
-                grid.as_ptr(),
-                launch.block,
-                launch.shared_bytes,
-                params.as_ptr().cast(),
-                params.len(),
-                reversed,
-            )
-        };
-        assert_eq!(status, 0, "{} of {:?} CTAs of {} threads", launch.kernel, grid, launch.block);
-        Ok(())
+        self.kernels.submit(launch)
     }
 }
 
@@ -124,87 +66,17 @@ impl CheckDevice for Emulator {
     }
 }
 
-/// The address of a symbol of a library.
-fn symbol(handle: *mut c_void, name: &str) -> Option<*const c_void> {
-    let name = CString::new(name).expect("names have no zero");
-    // SAFETY: `handle` is open and stays so, the name ends with zero.
-    let symbol = unsafe { libc::dlsym(handle, name.as_ptr()) };
-    (!symbol.is_null()).then_some(symbol.cast_const())
-}
-
-/// Compiles one file to a shared library; `None` if there is no compiler.
-fn compile(source: &Path, out: &Path) -> Option<PathBuf> {
-    let cuda = source.parent().expect("a file of the folder");
-    let library = out.join(source.file_name().expect("a file")).with_extension("so");
-    let output = Command::new("g++")
-        .args([
-            "-x",
-            "c++",
-            "-std=c++17",
-            "-O2",
-            "-ffp-contract=off",
-            "-shared",
-            "-fPIC",
-            "-Wall",
-            "-Wno-unknown-pragmas",
-        ])
-        .args(["-fsanitize=alignment,bounds", "-fsanitize-undefined-trap-on-error"])
-        .args([
-            "-I".as_ref(),
-            cuda.join("common").as_os_str(),
-            "-I".as_ref(),
-            cuda.join("emulator").as_os_str(),
-        ])
-        .args(["-o".as_ref(), library.as_os_str(), source.as_os_str()])
-        .output()
-        .ok()?;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(library)
-}
-
-/// Compiles and loads everything; else says what is missing.
-fn emulator() -> Result<Emulator, &'static str> {
-    if !cfg!(target_arch = "x86_64") {
-        return Err("the emulator of kernels needs x86-64");
-    }
-    let out = tempfile::tempdir().expect("a temporary folder");
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
-    let files: Vec<PathBuf> = std::fs::read_dir(folder)
-        .expect("the folder of kernels")
-        .map(|file| file.expect("a file of the folder").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "cu"))
-        .collect();
-    let compiled: Vec<Option<PathBuf>> = std::thread::scope(|scope| {
-        let jobs: Vec<_> =
-            files.iter().map(|file| scope.spawn(|| compile(file, out.path()))).collect();
-        jobs.into_iter().map(|job| job.join().expect("a file that compiles")).collect()
-    });
-    let mut libraries = Vec::new();
-    for library in compiled {
-        let library = library.ok_or("no g++ to compile the emulator of kernels")?;
-        let path =
-            CString::new(library.as_os_str().as_encoded_bytes()).expect("paths have no zero");
-        // SAFETY: a library that was just compiled; it runs no code when loaded but C++'s initialization.
-        let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
-        assert!(!handle.is_null(), "{} can be loaded", library.display());
-        libraries.push(handle);
-    }
-    let memory = UnsafeCell::new(vec![0; REGION_BYTES + ALIGN]);
-    Ok(Emulator { libraries, memory, mode: Mode::Plain })
-}
-
-/// One test, since an emulator's fibers are static variables.
 #[test]
 fn kernels_compute_their_definitions() {
-    let mut emulator = match emulator() {
-        Ok(emulator) => emulator,
+    let mut emulator = match Kernels::load() {
+        Ok(kernels) => Emulator { kernels, memory: UnsafeCell::new(vec![0; REGION_BYTES + ALIGN]) },
         Err(missing) => {
             println!("skipped: {missing}");
             return;
         }
     };
     let mut run = |mode| {
-        emulator.mode = mode;
+        emulator.kernels.mode = mode;
         let mut bench = Bench::new(&emulator, emulator.region(), REGION_BYTES, 7);
         check::all(&mut bench, Sizes::Small).unwrap()
     };

@@ -1,7 +1,7 @@
 //! Changes of names, in the store and in the registry: first durable, then visible. One at a time, so that both see them
 //! in the same order; and each in a task of its own, so that a client that leaves cannot end one in the middle.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::HashSet, sync::Arc, time::SystemTime};
 
 use pleach_adapters::{
     Alias, Expect, Generation, GenerationDigest, LoadedAdapter, Moved, Registry, RegistryError,
@@ -19,7 +19,7 @@ use super::{
     compose::Compositions,
     error::ServiceError,
     spool::SpoolFolder,
-    stored_files::{Shelf, is_stored, to_store},
+    stored_files::{Shelf, to_store},
     target::Target,
 };
 
@@ -34,6 +34,8 @@ pub(super) struct Changes {
     pub(super) compositions: Arc<Compositions>,
     pub(super) shelf: Arc<Shelf>,
     pub(super) spec: ModelSpec,
+    /// Shared names as the configuration gave them: the store does not have them.
+    pub(super) configured: std::sync::Mutex<HashSet<String>>,
     turn: Mutex<()>,
 }
 
@@ -56,6 +58,21 @@ impl Checked {
     ) -> Self {
         Self { digest: adapter.digest, metadata: shelf.metadata_of(adapter), origin, folder }
     }
+
+    /// What the store is told, once the files are there.
+    pub(super) fn registration(
+        &self,
+        target: &Target,
+        files: Vec<(String, StagedBlob)>,
+    ) -> Registration {
+        Registration {
+            owner: target.owner.clone(),
+            digest: to_store(self.digest),
+            metadata: self.metadata.clone(),
+            origin: self.origin.clone(),
+            files,
+        }
+    }
 }
 
 impl Changes {
@@ -66,7 +83,8 @@ impl Changes {
         shelf: Arc<Shelf>,
         spec: ModelSpec,
     ) -> Self {
-        Self { registry, residency, compositions, shelf, spec, turn: Mutex::default() }
+        let (configured, turn) = Default::default();
+        Self { registry, residency, compositions, shelf, spec, configured, turn }
     }
 
     /// Only who holds this changes anything.
@@ -114,18 +132,12 @@ impl Changes {
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
         let _turn = self.turn().await;
-        let (space, Target { owner, name, .. }) = (target.space(), target);
+        let (space, name) = (target.space(), &target.name);
         self.registry.check(&space, name, expect)?;
         let kept = self.keep_configured(target).await;
         // The store may have known better.
         self.registry.check(&space, name, expect)?;
-        let registration = Registration {
-            owner: owner.clone(),
-            digest: to_store(checked.digest),
-            metadata: checked.metadata.clone(),
-            origin: checked.origin.clone(),
-            files: staged.to_vec(),
-        };
+        let registration = checked.registration(target, staged.to_vec());
         let generation = self.store_generation(target, &registration, "loaded").await?;
         let left = self.registry.get(&space, name);
         let moved = self.registry.point(&space, name, generation, Expect::Anything)?;
@@ -150,6 +162,7 @@ impl Changes {
             Ok(registered) => registered,
             Err(error) => return Err(self.failed(target, error).await),
         };
+        self.set_configured(&target.space(), &target.name, false);
         if registered.is_new {
             let Registration { owner, digest, metadata, files, .. } = registration;
             let files = files.iter().map(|(name, blob)| GenerationFile {
@@ -207,13 +220,14 @@ impl Changes {
         let _turn = self.turn().await;
         let (space, Target { owner, name, .. }) = (target.space(), target);
         self.registry.check(&space, name, expect)?;
-        if self.registry.get(&space, name).is_some_and(|alias| is_stored(&alias)) {
+        if self.registry.get(&space, name).is_some_and(|alias| self.is_stored(&alias)) {
             let change = self.change(target, "removed");
             if let Err(error) = self.shelf.store.delete_alias(owner, &change).await {
                 return Err(self.failed(target, error).await);
             }
         }
         let moved = self.registry.remove(&space, name, Expect::Anything)?;
+        self.set_configured(&space, name, false);
         self.settle(&moved);
         Ok(moved)
     }
@@ -241,9 +255,9 @@ impl Changes {
     }
 
     /// The change as the store wants it: from where the registry has the alias.
-    fn change<'a>(&self, target: &'a Target, reason: &'a str) -> AliasChange<'a> {
+    pub(super) fn change<'a>(&self, target: &'a Target, reason: &'a str) -> AliasChange<'a> {
         let alias = self.registry.get(&target.space(), &target.name);
-        let expected = match alias.filter(is_stored) {
+        let expected = match alias.filter(|alias| self.is_stored(alias)) {
             Some(alias) => Expected::Generation(to_store(alias.generation.digest)),
             None => Expected::Absent,
         };

@@ -1,29 +1,83 @@
 //! Names of the configuration that are changed while the server runs.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, MutexGuard, PoisonError},
+};
 
-use pleach_adapters::{Alias, FolderInPlace, KnownAlias, load_peft, peft::tensor_file_bytes_max};
-use pleach_store::{Origin, Registration};
+use pleach_adapters::{
+    Alias, FolderInPlace, Generation, KnownAlias, Namespace, load_peft, peft::tensor_file_bytes_max,
+};
+use pleach_store::Origin;
 
 use super::{
     changes::{Changes, Checked},
     error::ServiceError,
     incoming,
-    stored_files::{is_stored, to_store},
+    stored_files::{StoredFiles, to_store},
     target::Target,
 };
 
+/// For the log of moves.
+const REASON: &str = "given by --adapter";
+
 impl Changes {
+    /// Whether the store has this alias; if not, the configuration gave it.
+    pub(super) fn is_stored(&self, alias: &Alias) -> bool {
+        !alias.namespace.is_shared() || !self.configured().contains(&*alias.name)
+    }
+
+    /// Notes that the configuration gave a shared name, or that this counts no more.
+    pub(super) fn set_configured(&self, space: &Namespace, name: &str, is_configured: bool) {
+        if is_configured {
+            self.configured().insert(name.to_owned());
+        } else if space.is_shared() {
+            self.configured().remove(name);
+        }
+    }
+
+    fn configured(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.configured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Before anything of a name of the configuration is changed: takes what it points at into the store, so that the name
     /// has a history that survives. From then on the stored name counts.
     pub(super) async fn keep_configured(&self, target: &Target) -> Result<(), ServiceError> {
         let space = target.space();
         let Some(alias) = self.registry.get(&space, &target.name) else { return Ok(()) };
-        if is_stored(&alias) {
+        if self.is_stored(&alias) {
             return Ok(());
         }
-        let (to, generation) = (Arc::clone(&self.shelf), Arc::clone(&alias.generation));
-        let spec = self.spec.clone();
+        let generation = match StoredFiles::of(&alias.generation) {
+            // Equal files are stored under another name.
+            Some(_) => {
+                let change = self.change(target, REASON);
+                let digest = to_store(alias.generation.digest);
+                let moved = self.shelf.store.move_alias(&target.owner, &change, &digest).await;
+                if let Err(error) = moved {
+                    return Err(self.failed(target, error).await);
+                }
+                self.set_configured(&space, &target.name, false);
+                Arc::clone(&alias.generation)
+            }
+            None => self.store_configured(target, &alias.generation).await?,
+        };
+        let history = self.registry.history(&space, &target.name);
+        let Alias { is_pinned, created, .. } = alias;
+        let name = target.name.clone();
+        let known = KnownAlias { name, generation, history, is_pinned, created };
+        self.registry.restore(&space, known)?;
+        Ok(())
+    }
+
+    /// Stores a generation that is read from a folder of somebody else's, if that holds it still.
+    async fn store_configured(
+        &self,
+        target: &Target,
+        generation: &Arc<Generation>,
+    ) -> Result<Arc<Generation>, ServiceError> {
+        let (to, generation, spec) =
+            (Arc::clone(&self.shelf), Arc::clone(generation), self.spec.clone());
         let copy = move || {
             let files: &dyn std::any::Any = &*generation.files;
             let from = files.downcast_ref::<FolderInPlace>().ok_or(ServiceError::NotKept)?;
@@ -38,27 +92,12 @@ impl Changes {
         };
         let checked =
             tokio::task::spawn_blocking(copy).await.map_err(|_| ServiceError::Panicked)??;
-        let staged = self.stage(&checked.folder).await?;
-        let registration = Registration {
-            owner: target.owner.clone(),
-            digest: to_store(checked.digest),
-            metadata: checked.metadata,
-            origin: checked.origin,
-            files: staged.clone(),
-        };
-        match self.store_generation(target, &registration, "given by --adapter").await {
-            Ok(generation) => {
-                let history = self.registry.history(&space, &target.name);
-                let Alias { is_pinned, created, .. } = alias;
-                let name = target.name.clone();
-                let known = KnownAlias { name, generation, history, is_pinned, created };
-                self.registry.restore(&space, known)?;
-                Ok(())
-            }
-            Err(error) => {
-                self.give_up(&staged).await;
-                Err(error)
-            }
+        let files = self.stage(&checked.folder).await?;
+        let registration = checked.registration(target, files);
+        let stored = self.store_generation(target, &registration, REASON).await;
+        if stored.is_err() {
+            self.give_up(&registration.files).await;
         }
+        stored
     }
 }

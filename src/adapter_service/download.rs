@@ -92,16 +92,21 @@ impl AdapterService {
         let files: &dyn std::any::Any = &*generation.files;
         let folder = files.downcast_ref::<FolderInPlace>().ok_or(ServiceError::NotKept)?;
         let folder = folder.folder().to_owned();
+        let lost = |error: &dyn std::fmt::Display| {
+            let adapter = &generation.loaded_as;
+            tracing::warn!(adapter, %error, "configured files cannot be read");
+            ServiceError::NotKept
+        };
         let mut files = Vec::new();
         for name in [CONFIG_FILE, TENSOR_FILE] {
-            let file = File::open(folder.join(name)).await?;
+            let file = File::open(folder.join(name)).await.map_err(|error| lost(&error))?;
             let bytes = file.metadata().await?.len();
             files.push(DownloadFile::new(name, bytes, From::File(file)));
         }
         let spec = self.engine.spec().clone();
         let load = move || load_peft(&folder, &spec).map(|adapter| adapter.digest);
-        let found =
-            tokio::task::spawn_blocking(load).await.map_err(|_| ServiceError::Panicked)??;
+        let found = tokio::task::spawn_blocking(load).await.map_err(|_| ServiceError::Panicked)?;
+        let found = found.map_err(|error| lost(&error))?;
         if found != generation.digest {
             return Err(ServiceError::ConfiguredChanged { found });
         }

@@ -14,7 +14,7 @@ use pleach_store::Origin;
 
 use super::{
     AdapterService, REGISTRATIONS_MAX, apart, changes::Checked, error::ServiceError,
-    incoming::copy_adapter, spool::SpoolFolder, stored_files::is_stored, target::Target,
+    incoming::copy_adapter, spool::SpoolFolder, target::Target,
 };
 
 /// Characters of a path that are kept with a generation.
@@ -32,7 +32,9 @@ impl AdapterService {
         folder: PathBuf,
     ) -> Result<Alias, ServiceError> {
         let space = Namespace::shared();
-        if let Some(alias) = self.registry.get(&space, name).filter(is_stored) {
+        if let Some(alias) = self.registry.get(&space, name)
+            && self.changes.is_stored(&alias)
+        {
             tracing::warn!(
                 adapter = name,
                 folder = %folder.display(),
@@ -118,7 +120,9 @@ impl AdapterService {
         packed: PackedAdapter,
         expect: Expect,
     ) -> Result<Alias, ServiceError> {
-        let moved = self.registry.point(&Namespace::shared(), name, generation, expect)?;
+        let space = Namespace::shared();
+        let moved = self.registry.point(&space, name, generation, expect)?;
+        self.changes.set_configured(&space, name, true);
         let digest = moved.alias.generation.digest;
         self.residency.offer(digest, Arc::new(packed));
         self.residency.prefetch(digest);

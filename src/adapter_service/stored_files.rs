@@ -9,8 +9,8 @@ use std::{
 };
 
 use pleach_adapters::{
-    AdapterFiles, Alias, Generation, GenerationDigest, GenerationInfo, KnownGeneration,
-    LoadedAdapter, load_peft_files,
+    AdapterFiles, Generation, GenerationDigest, GenerationInfo, KnownGeneration, LoadedAdapter,
+    load_peft_files,
     peft::{CONFIG_FILE, TENSOR_FILE},
 };
 use pleach_engine::{site::TargetModule, spec::ModelSpec};
@@ -196,6 +196,10 @@ impl AdapterFiles for StoredFiles {
             });
         Ok(load_peft_files(&config?, &tensors?, spec)?)
     }
+
+    fn are_ours(&self) -> bool {
+        true
+    }
 }
 
 impl Drop for StoredFiles {
@@ -227,11 +231,6 @@ fn info_of(metadata: &GenerationMetadata) -> GenerationInfo {
         n_parameters: usize::try_from(metadata.n_parameters).unwrap_or(usize::MAX),
         tensor_bytes: metadata.tensor_bytes,
     }
-}
-
-/// Whether what an alias points at survives the process.
-pub(super) fn is_stored(alias: &Alias) -> bool {
-    StoredFiles::of(&alias.generation).is_some()
 }
 
 /// The same digest, as the store's type.

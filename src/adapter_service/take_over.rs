@@ -8,7 +8,7 @@ use pleach_store::{Owner, StoreError};
 use super::{
     changes::Changes,
     error::ServiceError,
-    stored_files::{is_stored, time_of, to_store},
+    stored_files::{time_of, to_store},
     target::Target,
 };
 
@@ -30,7 +30,7 @@ impl Changes {
             Ok(stored) => stored,
             Err(StoreError::UnknownAlias { .. }) => {
                 // One of the configuration is not there either.
-                if here.is_some_and(|alias| is_stored(&alias)) {
+                if here.is_some_and(|alias| self.is_stored(&alias)) {
                     let removed = self.registry.remove(&space, &target.name, Expect::Anything);
                     if let Ok(moved) = removed {
                         self.settle(&moved);
@@ -43,7 +43,7 @@ impl Changes {
         let history = store.alias_history(owner, &target.name).await?;
         let is_same = here.is_some_and(|alias| {
             let here = self.registry.history(&space, &target.name);
-            is_stored(&alias)
+            self.is_stored(&alias)
                 && alias.generation.digest.0 == stored.generation.0
                 && alias.is_pinned == stored.is_pinned
                 && here
@@ -66,7 +66,10 @@ impl Changes {
             created: time_of(stored.created_ms),
         };
         match self.registry.restore(&space, known) {
-            Ok(moved) => self.settle(&moved),
+            Ok(moved) => {
+                self.set_configured(&space, &target.name, false);
+                self.settle(&moved);
+            }
             Err(error) => tracing::error!(adapter = target.name, %error, "cannot be served"),
         }
         Ok(())

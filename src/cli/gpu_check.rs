@@ -14,7 +14,8 @@ use pleach_engine::{
     },
     gguf::GgufFile,
     model::{
-        Activations, CpuOptions, Decoder, load_cpu, load_cuda, random_adapter, random_weights,
+        Activations, CpuOptions, Decoder, load_cpu, load_cuda, random_adapter, random_kinds,
+        random_weights,
     },
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::AdapterSlot,
@@ -34,7 +35,7 @@ pub struct Args {
     /// Models to run on the GPU and, in f32, on the CPU
     #[arg(long, num_args = 1..)]
     model: Vec<PathBuf>,
-    /// PEFT adapters to mix into the batches of the models
+    /// PEFT adapters to mix into the batches of the models, beside made-up ones of every kind
     #[arg(long, num_args = 1..)]
     adapter: Vec<PathBuf>,
     /// Measure a model of random weights in the shape of Llama 3.1 8B, with 64 adapters of rank 16
@@ -166,7 +167,7 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelRepor
         threads: args.threads,
         activations: Activations::F32,
         kv_bytes: 1 << 30,
-        adapter_bytes: 1 << 30,
+        adapter_bytes: 16 << 30,
         max_rows: 512,
     };
     let mut cpu = load_cpu(&file, options)?;
@@ -175,10 +176,12 @@ fn check_model(args: &Args, path: &std::path::Path) -> anyhow::Result<ModelRepor
         .iter()
         .map(|folder| Ok(pleach_adapters::load_peft(folder, gpu.spec())?.weights))
         .collect::<anyhow::Result<_>>()?;
-    let mut rows = step::compare(&mut gpu, &mut cpu, &adapters)?;
+    let mut all = adapters.clone();
+    all.extend(random_kinds(&file, gpu.spec())?);
+    let mut rows = step::compare(&mut gpu, &mut cpu, &all)?;
     let is_long = gpu.spec().context >= step::TIMED_CONTEXT;
     if is_long {
-        rows.push(soak::soak(&mut gpu, &adapters)?);
+        rows.push(soak::soak(&mut gpu, &all)?);
     }
     for row in &rows {
         println!("{} {:<60} {}", if row.pass { "pass" } else { "FAIL" }, row.what, row.found);

@@ -7,6 +7,7 @@
 //!
 //! `wire/` holds every type that is JSON; `error` maps every refusal to its status.
 
+pub mod adapter_download;
 pub mod adapter_refusal;
 pub mod adapter_upload;
 pub mod adapters;
@@ -45,7 +46,23 @@ use state::AppState;
 
 /// Every route. Tests call it without a socket.
 pub fn router(state: Arc<AppState>) -> Router {
-    let guarded = Router::new()
+    let guarded =
+        v1_routes().route_layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
+    Router::new()
+        .merge(guarded)
+        .route("/health", get(probes::health))
+        .route("/ping", get(probes::health))
+        .route("/version", get(probes::version))
+        .route("/metrics", get(observe::metrics))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&state), request_context::around))
+        .with_state(state)
+}
+
+/// The routes for those who have a [`Caller`](crate::tenants::Caller): whoever guards them says who that is.
+pub fn v1_routes() -> Router<Arc<AppState>> {
+    Router::new()
         .route("/v1/chat/completions", post(chat::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
@@ -64,17 +81,7 @@ pub fn router(state: Arc<AppState>) -> Router {
                 .layer(DefaultBodyLimit::disable()),
         )
         .route("/v1/adapters/{name}/rollback", post(adapters::roll_back))
-        .route_layer(from_fn_with_state(Arc::clone(&state), auth::require_key));
-    Router::new()
-        .merge(guarded)
-        .route("/health", get(probes::health))
-        .route("/ping", get(probes::health))
-        .route("/version", get(probes::version))
-        .route("/metrics", get(observe::metrics))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(Arc::clone(&state), request_context::around))
-        .with_state(state)
+        .route("/v1/adapters/{name}/download", get(adapter_download::get))
 }
 
 async fn not_found(request: Request) -> ApiError {

@@ -6,6 +6,7 @@
 mod bad_files;
 mod bad_input;
 mod cli;
+mod kill;
 mod load;
 mod openai_client;
 mod program;

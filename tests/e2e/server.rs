@@ -30,8 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
-    /// Where its state is.
-    _home: TempDir,
+    /// Where its state is, if it is its own.
+    _home: Option<TempDir>,
     /// `http://ADDRESS:PORT`.
     pub(crate) url: String,
     pub(crate) http: reqwest::Client,
@@ -72,7 +72,15 @@ impl Server {
     /// With what it said, when it does not get there.
     pub(crate) fn start(arguments: &[&str]) -> Self {
         let home = scratch_folder();
-        let mut command = serve(home.path(), arguments);
+        let command = serve(home.path(), arguments);
+        Self::run(command, Some(home))
+    }
+
+    /// Runs a command that serves, and waits until it listens; `home` goes with it.
+    ///
+    /// # Panics
+    /// With what it said, when it does not get there.
+    pub(crate) fn run(mut command: Command, home: Option<TempDir>) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
@@ -188,6 +196,12 @@ impl Server {
             assert!(Instant::now() < deadline, "{metric} stays {found} instead of {value}");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
+    }
+
+    /// Sends SIGKILL, and waits for its end.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        assert_eq!(self.child.wait().unwrap().code(), None, "it ended by itself: {}", self.log());
     }
 
     /// Sends SIGTERM.

@@ -8,12 +8,16 @@
 mod support;
 
 mod adapter_churn;
+mod adapter_download;
 mod adapter_files;
+mod adapter_places;
+mod adapter_restart;
 mod adapters;
 mod bad_input;
 mod chat;
 mod completions;
 mod compositions;
 mod limits;
+mod namespaces;
 mod observe;
 mod sockets;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, to_bytes},
     http::{HeaderMap, Request, StatusCode},
 };
@@ -19,8 +19,10 @@ use pleach::{
         cpu_work::CpuWork,
         router,
         state::{AppState, Base, HttpLimits},
+        v1_routes,
     },
     telemetry::{ServerFacts, Telemetry},
+    tenants::Caller,
 };
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -36,9 +38,11 @@ use pleach_engine::{
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, StepBatch},
 };
-use pleach_store::{Blobs, Owner, Page, Store};
+use pleach_store::{BlobDigest, Blobs, Owner, Page, RemoteFolder, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tempfile::TempDir;
 use tower::ServiceExt;
 
 pub(crate) const BASE: &str = "tiny";
@@ -161,6 +165,12 @@ pub(crate) struct Setup {
     /// Whether adapters may be loaded from [`Server::root`].
     pub(crate) has_root: bool,
     pub(crate) residency: ResidencyConfig,
+    /// Where blobs are, if not in a folder.
+    pub(crate) blobs: Option<Blobs>,
+    /// A folder in an object store that adapters may be loaded from.
+    pub(crate) remote_root: Option<RemoteFolder>,
+    /// SHA-256 of the base's file.
+    pub(crate) base_digest: String,
 }
 
 impl Default for Setup {
@@ -180,13 +190,16 @@ impl Default for Setup {
             adapter_bytes: 1 << 30,
             has_root: true,
             residency: ResidencyConfig::default(),
+            blobs: None,
+            remote_root: None,
+            base_digest: "ab".repeat(32),
         }
     }
 }
 
 pub(crate) struct Server {
     /// Holds the folders below.
-    _world: tempfile::TempDir,
+    world: Arc<TempDir>,
     /// Where adapters may be loaded from.
     pub(crate) root: PathBuf,
     /// Where the server keeps what comes.
@@ -231,13 +244,12 @@ pub(crate) async fn says(text: &str) -> Server {
     serve(Setup { tokens: ids(text), ..Setup::default() }).await
 }
 
-/// A store in `folder`.
-pub(crate) async fn store(folder: &Path) -> Store {
-    let blobs = Blobs::in_folder(folder.join("blobs")).unwrap();
-    Store::open(folder.join("pleach.db").to_str().unwrap(), blobs).await.unwrap()
+pub(crate) async fn serve(setup: Setup) -> Server {
+    serve_in(Arc::new(tempfile::tempdir().unwrap()), setup).await
 }
 
-pub(crate) async fn serve(setup: Setup) -> Server {
+/// A server over what another one left.
+async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let file = gguf(setup.template);
     let script = Arc::new(Mutex::new(Script {
         tokens: setup.tokens,
@@ -255,21 +267,26 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         letters: HashMap::new(),
     };
     let engine = EngineHandle::start(Box::new(runner), setup.engine).unwrap();
-    let world = tempfile::tempdir().unwrap();
     let (root, spool) = (world.path().join("root"), world.path().join("spool"));
-    std::fs::create_dir(&root).unwrap();
+    std::fs::create_dir_all(&root).unwrap();
     let roots: &[PathBuf] = if setup.has_root { std::slice::from_ref(&root) } else { &[] };
+    let mut roots = AllowedRoots::new(roots).unwrap();
+    if let Some(folder) = setup.remote_root {
+        roots = roots.with_remote(folder);
+    }
     let settings = AdapterSettings {
-        roots: AllowedRoots::new(roots).unwrap(),
+        roots,
         residency: setup.residency,
         spool: spool.clone(),
         ..AdapterSettings::default()
     };
     let names = vec![BASE.to_owned(), "tiny/two".to_owned()];
-    let store = store(world.path()).await;
-    let base_digest = "ab".repeat(32);
+    let blobs = world.path().join("blobs");
+    let kept = setup.blobs.unwrap_or_else(|| Blobs::in_folder(&blobs).unwrap());
+    let database = world.path().join("pleach.db");
+    let store = Store::open(database.to_str().unwrap(), kept).await.unwrap();
     let adapters =
-        AdapterService::open(engine.clone(), names, settings, store.clone(), base_digest)
+        AdapterService::open(engine.clone(), names, settings, store.clone(), setup.base_digest)
             .await
             .unwrap();
     for (alias, byte) in [("pirate", 0xaa), ("extract", 0xbb)] {
@@ -304,11 +321,32 @@ pub(crate) async fn serve(setup: Setup) -> Server {
         cpu: CpuWork::default(),
         stopping: AtomicBool::new(false),
     });
-    let blobs = world.path().join("blobs");
-    Server { router: router(Arc::clone(&state)), state, script, _world: world, root, spool, blobs }
+    Server { router: router(Arc::clone(&state)), state, script, world, root, spool, blobs }
 }
 
 impl Server {
+    /// Ends this server as if it was killed, and starts one over what it left.
+    pub(crate) async fn restart(self, setup: Setup) -> Server {
+        let world = Arc::clone(&self.world);
+        self.state.engine.shutdown(Duration::ZERO).await;
+        drop(self);
+        serve_in(world, setup).await
+    }
+
+    /// The same server, as `caller` sees it.
+    pub(crate) fn seen_by(&self, caller: &Caller) -> Server {
+        let routes = v1_routes().layer(Extension(caller.clone()));
+        Server {
+            world: Arc::clone(&self.world),
+            root: self.root.clone(),
+            spool: self.spool.clone(),
+            blobs: self.blobs.clone(),
+            router: routes.with_state(Arc::clone(&self.state)),
+            state: Arc::clone(&self.state),
+            script: Arc::clone(&self.script),
+        }
+    }
+
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
@@ -316,7 +354,7 @@ impl Server {
         Reply {
             status: head.status,
             headers: head.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
+            text: String::from_utf8_lossy(&bytes).into_owned(),
         }
     }
 
@@ -376,6 +414,14 @@ impl Server {
         let blobs =
             folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap().count());
         (generations.items.len(), blobs.sum())
+    }
+
+    /// The file of the blob with this content.
+    pub(crate) fn blob_with(&self, content: &[u8]) -> PathBuf {
+        let digest = BlobDigest(Sha256::digest(content).into());
+        let path = self.state.store.blobs().local_path(&digest).unwrap();
+        assert!(path.exists(), "no blob has this content");
+        path
     }
 
     /// Waits until so many shared generations are stored, and no more blobs than their files.

@@ -148,7 +148,9 @@ impl Names {
     ) -> Arc<Generation> {
         if let Some(known) = self.known(space, &generation.digest) {
             known.learn_from(generation);
-            return known;
+            if known.files.are_ours() || !generation.files.are_ours() {
+                return known;
+            }
         }
         self.supersede(space, generation);
         Arc::clone(generation)

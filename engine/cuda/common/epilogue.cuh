@@ -9,7 +9,7 @@ struct EpiloguePart {
   /// A multiple of 4, as `out_stride` is.
   u32 out_column;
   u32 n_out;
-  /// layer * 7 + module, in the slot table.
+  /// In the slot table.
   u32 site;
 };
 

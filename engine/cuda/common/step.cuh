@@ -12,7 +12,8 @@ struct StepHeader {
   u32 n_sequences;
   /// Rows whose logits are wanted.
   u32 n_sample_rows;
-  /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one.
+  /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one. In the header of the
+  /// head, whose rows are those whose logits are wanted: tiles of rows with a head of their adapter's own.
   u32 n_adapter_tiles;
   /// Rows that attend one by one (decode), see attention.cu.
   u32 n_single_rows;
@@ -24,16 +25,28 @@ static_assert(sizeof(StepHeader) == 32, "as in ops/step.rs");
 
 /// One site of one resident adapter: an entry of the slot table `[slots][n_sites]`; Rust: `ops::LoraSite`.
 struct LoraSite {
-  /// `A`, f16 `[R][a_stride]`.
+  /// `A`, f16 `[R][a_stride]`; of the embedding transposed, `[V][R rounded up to 8]`, zero beyond `R`.
   const u16* a;
   /// `B`, f16 `[N][R rounded up to 8]`, zero beyond `R`.
   const u16* b;
+  /// DoRA: `m[n] / ||W[n] + lora_scale (B A)[n]||`, f32 `[N up to 4]`, 16-byte aligned; null: 1.
+  const f32* gain;
+  /// lora_scale times the bias of lora_B, as `gain`; null: 0.
+  const f32* shift;
   /// `R`, at most LORA_RANK_MAX; 0 = the adapter does not act here.
   u32 rank;
   /// alpha / R.
   f32 lora_scale;
 };
-static_assert(sizeof(LoraSite) == 24, "as in ops/step.rs");
+static_assert(sizeof(LoraSite) == 40, "as in ops/step.rs");
+
+/// Matrices of an adapter's own, in place of the base's: an entry of a table by slot; Rust: `ops::OwnMatrices`.
+/// f16 `[V][hidden up to 64]`, 16-byte aligned, zero beyond the width; null: the base's.
+struct OwnMatrices {
+  const u16* embedding;
+  const u16* head;
+};
+static_assert(sizeof(OwnMatrices) == 16, "as in ops/step.rs");
 
 /// Consecutive rows of one adapter, or of none (NO_SLOT); Rust: `ops::AdapterTile`.
 struct AdapterTile {

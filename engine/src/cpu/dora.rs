@@ -1,15 +1,19 @@
 //! Norms of the rows of an adapted weight, `||W[n] + lora_scale (B A)[n]||`: what `DoRA` (arXiv 2402.09353) divides by.
 //!
-//! Computed once, when an adapter is packed, from the resident weight, tile by tile: the adapted weight is never there
+//! Computed once, when an adapter is packed, from the resident weight or that of the file, tile by tile: the adapted weight is never there
 //! as a whole. One lane is one row, sixteen rows at a time, in four chains along K.
 #![expect(unsafe_code, reason = "vector kernel over packed tiles")]
 
-use crate::adapter_weights::SiteWeights;
+use crate::{
+    adapter_weights::{AdapterWeightsError, SiteWeights},
+    backend::MatrixSource,
+    site::Site,
+};
 
 use super::{
     isa::Isa,
     matmul_f32::dequantize_tile,
-    packed::{Dense, PackedMatrix, Storage},
+    packed::{BLOCK, Dense, PackedMatrix, Storage},
     simd::{Kernel, LANES, Simd},
 };
 
@@ -27,15 +31,62 @@ pub(crate) struct Workers {
 
 /// The norm of every row of `W + lora_scale B A`.
 pub(crate) fn row_norms(workers: Workers, w: &PackedMatrix, weights: &SiteWeights) -> Vec<f32> {
+    norms_by_tile(workers, (w.n_out, w.n_in), weights, |tile, run| run(w, tile))
+}
+
+/// The same, bit for bit, of a weight that is packed a tile at a time, and not kept.
+pub(crate) fn source_norms(
+    workers: Workers,
+    source: &MatrixSource<'_>,
+    weights: &SiteWeights,
+) -> Vec<f32> {
+    let rows: Vec<&[u8]> = (0..source.n_out).map(source.row).collect();
+    let (format, n_in) = (source.format, source.n_in);
+    let shape = (source.n_out, n_in.next_multiple_of(BLOCK));
+    norms_by_tile(workers, shape, weights, |tile, run| {
+        let rows = &rows[tile * LANES..rows.len().min((tile + 1) * LANES)];
+        run(&PackedMatrix::pack(format, rows.len(), n_in, |n| rows[n]), 0);
+    })
+}
+
+/// `DoRA`'s `m[n] / norms[n]`: what row `n` of the adapted weight is scaled by.
+///
+/// # Errors
+/// [`AdapterWeightsError::Norm`] with the first row that cannot be scaled.
+pub(crate) fn gains(
+    site: Site,
+    magnitude: &[f32],
+    norms: &[f32],
+) -> Result<Vec<f32>, AdapterWeightsError> {
+    let mut gains = Vec::with_capacity(magnitude.len());
+    for (row, (&magnitude, &norm)) in magnitude.iter().zip(norms).enumerate() {
+        let gain = magnitude / norm;
+        if !gain.is_finite() || !norm.is_finite() {
+            return Err(AdapterWeightsError::Norm { site, row, norm });
+        }
+        gains.push(gain);
+    }
+    Ok(gains)
+}
+
+/// Norms of `n_out` rows of so many columns, padded as packed weights are. `with_tile` lends a tile to its second
+/// argument: a matrix, and which of its tiles it is.
+fn norms_by_tile(
+    workers: Workers,
+    (n_out, n_in_padded): (usize, usize),
+    weights: &SiteWeights,
+    with_tile: impl Fn(usize, &mut dyn FnMut(&PackedMatrix, usize)) + Sync,
+) -> Vec<f32> {
     let (rank, n_in) = (weights.rank, weights.a.len() / weights.rank);
     // Columns that the packed weight pads with zeros are zero here too.
-    let mut a = vec![0.0; rank * w.n_in];
-    for (padded, row) in a.chunks_exact_mut(w.n_in).zip(weights.a.chunks_exact(n_in)) {
+    let mut a = vec![0.0; rank * n_in_padded];
+    for (padded, row) in a.chunks_exact_mut(n_in_padded).zip(weights.a.chunks_exact(n_in)) {
         padded[..n_in].copy_from_slice(row);
     }
-    let mut norms = vec![0.0; w.n_tiles() * LANES];
+    let n_tiles = n_out.div_ceil(LANES);
+    let mut norms = vec![0.0; n_tiles * LANES];
     let run = |first: usize, norms: &mut [f32]| {
-        let mut weight = vec![0.0; w.n_in * LANES];
+        let mut weight = vec![0.0; n_in_padded * LANES];
         let mut b = vec![0.0; rank * LANES];
         for (tile, out) in (first..).zip(norms.chunks_exact_mut(LANES)) {
             b.fill(0.0);
@@ -45,12 +96,15 @@ pub(crate) fn row_norms(workers: Workers, w: &PackedMatrix, weights: &SiteWeight
                     b[r * LANES + lane] = weights.lora_scale * value;
                 }
             }
-            workers.isa.run(TileNorms { w, tile, a: &a, b: &b, weight: &mut weight, out });
+            with_tile(tile, &mut |w, tile| {
+                let weight = &mut weight;
+                workers.isa.run(TileNorms { w, tile, a: &a, b: &b, weight, out: &mut *out });
+            });
         }
     };
-    let work = w.n_out * w.n_in * (rank + 1);
-    let n_threads = workers.n_threads.min(work / THREAD_WORK).clamp(1, w.n_tiles().max(1));
-    let per_thread = w.n_tiles().div_ceil(n_threads).max(1);
+    let work = n_out * n_in_padded * (rank + 1);
+    let n_threads = workers.n_threads.min(work / THREAD_WORK).clamp(1, n_tiles.max(1));
+    let per_thread = n_tiles.div_ceil(n_threads).max(1);
     let mut parts = norms.chunks_mut(per_thread * LANES).enumerate();
     let own = parts.next();
     std::thread::scope(|scope| {
@@ -61,7 +115,7 @@ pub(crate) fn row_norms(workers: Workers, w: &PackedMatrix, weights: &SiteWeight
             run(0, norms);
         }
     });
-    norms.truncate(w.n_out);
+    norms.truncate(n_out);
     norms
 }
 

@@ -20,7 +20,7 @@
 
 mod attention;
 mod backend;
-mod dora;
+pub(crate) mod dora;
 mod elementwise;
 mod embed;
 mod epilogue;

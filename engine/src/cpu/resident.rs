@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    adapter_weights::{AdapterWeights, AdapterWeightsError, OwnMatrix, SiteWeights},
+    adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
     backend::RunError,
     model::DecoderWeights,
     packed_adapter::{AdapterPacker, PackedAdapter},
@@ -13,7 +13,7 @@ use crate::{
 
 use super::{
     backend::{CpuMatrix, CpuVector},
-    dora::{Workers, row_norms},
+    dora::{Workers, gains, row_norms},
     embed::ResidentEmbedding,
     packed::{BLOCK, Dense, PackedMatrix},
     simd::LANES,
@@ -180,36 +180,25 @@ impl CpuPacker {
         base.ok_or_else(|| RunError::Device("no model is loaded to adapt".to_owned()))
     }
 
-    /// Embedding and head of the adapter's own; one of them stands for both where the base has one for both.
+    /// Embedding and head of the adapter's own; packed once where they are one.
     fn own_matrices(
         &self,
         weights: &AdapterWeights,
     ) -> Result<[Option<Arc<PackedMatrix>>; 2], RunError> {
-        let (embedding, head) = (&weights.embedding, &weights.head);
-        if embedding.is_none() && head.is_none() {
+        if weights.own_matrices().next().is_none() {
             return Ok([None, None]);
         }
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let pack = |own: &OwnMatrix| {
             Arc::new(PackedMatrix::from_f32(self.dense, vocab, hidden, BLOCK, &own.values))
         };
-        let both = |own: &OwnMatrix| {
-            let packed = pack(own);
-            [Some(Arc::clone(&packed)), Some(packed)]
-        };
-        if self.base()?.is_tied {
-            match (embedding, head) {
-                (Some(own), None) | (None, Some(own)) if own.of_base => return Ok(both(own)),
-                (Some(own), Some(other)) if own.of_base && other.of_base => {
-                    if own.values != other.values {
-                        return Err(AdapterWeightsError::Untied.into());
-                    }
-                    return Ok(both(own));
-                }
-                _ => {}
-            }
-        }
-        Ok([embedding.as_ref().map(pack), head.as_ref().map(pack)])
+        let [embedding, head] = weights.own_ends(self.base()?.is_tied)?;
+        let embedding = embedding.map(|own| (own, pack(own)));
+        let head = head.map(|own| match &embedding {
+            Some((other, packed)) if std::ptr::eq(own, *other) => Arc::clone(packed),
+            _ => pack(own),
+        });
+        Ok([embedding.map(|(_, packed)| packed), head])
     }
 
     /// What the site has beyond plain `LoRA`.
@@ -233,18 +222,6 @@ impl CpuPacker {
         };
         Ok(Some(Box::new(MoreOfSite { bias, gain })))
     }
-}
-
-fn gains(site: Site, magnitude: &[f32], norms: &[f32]) -> Result<Vec<f32>, AdapterWeightsError> {
-    let mut gains = Vec::with_capacity(magnitude.len());
-    for (row, (&magnitude, &norm)) in magnitude.iter().zip(norms).enumerate() {
-        let gain = magnitude / norm;
-        if !gain.is_finite() || !norm.is_finite() {
-            return Err(AdapterWeightsError::Norm { site, row, norm });
-        }
-        gains.push(gain);
-    }
-    Ok(gains)
 }
 
 fn whole_tiles(mut values: Vec<f32>) -> Vec<f32> {

@@ -96,7 +96,13 @@ impl Device {
 
     /// A device that is host memory: launches are checked and recorded (see [`Self::take_launches`]) but compute nothing.
     pub fn fake(info: DeviceInfo) -> Self {
-        Self::over(Box::new(FakeGpu::new(info)))
+        Self::over(Box::new(FakeGpu::new(info, None)))
+    }
+
+    /// The same, but `kernels` runs every launch, on host memory whose addresses are the device's: for tests that compile the
+    /// kernels for the CPU.
+    pub fn emulated(info: DeviceInfo, kernels: Box<dyn LaunchSink + Send>) -> Self {
+        Self::over(Box::new(FakeGpu::new(info, Some(kernels))))
     }
 
     fn over(gpu: Box<dyn Gpu>) -> Self {

@@ -1,7 +1,8 @@
 //! A device without a GPU: memory is a vector, launches are checked and written down.
 //!
-//! With it the whole backend runs in tests, except that kernels compute nothing: which launches a step makes, in which
-//! order, with which grids and parameters, and that a graph of one batch is the graph of the next.
+//! With it the whole backend runs in tests: which launches a step makes, in which order, with which grids and parameters,
+//! and that a graph of one batch is the graph of the next. Kernels compute nothing, unless somebody is given who runs them
+//! on host memory: then addresses are those of the vector.
 
 use std::{
     fmt,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use super::{
-    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, StreamId,
+    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, LaunchSink, StreamId,
     arena::ArenaRange,
     embedded,
     gpu::{Gpu, HostMemory},
@@ -17,8 +18,12 @@ use super::{
     has_kernels,
 };
 
-/// Where the fake's memory lies: an address that no host has.
+/// Where the fake's memory lies if nobody runs kernels on it: an address that no host has.
 const BASE: u64 = 0x7f00_0000_0000;
+/// Bytes to which the arena's begin is aligned.
+const ALIGN: usize = 256;
+/// Every byte of memory at first, where kernels run: NaN as f16 and f32, so that what is read before it was written shows.
+const FRESH: u8 = 0xff;
 
 /// What a launch was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,12 +44,49 @@ pub struct RecordedLaunch {
     pub params: Vec<u8>,
 }
 
-#[derive(Debug, Default)]
+impl RecordedLaunch {
+    fn launch(&self) -> Launch<'_> {
+        Launch {
+            kernel: &self.kernel,
+            grid: self.grid,
+            block: self.block,
+            shared_bytes: self.shared_bytes,
+            cluster: self.cluster,
+            early: self.early,
+            params: &self.params,
+        }
+    }
+}
+
+#[derive(Default)]
 struct State {
     memory: Vec<u8>,
+    /// Where the device's memory begins in the vector.
+    begin: usize,
+    /// Who runs launches on it.
+    kernels: Option<Box<dyn LaunchSink + Send>>,
     launches: Vec<RecordedLaunch>,
     /// Launches since the capture began.
     capture: Option<Vec<RecordedLaunch>>,
+}
+
+impl State {
+    /// The address of the device's memory.
+    fn base(&self) -> DevicePtr {
+        match self.kernels {
+            None => DevicePtr(BASE),
+            Some(_) => DevicePtr((self.memory.as_ptr() as usize + self.begin) as u64),
+        }
+    }
+
+    /// Runs a launch, or only writes it down.
+    fn run(&mut self, launch: RecordedLaunch) -> Result<(), CudaError> {
+        if let Some(kernels) = &self.kernels {
+            kernels.submit(&launch.launch())?;
+        }
+        self.launches.push(launch);
+        Ok(())
+    }
 }
 
 /// See the module.
@@ -66,8 +108,9 @@ impl fmt::Debug for FakeGraph {
 }
 
 impl FakeGraph {
-    pub(super) fn replay(&self) {
-        lock(&self.state).launches.extend_from_slice(&self.launches);
+    pub(super) fn replay(&self) -> Result<(), CudaError> {
+        let mut state = lock(&self.state);
+        self.launches.iter().try_for_each(|launch| state.run(launch.clone()))
     }
 }
 
@@ -76,12 +119,13 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 impl FakeGpu {
-    pub(super) fn new(info: DeviceInfo) -> Self {
-        Self { info, state: Arc::default() }
+    pub(super) fn new(info: DeviceInfo, kernels: Option<Box<dyn LaunchSink + Send>>) -> Self {
+        Self { info, state: Arc::new(Mutex::new(State { kernels, ..State::default() })) }
     }
 
     fn bytes_of(state: &mut State, range: ArenaRange) -> &mut [u8] {
-        let begin = usize::try_from(range.at().0 - BASE).expect("a range of the vector");
+        let offset = range.at().0 - state.base().0;
+        let begin = state.begin + usize::try_from(offset).expect("a range of the vector");
         &mut state.memory[begin..begin + range.bytes()]
     }
 }
@@ -92,7 +136,7 @@ impl Gpu for FakeGpu {
     }
 
     fn free_bytes(&self) -> Result<u64, CudaError> {
-        Ok(self.info.memory_bytes - lock(&self.state).memory.len() as u64)
+        Ok(self.info.memory_bytes.saturating_sub(lock(&self.state).memory.len() as u64))
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<DevicePtr, CudaError> {
@@ -103,8 +147,12 @@ impl Gpu for FakeGpu {
         if bytes > self.info.memory_bytes {
             return Err(refused());
         }
-        lock(&self.state).memory = vec![0; usize::try_from(bytes).map_err(|_| refused())?];
-        Ok(DevicePtr(BASE))
+        let bytes = usize::try_from(bytes).map_err(|_| refused())?;
+        let mut state = lock(&self.state);
+        let fresh = if state.kernels.is_some() { FRESH } else { 0 };
+        state.memory = vec![fresh; bytes + ALIGN];
+        state.begin = state.memory.as_ptr().align_offset(ALIGN).min(ALIGN);
+        Ok(state.base())
     }
 
     fn submit(&self, _stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
@@ -129,10 +177,12 @@ impl Gpu for FakeGpu {
         };
         let mut state = lock(&self.state);
         match &mut state.capture {
-            Some(capture) => capture.push(record),
-            None => state.launches.push(record),
+            Some(capture) => {
+                capture.push(record);
+                Ok(())
+            }
+            None => state.run(record),
         }
-        Ok(())
     }
 
     fn ctas_per_sm(&self, _kernel: &str, block: u32, shared_bytes: u32) -> Result<u32, CudaError> {

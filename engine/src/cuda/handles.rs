@@ -104,10 +104,7 @@ impl Graph {
     pub fn replay(&self) -> Result<(), CudaError> {
         match &self.kind {
             GraphKind::Driver(graph) => graph.replay(),
-            GraphKind::Fake(graph) => {
-                graph.replay();
-                Ok(())
-            }
+            GraphKind::Fake(graph) => graph.replay(),
         }
     }
 }

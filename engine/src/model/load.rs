@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::{
-    backend::{Backend, HeadNorms, Linear, MatrixSource, Projection},
+    backend::{Backend, HeadNorms, Linear, Projection},
     gguf::{GgufFile, TensorInfo},
     quant::dequantize_row,
     site::TargetModule,
@@ -13,6 +13,7 @@ use crate::{
 use super::{
     LoadError,
     decoder::{DecoderWeights, Layer},
+    file_matrices::{EMBEDDING, HEAD, interleaved, interleaved_row, linear_name, with_matrix},
     read_spec::missing,
 };
 
@@ -24,11 +25,11 @@ pub(super) fn load_weights<B: Backend>(
 ) -> Result<DecoderWeights<B::Matrix, B::Vector>, LoadError> {
     let mut loader =
         Loader { file, spec, backend, taken: HashSet::from(["rope_freqs.weight".to_owned()]) };
-    let embedding = loader.matrix("token_embd.weight", (spec.vocab, spec.hidden), None)?;
+    let embedding = loader.matrix(EMBEDDING, (spec.vocab, spec.hidden), None)?;
     let layers = (0..spec.n_layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
     let final_norm = loader.vector("output_norm.weight", spec.hidden, None)?;
-    let head = match file.tensor("output.weight") {
-        Some(_) => Some(loader.matrix("output.weight", (spec.vocab, spec.hidden), None)?),
+    let head = match file.tensor(HEAD) {
+        Some(_) => Some(loader.matrix(HEAD, (spec.vocab, spec.hidden), None)?),
         None => None,
     };
     let taken = loader.taken;
@@ -46,7 +47,7 @@ pub(super) fn floats(file: &GgufFile, tensor: &TensorInfo) -> Result<Vec<f32>, L
 }
 
 /// Name of a module's tensors in a GGUF file; within its layer, if it is in one.
-fn tensor_name(module: TargetModule) -> &'static str {
+pub(super) fn tensor_name(module: TargetModule) -> &'static str {
     match module {
         TargetModule::QProj => "attn_q",
         TargetModule::KProj => "attn_k",
@@ -58,14 +59,6 @@ fn tensor_name(module: TargetModule) -> &'static str {
         TargetModule::EmbedTokens => "token_embd",
         TargetModule::LmHead => "output",
     }
-}
-
-/// Where row `row` of q or k (Hugging Face order, halves of a head rotate together) lies in a GGUF file of
-/// architecture `llama` (neighbours rotate together): `h*D + j*D/2 + i` is at `h*D + 2*i + j`.
-fn interleaved_row(row: usize, head_dim: usize) -> usize {
-    let (head, within) = (row / head_dim, row % head_dim);
-    let (j, i) = (within / (head_dim / 2), within % (head_dim / 2));
-    head * head_dim + 2 * i + j
 }
 
 struct Loader<'a, B> {
@@ -115,13 +108,10 @@ impl<B: Backend> Loader<'_, B> {
         module: TargetModule,
     ) -> Result<Linear<B::Matrix, B::Vector>, LoadError> {
         let spec = self.spec;
-        let rotated = matches!(module, TargetModule::QProj | TargetModule::KProj);
-        let head_dim =
-            (rotated && spec.architecture == Architecture::Llama).then_some(spec.head_dim);
-        let name = format!("blk.{layer}.{}", tensor_name(module));
+        let head_dim = interleaved(spec, module);
         let shape = spec.linear_shape(module);
-        let matrix = self.matrix(&format!("{name}.weight"), shape, head_dim)?;
-        let bias = format!("{name}.bias");
+        let matrix = self.matrix(&linear_name(layer, module, "weight"), shape, head_dim)?;
+        let bias = linear_name(layer, module, "bias");
         let bias = match self.file.tensor(&bias) {
             Some(_) => Some(self.vector(&bias, shape.0, head_dim)?),
             None => None,
@@ -142,24 +132,9 @@ impl<B: Backend> Loader<'_, B> {
         shape: (usize, usize),
         head_dim: Option<usize>,
     ) -> Result<B::Matrix, LoadError> {
-        let file = self.file;
-        let tensor = self.tensor(name)?.clone();
-        let found = tensor.shape2()?;
-        if found != shape {
-            return Err(LoadError::Tensor {
-                tensor: tensor.name,
-                problem: format!("has shape {found:?}, expected {shape:?}"),
-            });
-        }
-        let (n_out, n_in) = shape;
-        let bytes = file.bytes(&tensor);
-        let row_bytes = bytes.len() / n_out;
-        let row = |row: usize| {
-            let at = head_dim.map_or(row, |head_dim| interleaved_row(row, head_dim));
-            &bytes[at * row_bytes..(at + 1) * row_bytes]
-        };
-        let source = MatrixSource { name, format: tensor.format, n_out, n_in, row: &row };
-        Ok(self.backend.matrix(&source)?)
+        self.taken.insert(name.to_owned());
+        let backend = &mut *self.backend;
+        Ok(with_matrix(self.file, name, shape, head_dim, |source| backend.matrix(source))??)
     }
 
     fn vector(

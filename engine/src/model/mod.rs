@@ -1,8 +1,10 @@
 //! From a model file to a resident model.
 
 mod decoder;
+mod file_matrices;
 mod load;
 mod random;
+mod random_kinds;
 mod read_spec;
 
 use std::{fmt, str::FromStr};
@@ -16,7 +18,9 @@ use crate::{
 };
 
 pub use decoder::{Decoder, DecoderWeights, Layer};
+pub(crate) use file_matrices::FileMatrices;
 pub use random::{random_adapter, random_weights};
+pub use random_kinds::random_kinds;
 
 /// How products with quantized weights treat the activations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,5 +144,6 @@ pub fn load_cuda(
     let spec = read_spec(file)?;
     let mut backend = CudaBackend::new(device, &spec, options)?;
     let weights = load::load_weights(file, &spec, &mut backend)?;
+    backend.set_base(FileMatrices::new(file, &spec));
     Ok(Decoder::new(spec, backend, weights)?)
 }

@@ -68,22 +68,33 @@ pub fn random_weights<B: Backend>(
     })
 }
 
-/// An adapter with small random weights at every site.
-pub fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
-    let mut state = seed.wrapping_mul(2_654_435_769) | 1;
-    let mut random = |n: usize| -> Vec<f32> {
+/// Small random values, between −0.01 and 0.01.
+pub(super) struct Small(u32);
+
+impl Small {
+    pub(super) fn new(seed: u32) -> Self {
+        Self(seed.wrapping_mul(2_654_435_769) | 1)
+    }
+
+    pub(super) fn values(&mut self, n: usize) -> Vec<f32> {
         (0..n)
             .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
+                self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (self.0 >> 8) as f32 / 16_777_216.0 * 0.02 - 0.01
             })
             .collect()
-    };
+    }
+}
+
+/// An adapter with small random weights at every site.
+pub fn random_adapter(spec: &ModelSpec, rank: usize, seed: u32) -> AdapterWeights {
+    let mut random = Small::new(seed);
     let sites =
         (0..spec.n_layers).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
     let sites = sites.map(|site| {
         let (n_out, n_in) = spec.linear_shape(site.module);
-        SiteWeights::lora(site, rank, 1.0, random(rank * n_in), random(rank * n_out))
+        let (a, b) = (random.values(rank * n_in), random.values(rank * n_out));
+        SiteWeights::lora(site, rank, 1.0, a, b)
     });
     AdapterWeights { sites: sites.collect(), ..AdapterWeights::default() }
 }

@@ -5,6 +5,7 @@ use pleach_engine::{
     backend::{RunError, StepRunner as _},
     cuda::CudaBackend,
     model::{Decoder, random_adapter},
+    packed_adapter::PackedAdapter,
     step_batch::AdapterSlot,
 };
 
@@ -41,15 +42,20 @@ pub(super) fn soak(
     adapters: &[AdapterWeights],
 ) -> Result<Row, RunError> {
     let vocab = gpu.spec().vocab;
-    let mut kinds: Vec<Option<AdapterWeights>> = vec![None];
-    kinds.extend(adapters.iter().cloned().map(Some));
+    // Packed once: adapters of some kinds take long.
+    let packer = gpu.adapter_packer();
+    let mut kinds: Vec<Option<PackedAdapter>> = vec![None];
+    for weights in adapters {
+        kinds.push(Some(packer.pack(weights)?));
+    }
     for seed in 0..RANDOM_ADAPTERS {
-        kinds.push(Some(random_adapter(gpu.spec(), 4 + 12 * seed as usize, seed)));
+        let weights = random_adapter(gpu.spec(), 4 + 12 * seed as usize, seed);
+        kinds.push(Some(packer.pack(&weights)?));
     }
     let alone: Vec<Alone> = kinds
         .iter()
         .enumerate()
-        .map(|(kind, weights)| run_alone(gpu, kind, weights.as_ref(), vocab))
+        .map(|(kind, adapter)| run_alone(gpu, kind, adapter.as_ref(), vocab))
         .collect::<Result<_, _>>()?;
 
     let mut slots: Vec<Option<AdapterSlot>> = vec![None; kinds.len()];
@@ -68,8 +74,8 @@ pub(super) fn soak(
             if running.is_empty() { 1 + draw(RUNNING_MAX) } else { usize::from(draw(4) == 0) };
         for _ in 0..wanted.min(free.len()) {
             let kind = draw(kinds.len());
-            if let (Some(weights), None) = (&kinds[kind], slots[kind]) {
-                slots[kind] = Some(gpu.install_weights(weights)?);
+            if let (Some(adapter), None) = (&kinds[kind], slots[kind]) {
+                slots[kind] = Some(gpu.install_adapter(adapter)?);
                 swaps += 1;
             }
             let Some(place) = free.pop() else { break };
@@ -126,10 +132,10 @@ pub(super) fn soak(
 fn run_alone(
     gpu: &mut Decoder<CudaBackend>,
     kind: usize,
-    weights: Option<&AdapterWeights>,
+    adapter: Option<&PackedAdapter>,
     vocab: usize,
 ) -> Result<Alone, RunError> {
-    let slot = weights.map(|weights| gpu.install_weights(weights)).transpose()?;
+    let slot = adapter.map(|adapter| gpu.install_adapter(adapter)).transpose()?;
     gpu.backend_mut().use_graphs(false);
     let mut sequences = [prompt(kind, 0, vocab, slot)];
     let length = sequences[0].tokens.len() - 1;

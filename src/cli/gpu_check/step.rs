@@ -151,11 +151,16 @@ pub(super) fn compare(
     for weights in adapters {
         slots.push((Some(gpu.install_weights(weights)?), Some(cpu.install_weights(weights)?)));
     }
+    // Every adapter and the base have a sequence.
+    let at_least = |lengths: &[usize]| -> Vec<usize> {
+        lengths.iter().copied().cycle().take(lengths.len().max(slots.len())).collect()
+    };
     for (name, chunk, lengths) in [
         ("one by one, prompts of 5", 1, vec![5; 1]),
-        ("prompts of 37 in chunks of 16", 16, vec![37; 6]),
-        ("mixed lengths", 64, vec![1, 130, 17, 64, 33, 250, 2, 95]),
+        ("prompts of 37 in chunks of 16", 16, at_least(&[37; 6])),
+        ("mixed lengths", 64, at_least(&[1, 130, 17, 64, 33, 250, 2, 95])),
     ] {
+        let chunk = chunk.min(gpu.max_rows().min(cpu.max_rows()) / lengths.len()).max(1);
         let pick = |side: usize| -> Vec<Sequence> {
             let slot = |i: usize| {
                 if side == 0 { slots[i % slots.len()].0 } else { slots[i % slots.len()].1 }

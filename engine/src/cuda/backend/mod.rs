@@ -7,10 +7,15 @@
 //! | `products` | products with weights, and what adapters add |
 //! | `attention` | rotation, keys and values, attention |
 //! | `sampling` | final norm, head, choice of tokens |
-//! | `residents`, `byte_pool` | resident adapters and their memory |
+//! | `embedding` | rows of the embedding, and what adapters make of them |
+//! | `head` | what adapters make of the logits |
+//! | `packer`, `residents`, `byte_pool` | adapters: packed, resident, and their memory |
 
 mod attention;
 mod byte_pool;
+mod embedding;
+mod head;
+mod packer;
 mod products;
 mod residents;
 mod sampling;
@@ -22,24 +27,26 @@ use std::sync::Arc;
 use crate::{
     backend::{Backend, HeadNorms, MatrixSource, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
+    model::FileMatrices,
     packed_adapter::{AdapterPacker, PackedAdapter},
     quant::BlockFormat,
     rope::RopeTable,
     sampler::SampledToken,
-    site::TargetModule,
+    site::{Site, TargetModule},
     spec::ModelSpec,
     step_batch::{AdapterSlot, StepBatch},
 };
 
 use super::{
     CudaError, Device, DevicePtr,
-    ops::{AttentionRows, EmbedParams, RmsNormParams, V_STRIDE, rows_of_tile},
+    ops::{AttentionRows, RmsNormParams, V_STRIDE, rows_of_tile},
     repack::repack,
 };
+use head::head_rows;
 use products::{planes_bytes, shrink_splits, x_tiles_bytes};
 use residents::Residents;
 use sampling::Sampling;
-use step_graphs::{BUCKETS, StepGraphs, StepMode};
+use step_graphs::{AdapterKernels, BUCKETS, StepGraphs, StepMode};
 use step_inputs::{Capacity, StepInputs};
 
 pub use residents::ADAPTER_SLOTS_MAX;
@@ -106,6 +113,8 @@ pub struct CudaBackend {
     graphs: StepGraphs,
     /// Of the step begun last.
     mode: StepMode,
+    /// Of the step begun last.
+    adapters: AdapterKernels,
     n_kv_blocks: usize,
     /// Pool of layer 0; layers follow one another.
     kv: DevicePtr,
@@ -127,6 +136,8 @@ pub struct CudaBackend {
     sampling: Sampling,
     saturations: DevicePtr,
     residents: Residents,
+    /// What packers read of the base; `None` for a model that is no file.
+    base: Option<Arc<FileMatrices>>,
     /// First failure of a launch of this step; operations that return nothing leave it here.
     failed: Option<CudaError>,
 }
@@ -191,6 +202,8 @@ impl CudaBackend {
             residents: Residents::new(&mut device, spec, options.adapter_bytes)?,
             graphs: StepGraphs::new(),
             mode: StepMode::Launch,
+            adapters: AdapterKernels::None,
+            base: None,
             failed: None,
             spec: spec.clone(),
             max_rows,
@@ -205,6 +218,11 @@ impl CudaBackend {
             max_chunks,
             device,
         })
+    }
+
+    /// Tells packers of adapters where the base's values are: kinds that need them are refused without.
+    pub(crate) fn set_base(&mut self, base: FileMatrices) {
+        self.base = Some(Arc::new(base));
     }
 
     /// Values beyond the range of f16 that were clamped since start.
@@ -266,6 +284,18 @@ impl CudaBackend {
     fn note(&mut self, outcome: Result<(), CudaError>) {
         if let Err(error) = outcome {
             self.failed.get_or_insert(error);
+        }
+    }
+
+    /// Kernels that the adapters of a batch need.
+    fn adapter_kernels(&self, batch: &StepBatch) -> AdapterKernels {
+        let mut slots = batch.sequences.iter().filter_map(|sequence| sequence.adapter).peekable();
+        if slots.peek().is_none() {
+            AdapterKernels::None
+        } else if slots.any(|slot| self.residents.ends(slot).any()) {
+            AdapterKernels::WithEnds
+        } else {
+            AdapterKernels::Linears
         }
     }
 
@@ -335,15 +365,16 @@ impl Backend for CudaBackend {
 
     fn begin_step(&mut self, batch: &StepBatch) -> Result<StepStart, RunError> {
         self.failed = None;
-        let with_adapters = batch.sequences.iter().any(|sequence| sequence.adapter.is_some());
-        self.mode = self.graphs.mode(batch, with_adapters, self.graph_inputs.capacity.rows);
+        self.adapters = self.adapter_kernels(batch);
+        self.mode = self.graphs.mode(batch, self.adapters, self.graph_inputs.capacity.rows);
         let inputs = match self.mode {
             StepMode::Launch => &mut self.launch_inputs,
             StepMode::Capture(_) | StepMode::Replay(_) => &mut self.graph_inputs,
         };
         inputs.write(batch)?;
         let first = &batch.sample_rows[..batch.sample_rows.len().min(inputs.capacity.sample_rows)];
-        self.sampling.write(&self.device, inputs, first)?;
+        let heads = head_rows(batch, first, &self.residents);
+        self.sampling.write(&self.device, inputs, first, &heads)?;
         inputs.send(&self.device)?;
         match self.mode {
             StepMode::Launch => Ok(StepStart::Enqueue),
@@ -356,19 +387,7 @@ impl Backend for CudaBackend {
     }
 
     fn embed(&mut self, _batch: &StepBatch, table: &CudaMatrix, out: &mut CudaBuffer) {
-        let outcome = EmbedParams {
-            step: self.inputs().header,
-            table: table.ptr,
-            token_ids: self.inputs().token_ids,
-            x: out.wide,
-            vocab: word(self.spec.vocab),
-            width: word(self.spec.hidden),
-            width_padded: word(table.n_in_padded),
-            x_stride: word(out.stride),
-            format: table.format.ggml_type(),
-            reserved: 0,
-        }
-        .launch(&self.device, self.launch_rows());
+        let outcome = self.try_embed(table, out);
         self.note(outcome);
     }
 
@@ -422,7 +441,7 @@ impl Backend for CudaBackend {
     }
 
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
-        Arc::new(self.residents.packer(&self.spec))
+        Arc::new(self.residents.packer(self.base.clone()))
     }
 
     fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
@@ -434,7 +453,19 @@ impl Backend for CudaBackend {
     }
 }
 
-/// Sites of a model, and so of an entry of the adapters' table.
+/// Sites of a model, and so of an entry of the adapters' table: linears of layers, head, embedding.
 fn n_sites(spec: &ModelSpec) -> usize {
-    spec.n_layers * TargetModule::ALL.len()
+    site_index(spec, Site::EMBEDDING) + 1
+}
+
+/// Place of a site in an adapter's entry.
+fn site_index(spec: &ModelSpec, site: Site) -> usize {
+    let layers = spec.n_layers * TargetModule::ALL.len();
+    if site == Site::HEAD {
+        layers
+    } else if site == Site::EMBEDDING {
+        layers + 1
+    } else {
+        site.layer * TargetModule::ALL.len() + site.module.index()
+    }
 }

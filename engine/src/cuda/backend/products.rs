@@ -13,7 +13,10 @@ use crate::{
     spec::ModelSpec,
 };
 
-use super::{CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, StepMode, word};
+use super::{
+    CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, StepMode, site_index,
+    step_graphs::AdapterKernels, word,
+};
 
 /// CTAs that a product should have: two for each multiprocessor of a large GPU.
 const CTAS_WANTED: usize = 264;
@@ -25,7 +28,7 @@ const WIDE_ROWS: usize = 256;
 const WIDE_ROWS_MIN: usize = 64;
 const WIDE_AREA_MIN: usize = 48 * 2 * 128;
 /// Columns of a split of the adapters' first half.
-const SHRINK_COLUMNS: usize = 1024;
+pub(super) const SHRINK_COLUMNS: usize = 1024;
 
 impl CudaBackend {
     /// The product of parts that share an input into the planes; returns `(n_planes, plane_row)`.
@@ -107,7 +110,7 @@ impl CudaBackend {
     ) -> Result<usize, CudaError> {
         let mut site = [0; PARTS_MAX];
         for (slot, &module) in site.iter_mut().zip(modules) {
-            *slot = word(site_index(Site { layer, module }));
+            *slot = word(site_index(&self.spec, Site { layer, module }));
         }
         let (n_tiles, width) = (self.adapter_tiles(), word(n_in.next_multiple_of(8)));
         let split_columns = if n_tiles > 0 {
@@ -194,10 +197,11 @@ impl CudaBackend {
         let matrices: Vec<&CudaMatrix> = projection.parts.iter().map(|part| &part.matrix).collect();
         let modules: Vec<TargetModule> = projection.parts.iter().map(|part| part.module).collect();
         let (_, n_in) = self.spec.linear_shape(modules[0]);
-        let n_v_planes = if self.inputs().any_adapter {
-            self.shrink(projection.layer, &modules, x, n_in)?
-        } else {
-            0
+        let n_v_planes = match self.adapters {
+            AdapterKernels::None => 0,
+            AdapterKernels::Linears | AdapterKernels::WithEnds => {
+                self.shrink(projection.layer, &modules, x, n_in)?
+            }
         };
         let (n_planes, plane_row) = self.multiply(&matrices, x.half, x.stride, rows, false)?;
         let mut parts = [EpiloguePart::NONE; PARTS_MAX];
@@ -208,7 +212,10 @@ impl CudaBackend {
                 plane_column: word(plane_column),
                 out_column: word(out_column),
                 n_out: word(part.matrix.n_out),
-                site: word(site_index(Site { layer: projection.layer, module: part.module })),
+                site: word(site_index(
+                    &self.spec,
+                    Site { layer: projection.layer, module: part.module },
+                )),
             };
             bias[index] = part.bias.map_or(DevicePtr::NULL, |bias| bias.0);
             plane_column += part.matrix.n_out_padded;
@@ -242,11 +249,6 @@ impl CudaBackend {
 /// Whether the wide product is the faster one.
 fn is_wide(n_stripes: usize, rows: usize) -> bool {
     rows >= WIDE_ROWS || (rows >= WIDE_ROWS_MIN && n_stripes * rows >= WIDE_AREA_MIN)
-}
-
-/// `layer * 7 + module`.
-pub(super) fn site_index(site: Site) -> usize {
-    site.layer * TargetModule::ALL.len() + site.module.index()
 }
 
 /// Splits of K so that a product has CTAs enough.

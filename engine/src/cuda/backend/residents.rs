@@ -1,15 +1,27 @@
-//! Resident adapters: their memory, their table, and the way there, through pinned memory and a stream of its own.
+//! Resident adapters: their memory, their tables, and the way there, through pinned memory and a stream of its own.
+
+use std::sync::Arc;
 
 use crate::{
-    adapter_weights::AdapterWeights,
     backend::RunError,
-    cuda::{Device, DevicePtr, PinnedBuffer, StreamId, ops::LoraSite, plain::bytes_of_slice},
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    cuda::{
+        Device, DevicePtr, PinnedBuffer, StreamId,
+        ops::{LoraSite, OwnMatrices},
+        plain::bytes_of_slice,
+    },
+    model::FileMatrices,
+    packed_adapter::PackedAdapter,
+    site::Site,
     spec::ModelSpec,
     step_batch::AdapterSlot,
 };
 
-use super::{byte_pool::BytePool, n_sites, products::site_index, word};
+use super::{
+    byte_pool::BytePool,
+    n_sites,
+    packer::{CudaPacker, PackedBytes},
+    site_index, word,
+};
 
 /// Most adapters resident at a time.
 pub const ADAPTER_SLOTS_MAX: usize = 1024;
@@ -21,67 +33,43 @@ const STAGING_BYTES: usize = 8 << 20;
 struct Piece {
     offset: usize,
     n_bytes: usize,
+    ends: Ends,
 }
 
-/// Where a site's matrices lie in [`PackedHalves::halves`].
-#[derive(Debug)]
-struct Place {
-    site: usize,
-    a: usize,
-    b: usize,
-    rank: usize,
-    lora_scale: f32,
+/// Where an adapter acts at the ends of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ends {
+    /// `LoRA` on the embedding, or an embedding of its own.
+    pub(super) embedding: bool,
+    /// `LoRA` on the head.
+    pub(super) head: bool,
+    /// A head of its own.
+    pub(super) own_head: bool,
 }
 
-/// An adapter as it lies on the device, but for its address.
-#[derive(Debug)]
-struct PackedHalves {
-    /// f16 rows of every `A` and `B`, each padded with zeros to a multiple of 8.
-    halves: Vec<u16>,
-    places: Vec<Place>,
-    n_sites: usize,
-}
-
-/// Packs adapters for a GPU.
-pub(super) struct CudaPacker {
-    spec: ModelSpec,
-    capacity_bytes: usize,
-}
-
-impl AdapterPacker for CudaPacker {
-    fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError> {
-        weights.check(&self.spec)?;
-        weights.check_plain("cuda")?;
-        weights.check_f16()?;
-        let mut halves = Vec::new();
-        let places = weights.sites.iter().map(|site| {
-            let (n_out, n_in) = self.spec.linear_shape(site.site.module);
-            Place {
-                site: site_index(site.site),
-                a: put_rows(&mut halves, &site.a, site.rank, n_in),
-                b: put_rows(&mut halves, &site.b, n_out, site.rank),
-                rank: site.rank,
-                lora_scale: site.lora_scale,
-            }
-        });
-        let places = places.collect();
-        let n_bytes = halves.len() * 2;
-        Ok(PackedAdapter::new(
-            PackedHalves { halves, places, n_sites: n_sites(&self.spec) },
-            n_bytes,
-        ))
+impl Ends {
+    fn of(form: &PackedBytes, spec: &ModelSpec) -> Self {
+        let has = |site| form.sites.iter().any(|packed| packed.index == site_index(spec, site));
+        Self {
+            embedding: form.own_embedding.is_some() || has(Site::EMBEDDING),
+            head: has(Site::HEAD),
+            own_head: form.own_head.is_some(),
+        }
     }
 
-    fn capacity_bytes(&self) -> usize {
-        self.capacity_bytes
+    pub(super) fn any(self) -> bool {
+        self.embedding || self.head || self.own_head
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Residents {
+    spec: ModelSpec,
     /// [`LoraSite`] `[ADAPTER_SLOTS_MAX][n_sites]`.
     pub(super) sites: DevicePtr,
+    /// [`OwnMatrices`] `[ADAPTER_SLOTS_MAX]`.
+    pub(super) own: DevicePtr,
     memory: DevicePtr,
     pool: BytePool,
     slots: Vec<Option<Piece>>,
@@ -96,9 +84,12 @@ impl Residents {
         spec: &ModelSpec,
         n_bytes: usize,
     ) -> Result<Self, RunError> {
-        let empty_table = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites(spec)];
+        let no_sites = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites(spec)];
+        let none_own = vec![OwnMatrices::NONE; ADAPTER_SLOTS_MAX];
         Ok(Self {
-            sites: device.alloc_upload("adapter table", &empty_table)?,
+            spec: spec.clone(),
+            sites: device.alloc_upload("adapter table", &no_sites)?,
+            own: device.alloc_upload("adapter table", &none_own)?,
             memory: device.alloc("adapters", n_bytes)?,
             pool: BytePool::new(n_bytes),
             slots: Vec::new(),
@@ -107,8 +98,14 @@ impl Residents {
         })
     }
 
-    pub(super) fn packer(&self, spec: &ModelSpec) -> CudaPacker {
-        CudaPacker { spec: spec.clone(), capacity_bytes: self.pool.n_bytes() }
+    pub(super) fn packer(&self, base: Option<Arc<FileMatrices>>) -> CudaPacker {
+        CudaPacker { spec: self.spec.clone(), capacity_bytes: self.pool.n_bytes(), base }
+    }
+
+    /// Where the adapter in a slot acts at the ends of the model; nowhere if the slot is empty.
+    pub(super) fn ends(&self, slot: AdapterSlot) -> Ends {
+        let piece = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
+        piece.map_or(Ends::default(), |piece| piece.ends)
     }
 
     /// Enqueues the upload; steps that begin later wait for it on the device.
@@ -117,7 +114,7 @@ impl Residents {
         device: &Device,
         adapter: &PackedAdapter,
     ) -> Result<AdapterSlot, RunError> {
-        let form = adapter.form::<PackedHalves>()?;
+        let form = adapter.form::<PackedBytes>()?;
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or(self.slots.len());
         if slot >= ADAPTER_SLOTS_MAX {
@@ -132,30 +129,14 @@ impl Residents {
                 free: free_bytes,
             });
         };
-        let base = self.memory.at(offset);
-        let mut table = vec![LoraSite::NONE; form.n_sites];
-        for place in &form.places {
-            table[place.site] = LoraSite {
-                a: base.at(place.a * 2),
-                b: base.at(place.b * 2),
-                rank: word(place.rank),
-                lora_scale: place.lora_scale,
-            };
-        }
-        let entry = self.sites.at(slot * table.len() * size_of::<LoraSite>());
-        let sent = self
-            .send(device, bytes_of_slice(&form.halves), base)
-            .and_then(|()| self.send(device, bytes_of_slice(&table), entry))
-            .and_then(|()| Ok(device.record(StreamId::Copy, false)?))
-            .and_then(|event| Ok(device.wait_for(StreamId::Compute, &event)?));
-        if let Err(error) = sent {
+        if let Err(error) = self.upload(device, &form, slot, self.memory.at(offset)) {
             self.pool.give_back(offset, n_bytes);
             return Err(error);
         }
         if free.is_none() {
             self.slots.push(None);
         }
-        self.slots[slot] = Some(Piece { offset, n_bytes });
+        self.slots[slot] = Some(Piece { offset, n_bytes, ends: Ends::of(&form, &self.spec) });
         Ok(AdapterSlot(word(slot)))
     }
 
@@ -164,6 +145,34 @@ impl Residents {
         if let Some(piece) = self.slots.get_mut(slot.0 as usize).and_then(Option::take) {
             self.pool.give_back(piece.offset, piece.n_bytes);
         }
+    }
+
+    /// An adapter's arrays to `base`, and its entries of both tables.
+    fn upload(
+        &mut self,
+        device: &Device,
+        form: &PackedBytes,
+        slot: usize,
+        base: DevicePtr,
+    ) -> Result<(), RunError> {
+        let at = |offset: Option<usize>| offset.map_or(DevicePtr::NULL, |offset| base.at(offset));
+        let mut sites = vec![LoraSite::NONE; form.n_sites];
+        for site in &form.sites {
+            sites[site.index] = LoraSite {
+                a: base.at(site.a),
+                b: base.at(site.b),
+                gain: at(site.gain),
+                shift: at(site.shift),
+                rank: word(site.rank),
+                lora_scale: site.lora_scale,
+            };
+        }
+        let own = OwnMatrices { embedding: at(form.own_embedding), head: at(form.own_head) };
+        self.send(device, &form.bytes, base)?;
+        self.send(device, bytes_of_slice(&sites), self.sites.at(slot * size_of_val(&sites[..])))?;
+        self.send(device, bytes_of_slice(&[own]), self.own.at(slot * size_of_val(&own)))?;
+        let event = device.record(StreamId::Copy, false)?;
+        Ok(device.wait_for(StreamId::Compute, &event)?)
     }
 
     /// Copies through the two buffers in turn: one is filled while the other is on its way.
@@ -177,15 +186,4 @@ impl Residents {
         }
         Ok(())
     }
-}
-
-/// Appends `[n_rows, n_columns]` as f16 rows padded with zeros to a multiple of 8; returns where they begin, a multiple
-/// of 8 values.
-fn put_rows(halves: &mut Vec<u16>, values: &[f32], n_rows: usize, n_columns: usize) -> usize {
-    let start = halves.len();
-    for row in values.chunks_exact(n_columns).take(n_rows) {
-        halves.extend(row.iter().map(|&value| half::f16::from_f32(value).to_bits()));
-        halves.resize(halves.len().next_multiple_of(8), 0);
-    }
-    start
 }

@@ -13,8 +13,11 @@ use crate::{
 };
 
 use super::{
-    CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN, step_graphs::StepMode,
-    step_inputs::StepInputs, word,
+    CudaBackend, CudaBuffer, CudaMatrix, CudaVector, ROW_ALIGN,
+    head::{HeadRow, head_rows},
+    step_graphs::{AdapterKernels, StepMode},
+    step_inputs::StepInputs,
+    word,
 };
 
 /// Buffers of the rows that are sampled at a time.
@@ -54,12 +57,13 @@ impl Sampling {
         })
     }
 
-    /// Writes what `rows` ask for; edits of logits are sent at once, the rest with the inputs.
+    /// Writes what `rows` ask for, of which the head makes `heads`; edits of logits are sent at once, the rest with the inputs.
     pub(super) fn write(
         &mut self,
         device: &Device,
         inputs: &mut StepInputs,
         rows: &[SampleRow],
+        heads: &[HeadRow],
     ) -> Result<(), RunError> {
         self.plan.plan(rows, self.logits.len());
         let edits = bytes_of_slice(self.plan.edits());
@@ -68,7 +72,7 @@ impl Sampling {
             let n_bytes = edits.len();
             device.upload_async(StreamId::Compute, &mut self.host_edits, self.edits, n_bytes)?;
         }
-        inputs.write_sampling(rows.iter().map(|row| word(row.row)), self.plan.specs())
+        inputs.write_sampling(heads, self.plan.specs())
     }
 }
 
@@ -87,7 +91,9 @@ impl CudaBackend {
                 let at_once = self.launch_inputs.capacity.sample_rows;
                 for (index, rows) in batch.sample_rows.chunks(at_once).enumerate() {
                     if index > 0 {
-                        self.sampling.write(&self.device, &mut self.launch_inputs, rows)?;
+                        let heads = head_rows(batch, rows, &self.residents);
+                        let inputs = &mut self.launch_inputs;
+                        self.sampling.write(&self.device, inputs, rows, &heads)?;
                         self.launch_inputs.send_head(&self.device)?;
                     }
                     self.enqueue_sampling(x, norm, head, word(rows.len()))?;
@@ -132,6 +138,9 @@ impl CudaBackend {
         self.norm(x, inputs.sample_rows, norm, self.sampling.x, hidden)
             .launch(&self.device, n_rows)?;
         self.multiply(&[head], self.sampling.x, hidden, n_rows, true)?;
+        if self.adapters == AdapterKernels::WithEnds {
+            self.adapt_logits(head, self.sampling.x, hidden, n_rows)?;
+        }
         SampleParams {
             step: inputs.header,
             logits: self.planes,

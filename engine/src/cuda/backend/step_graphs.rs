@@ -17,8 +17,19 @@ pub(super) const BUCKETS: [usize; 13] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128
 pub(super) struct GraphKey {
     /// Rows, one of [`BUCKETS`].
     pub(super) rows: usize,
-    /// Whether the adapters' kernels are in it; base rows do not pay for them.
-    pub(super) with_adapters: bool,
+    /// The adapters' kernels in it; rows that need none do not pay for them.
+    pub(super) adapters: AdapterKernels,
+}
+
+/// Which kernels of adapters a step has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AdapterKernels {
+    /// No row has an adapter.
+    None,
+    /// Those of linears of layers.
+    Linears,
+    /// Those of the embedding and the head, too.
+    WithEnds,
 }
 
 /// How the step at hand is run.
@@ -46,11 +57,16 @@ impl StepGraphs {
     }
 
     /// How to run a step of at most `max_rows` rows, of which all attend one by one.
-    pub(super) fn mode(&self, batch: &StepBatch, with_adapters: bool, max_rows: usize) -> StepMode {
+    pub(super) fn mode(
+        &self,
+        batch: &StepBatch,
+        adapters: AdapterKernels,
+        max_rows: usize,
+    ) -> StepMode {
         let Some(rows) = bucket(batch, max_rows).filter(|_| self.is_on) else {
             return StepMode::Launch;
         };
-        let key = GraphKey { rows, with_adapters };
+        let key = GraphKey { rows, adapters };
         if self.graphs.contains_key(&key) { StepMode::Replay(key) } else { StepMode::Capture(key) }
     }
 
@@ -118,8 +134,10 @@ mod tests {
     #[test]
     fn only_decode_steps_have_graphs() {
         let graphs = StepGraphs::new();
-        let mode = |lengths: &[usize], sampled| graphs.mode(&batch(lengths, sampled), true, 256);
-        let capture = |rows| StepMode::Capture(GraphKey { rows, with_adapters: true });
+        let adapters = AdapterKernels::Linears;
+        let mode =
+            |lengths: &[usize], sampled| graphs.mode(&batch(lengths, sampled), adapters, 256);
+        let capture = |rows| StepMode::Capture(GraphKey { rows, adapters });
         assert_eq!(mode(&[1], 1), capture(1));
         assert_eq!(mode(&[1; 3], 3), capture(4));
         assert_eq!(mode(&[1; 65], 65), capture(96));
@@ -128,8 +146,8 @@ mod tests {
         assert_eq!(mode(&[1, 2], 2), StepMode::Launch, "prefill");
         assert_eq!(mode(&[1], 0), StepMode::Launch, "nothing sampled");
         assert_eq!(
-            graphs.mode(&batch(&[1; 40], 40), false, 44),
-            StepMode::Capture(GraphKey { rows: 44, with_adapters: false })
+            graphs.mode(&batch(&[1; 40], 40), AdapterKernels::WithEnds, 44),
+            StepMode::Capture(GraphKey { rows: 44, adapters: AdapterKernels::WithEnds })
         );
     }
 }

@@ -17,7 +17,10 @@ use crate::{
     step_batch::StepBatch,
 };
 
-use super::word;
+use super::{
+    head::{HeadRow, OwnHeads},
+    word,
+};
 
 /// Every array begins at a multiple of this.
 const ALIGN: usize = 256;
@@ -46,19 +49,25 @@ pub(super) struct StepInputs {
     pub(super) tiles: DevicePtr,
     pub(super) adapter_tiles: DevicePtr,
     pub(super) sample_rows: DevicePtr,
+    /// [`StepHeader`] for kernels whose rows are the sampled ones.
+    pub(super) head_header: DevicePtr,
+    /// Slots of sampled rows whose adapters have `LoRA` on the head.
+    pub(super) sample_slots: DevicePtr,
+    /// Sampled rows with a head of their adapter's own, and their tiles.
+    pub(super) own_rows: DevicePtr,
+    pub(super) own_tiles: DevicePtr,
     pub(super) specs: DevicePtr,
     pub(super) block_tables: DevicePtr,
     pub(super) capacity: Capacity,
     /// Of the step begun last.
     counts: StepHeader,
-    /// Whether a row of that step has an adapter.
-    pub(super) any_adapter: bool,
     base: DevicePtr,
     host: PinnedBuffer,
     /// Bytes in front of the block tables.
     head_bytes: usize,
     tile_list: Vec<AttentionTile>,
     adapter_tile_list: Vec<AdapterTile>,
+    own_heads: OwnHeads,
 }
 
 const NO_ROWS: StepHeader = StepHeader {
@@ -85,7 +94,9 @@ impl StepInputs {
             std::array::from_fn(|_| place(rows * 4));
         let tiles = place(rows * size_of::<AttentionTile>());
         let adapter_tiles = place(rows * size_of::<AdapterTile>());
-        let sample_list = place(sample_rows * 4);
+        let head_header = place(size_of::<StepHeader>());
+        let [sample_list, sample_slots, own_rows] = std::array::from_fn(|_| place(sample_rows * 4));
+        let own_tiles = place(sample_rows * size_of::<AdapterTile>());
         let specs = place(sample_rows * size_of::<SampleSpec>());
         let block_tables = place(rows * blocks * 4);
         let base = device.alloc("step inputs", n_bytes)?;
@@ -99,16 +110,20 @@ impl StepInputs {
             tiles: base.at(tiles),
             adapter_tiles: base.at(adapter_tiles),
             sample_rows: base.at(sample_list),
+            head_header: base.at(head_header),
+            sample_slots: base.at(sample_slots),
+            own_rows: base.at(own_rows),
+            own_tiles: base.at(own_tiles),
             specs: base.at(specs),
             block_tables: base.at(block_tables),
             capacity,
             counts: NO_ROWS,
-            any_adapter: false,
             base,
             host: device.pinned(n_bytes)?,
             head_bytes: block_tables,
             tile_list: Vec::new(),
             adapter_tile_list: Vec::new(),
+            own_heads: OwnHeads::default(),
         })
     }
 
@@ -138,7 +153,6 @@ impl StepInputs {
             n_sequences: word(batch.sequences.len()),
             ..NO_ROWS
         };
-        self.any_adapter = batch.sequences.iter().any(|sequence| sequence.adapter.is_some());
         let rows = || {
             let of = |(index, rows): (usize, Range<usize>)| rows.map(move |row| (index, row));
             batch.sequences.iter().map(|sequence| sequence.rows.clone()).enumerate().flat_map(of)
@@ -211,7 +225,8 @@ impl StepInputs {
     fn write_adapter_tiles(&mut self, batch: &StepBatch) -> Result<(), RunError> {
         let mut tiles = std::mem::take(&mut self.adapter_tile_list);
         tiles.clear();
-        if self.any_adapter && batch.n_rows() >= TILED_ROWS_MIN as usize {
+        let any_adapter = batch.sequences.iter().any(|sequence| sequence.adapter.is_some());
+        if any_adapter && batch.n_rows() >= TILED_ROWS_MIN as usize {
             list_adapter_tiles(batch, &mut tiles);
         }
         self.counts.n_adapter_tiles = word(tiles.len());
@@ -223,11 +238,24 @@ impl StepInputs {
     /// Writes which rows are sampled next, and what they ask for.
     pub(super) fn write_sampling(
         &mut self,
-        rows: impl Iterator<Item = u32>,
+        rows: &[HeadRow],
         specs: &[SampleSpec],
     ) -> Result<(), RunError> {
         debug_assert!(specs.len() <= self.capacity.sample_rows);
-        self.counts.n_sample_rows = word(self.put(self.sample_rows, rows)?);
+        self.counts.n_sample_rows = word(rows.len());
+        self.put(self.sample_rows, rows.iter().map(|row| row.row))?;
+        self.put(self.sample_slots, rows.iter().map(|row| row.lora))?;
+        let mut own = std::mem::take(&mut self.own_heads);
+        own.list(rows);
+        self.put(self.own_rows, own.rows.iter().copied())?;
+        self.put_plain(self.own_tiles, &own.tiles)?;
+        let head = StepHeader {
+            n_rows: word(rows.len()),
+            n_adapter_tiles: word(own.tiles.len()),
+            ..NO_ROWS
+        };
+        self.own_heads = own;
+        self.put_plain(self.head_header, &[head])?;
         self.put_plain(self.specs, specs)
     }
 

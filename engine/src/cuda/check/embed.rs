@@ -1,12 +1,18 @@
+use half::f16;
+
 use crate::{
     backend::MatrixSource,
-    cuda::{ops::EmbedParams, repack::repack},
+    cuda::{
+        DevicePtr,
+        ops::{EmbedAdaptersParams, EmbedParams, LoraSite, NO_SLOT, OwnMatrices},
+        repack::repack,
+    },
     quant::{BlockFormat, dequantize_row},
 };
 
 use super::{
     Bench, CheckError, CheckRow, ROWS_BEYOND, Sizes,
-    compare::{Comparison, is_fill_float},
+    compare::{Comparison, F32_SUM, is_fill_float},
     header, to_u32,
 };
 
@@ -71,6 +77,105 @@ fn one(
             let i = bad.unwrap_or_default();
             format!("row {t}, column {i}: found {}, expected {}", found[i], expected[i])
         });
+    }
+    Ok(compare.row())
+}
+
+/// Adapters of a check: rank on the embedding (0: none), and whether they have an embedding of their own.
+const ADAPTERS: [(usize, bool); 5] = [(3, false), (0, true), (256, true), (8, false), (0, false)];
+const LORA_SCALE: f32 = 0.75;
+/// Sites of a slot; the embedding is the last.
+const N_SITES: usize = 4;
+
+/// `LoRA` on the embedding, embeddings of adapters' own, both, neither, base rows between, an id outside the table.
+pub(super) fn embed_adapters(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
+    let mut shapes = vec![(7, 72, 133), (13, 257, 40)];
+    if sizes == Sizes::Full {
+        shapes.push((300, 4096, 1000));
+    }
+    shapes.into_iter().map(|shape| one_adapted(bench, shape)).collect()
+}
+
+fn one_adapted(
+    bench: &mut Bench<'_>,
+    (n_rows, width, vocab): (usize, usize, usize),
+) -> Result<CheckRow, CheckError> {
+    bench.next_shape();
+    let mut compare =
+        Comparison::new("embed_adapters", format!("{n_rows} rows of {width} of {vocab}"));
+    let (own_stride, max_rows) = (width.next_multiple_of(64), n_rows + ROWS_BEYOND);
+    let slots: Vec<u32> =
+        (0..n_rows).map(|t| if t % 6 == 5 { NO_SLOT } else { to_u32(t % 6) }).collect();
+    let mut token_ids: Vec<u32> = (0..n_rows).map(|_| to_u32(bench.random.below(vocab))).collect();
+    token_ids[0] = to_u32(vocab);
+    // Beyond the rank all is zero.
+    let factor = |bench: &mut Bench<'_>, n: usize, rank: usize, scale| {
+        let mut values = bench.random.halves(n * rank.next_multiple_of(8), scale);
+        for row in values.chunks_exact_mut(rank.next_multiple_of(8).max(1)) {
+            row[rank..].fill(f16::ZERO);
+        }
+        values
+    };
+    let (mut sites, mut own, mut values) = (Vec::new(), Vec::new(), Vec::new());
+    for (rank, has_own) in ADAPTERS {
+        let (a, b) = (factor(bench, vocab, rank, 1.0), factor(bench, width, rank, 0.1));
+        let table = bench.random.halves(vocab * own_stride, 1.0);
+        sites.extend([LoraSite::NONE; N_SITES - 1]);
+        sites.push(LoraSite {
+            a: bench.input(&a)?,
+            b: bench.input(&b)?,
+            rank: to_u32(rank),
+            lora_scale: LORA_SCALE,
+            ..LoraSite::NONE
+        });
+        let embedding = if has_own { bench.input(&table)? } else { DevicePtr::NULL };
+        own.push(OwnMatrices { embedding, ..OwnMatrices::NONE });
+        values.push((a, b, table));
+    }
+    let before = bench.random.values(max_rows * own_stride, 1.0);
+    let x = bench.in_out(&before)?;
+    EmbedAdaptersParams {
+        step: bench.input(&[header(n_rows, 0)])?,
+        token_ids: bench.input(&token_ids)?,
+        slots: bench.input(&slots)?,
+        sites: bench.input(&sites)?,
+        own: bench.input(&own)?,
+        x: x.ptr,
+        vocab: to_u32(vocab),
+        width: to_u32(width),
+        own_stride: to_u32(own_stride),
+        x_stride: to_u32(own_stride),
+        n_sites: to_u32(N_SITES),
+        site: to_u32(N_SITES - 1),
+    }
+    .launch(bench.sink(), to_u32(max_rows))?;
+
+    let (found, whole) = bench.read(&x, 0_f32)?;
+    compare.guards(whole);
+    let rows = found.chunks_exact(own_stride).zip(before.chunks_exact(own_stride));
+    for (t, (found, before)) in rows.enumerate() {
+        let adapter = slots.get(t).filter(|&&slot| slot != NO_SLOT).map(|&slot| slot as usize);
+        let adapter = adapter.filter(|_| (token_ids[t] as usize) < vocab);
+        for (i, (&found, &before)) in found.iter().zip(before).enumerate() {
+            let Some(adapter) = adapter.filter(|_| i < width) else {
+                let same = found.to_bits() == before.to_bits();
+                compare.holds(same, || format!("row {t}: wrote to column {i}"));
+                continue;
+            };
+            let ((rank, has_own), (a, b, table)) = (ADAPTERS[adapter], &values[adapter]);
+            let (padded, token) = (rank.next_multiple_of(8), token_ids[t] as usize);
+            let base =
+                if has_own { table[token * own_stride + i].to_f64() } else { f64::from(before) };
+            let (a, b) = (&a[token * padded..][..rank], &b[i * padded..][..rank]);
+            let terms =
+                a.iter().zip(b).map(|(a, b)| f64::from(LORA_SCALE) * a.to_f64() * b.to_f64());
+            let magnitude = terms.clone().map(f64::abs).sum::<f64>() + base.abs();
+            let place = || format!("row {t}, column {i}");
+            compare.near(place, f64::from(found), base + terms.sum::<f64>(), magnitude, F32_SUM);
+        }
     }
     Ok(compare.row())
 }

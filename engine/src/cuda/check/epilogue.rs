@@ -31,11 +31,17 @@ struct Case {
     bias: Vec<Option<Vec<f32>>>,
     /// By slot and part, `[N][R rounded up to 8]`.
     b: Vec<Vec<f16>>,
+    /// By slot and part: what `DoRA` and `lora_bias` have besides.
+    gain: Vec<Option<Vec<f32>>>,
+    shift: Vec<Option<Vec<f32>>>,
 }
 
 /// `v` is so many times as large as its neighbours in the rows of a slot, and `lora_scale` makes up for it.
 const V_SCALES: [f32; RANKS.len()] = [1.0, 1e-3, 1e30, 1e-30, 7e4, 1.0];
 const LORA_SCALE: f32 = 0.75;
+/// Slots with `DoRA`, and with a bias; the others are plain. The slot that all rows of a mix have is among the first.
+const DORA: [usize; 2] = [1, 3];
+const BIASED: [usize; 2] = [2, 4];
 
 /// What is varied.
 struct Shape {
@@ -92,6 +98,27 @@ pub(super) fn epilogue_swiglu(
     Ok(rows)
 }
 
+/// Over the plane itself: logits.
+pub(super) fn epilogue_in_place(
+    bench: &mut Bench<'_>,
+    sizes: Sizes,
+) -> Result<Vec<CheckRow>, CheckError> {
+    let shape =
+        |n_rows, widths| Shape { n_rows, widths, n_planes: 1, n_v_planes: 2, has_bias: false };
+    let mut shapes = vec![shape(9, &[321][..]), shape(2, &[64])];
+    if sizes == Sizes::Full {
+        shapes.push(shape(33, &[49_152]));
+    }
+    let mut rows = Vec::new();
+    for shape in &shapes {
+        // Without any adapter nobody asks for it.
+        for (mix, slots) in mixes(shape.n_rows).into_iter().skip(1) {
+            rows.push(one_in_place(bench, shape, mix, slots)?);
+        }
+    }
+    Ok(rows)
+}
+
 impl Case {
     fn new(bench: &mut Bench<'_>, shape: &Shape, slots: Vec<u32>) -> Self {
         let max_rows = shape.n_rows + ROWS_BEYOND;
@@ -133,6 +160,20 @@ impl Case {
                 }
             }
         }
+        // A site without ranks has nothing else either.
+        let mut vectors = |kind: &[usize]| -> Vec<Option<Vec<f32>>> {
+            let mut values = Vec::new();
+            for (slot, ranks) in RANKS.iter().enumerate() {
+                for (&rank, &n_out) in ranks.iter().zip(shape.widths) {
+                    let has = kind.contains(&slot) && rank > 0;
+                    // Whole words of four, as the kernels read them.
+                    let n = n_out.next_multiple_of(4);
+                    values.push(has.then(|| bench.random.values(n, 2.0)));
+                }
+            }
+            values
+        };
+        let (gain, shift) = (vectors(&DORA), vectors(&BIASED));
         let bias = shape
             .widths
             .iter()
@@ -151,6 +192,8 @@ impl Case {
             v_planes,
             bias,
             b,
+            gain,
+            shift,
             slots,
         }
     }
@@ -165,10 +208,18 @@ impl Case {
         for (slot, ranks) in RANKS.iter().enumerate() {
             sites.extend([LoraSite::NONE; N_SITES]);
             for part in 0..self.parts.len() {
-                let b = bench.input(&self.b[slot * self.parts.len() + part])?;
-                let (rank, lora_scale) = (to_u32(ranks[part]), LORA_SCALE / V_SCALES[slot]);
-                sites[slot * N_SITES + SITES[part]] =
-                    LoraSite { a: DevicePtr::NULL, b, rank, lora_scale };
+                let index = slot * self.parts.len() + part;
+                let vector = |values: &Option<Vec<f32>>| {
+                    values.as_ref().map_or(Ok(DevicePtr::NULL), |values| bench.input(values))
+                };
+                sites[slot * N_SITES + SITES[part]] = LoraSite {
+                    a: DevicePtr::NULL,
+                    b: bench.input(&self.b[index])?,
+                    gain: vector(&self.gain[index])?,
+                    shift: vector(&self.shift[index])?,
+                    rank: to_u32(ranks[part]),
+                    lora_scale: LORA_SCALE / V_SCALES[slot],
+                };
             }
         }
         let mut bias = [DevicePtr::NULL; PARTS_MAX];
@@ -212,11 +263,15 @@ impl Case {
             .chunks_exact(self.max_rows * self.plane_row)
             .map(|plane| f64::from(plane[t * self.plane_row + at.plane_column as usize + n]))
             .collect();
-        terms.extend(self.bias[part].as_ref().map(|bias| f64::from(bias[n])));
+        let at_n = |values: &Option<Vec<f32>>| values.as_ref().map(|v| f64::from(v[n]));
+        let (mut gain, mut added) = (1.0, Vec::from_iter(at_n(&self.bias[part])));
         if self.slots[t] != NO_SLOT {
             let slot = self.slots[t] as usize;
             let rank = RANKS[slot][part];
-            let b = &self.b[slot * self.parts.len() + part][n * rank.next_multiple_of(8)..];
+            let index = slot * self.parts.len() + part;
+            gain = at_n(&self.gain[index]).unwrap_or(gain);
+            added.extend(at_n(&self.shift[index]));
+            let b = &self.b[index][n * rank.next_multiple_of(8)..];
             for (r, b) in b[..rank].iter().enumerate() {
                 for plane in self.v_planes.chunks_exact(self.max_rows * V_STRIDE) {
                     let v = f64::from(plane[t * V_STRIDE + part * LORA_RANK_MAX + r]);
@@ -224,7 +279,9 @@ impl Case {
                 }
             }
         }
-        (terms.iter().sum(), terms.iter().map(|term| term.abs()).sum())
+        let sum: f64 = terms.iter().sum::<f64>() * gain + added.iter().sum::<f64>();
+        let magnitude = terms.iter().map(|term| term.abs()).sum::<f64>() * gain.abs();
+        (sum, magnitude + added.iter().map(|term| term.abs()).sum::<f64>())
     }
 }
 
@@ -384,5 +441,38 @@ fn one_gated(
     }
     let (_, whole) = bench.read(&saturations, 0_u32)?;
     compare.guards(whole);
+    Ok(compare.row())
+}
+
+fn one_in_place(
+    bench: &mut Bench<'_>,
+    shape: &Shape,
+    mix: &str,
+    slots: Vec<u32>,
+) -> Result<CheckRow, CheckError> {
+    bench.next_shape();
+    let words = format!("{} rows of {:?}, {mix}", shape.n_rows, shape.widths);
+    let mut compare = Comparison::new("epilogue_in_place", words);
+    let case = Case::new(bench, shape, slots);
+    let params = case.params(bench, case.plane_row, false)?;
+    let planes = bench.in_out(&case.planes)?;
+    EpilogueParams { planes: planes.ptr, out: planes.ptr, ..params }
+        .launch_in_place(bench.sink(), to_u32(case.max_rows))?;
+    let (found, whole) = bench.read(&planes, 0_f32)?;
+    compare.guards(whole);
+    let rows = found.chunks_exact(case.plane_row).zip(case.planes.chunks_exact(case.plane_row));
+    for (t, (found, before)) in rows.enumerate() {
+        let has_slot = case.slots.get(t).is_some_and(|&slot| slot != NO_SLOT);
+        for (n, (&found, &before)) in found.iter().zip(before).enumerate() {
+            if has_slot && n < shape.widths[0] {
+                let (y, magnitude) = case.expected(t, 0, n);
+                let place = || format!("row {t}, feature {n}");
+                compare.near(place, f64::from(found), y, magnitude, F32_SUM);
+            } else {
+                let same = found.to_bits() == before.to_bits();
+                compare.holds(same, || format!("row {t}: wrote to column {n}"));
+            }
+        }
+    }
     Ok(compare.row())
 }

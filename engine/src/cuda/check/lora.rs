@@ -132,9 +132,9 @@ impl<'a> Case<'a> {
             for (part, &rank) in ranks.iter().enumerate() {
                 sites.push(LoraSite {
                     a: bench.input(&self.a[slot * PARTS_MAX + part])?,
-                    b: DevicePtr::NULL,
                     rank: to_u32(rank),
                     lora_scale: 2.0,
+                    ..LoraSite::NONE
                 });
             }
         }

@@ -11,6 +11,7 @@ mod epilogue;
 mod gemm;
 mod lora;
 mod norm;
+mod own_head;
 mod random;
 mod rope_kv;
 mod sample;
@@ -55,6 +56,7 @@ pub fn all(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckEr
     let mut rows = Vec::new();
     for check in [
         embed::embed,
+        embed::embed_adapters,
         gemm::gemm,
         gemm::gemm_wide,
         norm::rms_norm,
@@ -62,6 +64,8 @@ pub fn all(bench: &mut Bench<'_>, sizes: Sizes) -> Result<Vec<CheckRow>, CheckEr
         lora::lora_shrink_tiles,
         epilogue::epilogue,
         epilogue::epilogue_swiglu,
+        epilogue::epilogue_in_place,
+        own_head::own_head,
         rope_kv::rope_store,
         attention::single_rows,
         attention::tiles,

@@ -27,7 +27,7 @@ kernel_params! {
         pub out_column: u32,
         /// Output features.
         pub n_out: u32,
-        /// `layer * 7 + module`.
+        /// In the table of sites.
         pub site: u32,
     }
 }
@@ -38,8 +38,8 @@ impl EpiloguePart {
 }
 
 kernel_params! {
-    /// `y[t, n] = Σ_s planes[s, t, n] + bias[n] + lora_scale Σ_r b[n, r] Σ_s v_planes[s, t, r]`, written to `out`, added to
-    /// it, or gated; see `cuda/epilogue.cu` and `cuda/epilogue_tiles.cu`.
+    /// `y[t, n] = gain[n] (Σ_s planes[s, t, n] + lora_scale Σ_r b[n, r] Σ_s v_planes[s, t, r]) + bias[n] + shift[n]`, written
+    /// to `out`, added to it, or gated; see `cuda/epilogue.cu` and `cuda/epilogue_tiles.cu`.
     pub struct EpilogueParams {
         /// [`super::StepHeader`].
         pub step: DevicePtr,
@@ -122,6 +122,23 @@ impl EpilogueParams {
         max_tiles: u32,
     ) -> Result<(), CudaError> {
         self.launch_swiglu_as(sink, self.rows(max_rows, max_tiles))
+    }
+
+    /// Writes `y` over the one plane that it is made of, `out`, for up to `max_rows` rows; those without a slot stay as they
+    /// are.
+    ///
+    /// # Errors
+    /// [`CudaError::Launch`] naming what does not fit, or the sink's.
+    pub fn launch_in_place(&self, sink: &dyn LaunchSink, max_rows: u32) -> Result<(), CudaError> {
+        let (kernel, rows) = ("epilogue_in_place_1", Rows::Single(max_rows));
+        self.check(kernel, rows)?;
+        let stride = self.out_stride;
+        let same = self.out == self.planes
+            && stride == self.plane_row
+            && self.parts.iter().all(|part| part.out_column == part.plane_column);
+        want(kernel, "distance of rows of out", stride, same, "the plane itself")?;
+        want(kernel, "planes", self.n_planes, self.n_planes == 1, "1")?;
+        self.submit(sink, kernel, rows, &self.parts.map(|part| part.n_out)[..self.n_parts as usize])
     }
 
     fn rows(&self, max_rows: u32, max_tiles: u32) -> Rows {

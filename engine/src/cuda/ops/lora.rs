@@ -53,7 +53,7 @@ kernel_params! {
         pub n_sites: u32,
         /// Linears that read this input.
         pub n_parts: u32,
-        /// Site of each, `layer * 7 + module`.
+        /// Site of each, in the table.
         pub site: [u32; PARTS_MAX],
         /// Zero.
         pub reserved: u32,

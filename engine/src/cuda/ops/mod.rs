@@ -3,12 +3,13 @@
 //! | file | kernels (in `engine/cuda/`) |
 //! |---|---|
 //! | `step` | none: what varies from step to step and is read from device memory |
-//! | `embed` | `embed` |
+//! | `embed` | `embed`, `embed_adapters`: rows of the embedding, and what adapters make of them |
 //! | `norm` | `rms_norm`, of all rows or of the rows whose logits are wanted |
 //! | `gemm` | `gemm_1`, `_2`, `_4`, `_8`, `gemm_dense`: products with weights |
 //! | `gemm_wide` | `x_tiles`, `gemm_wide`: the same for many rows on compute capability 9.0 |
 //! | `lora` | `lora_shrink`, of rows and of tiles: first half of the adapters |
-//! | `epilogue` | `epilogue`, `epilogue_swiglu`: planes, bias, second half of the adapters |
+//! | `epilogue` | `epilogue`, `epilogue_swiglu`, `epilogue_in_place`: planes, second half of the adapters, bias |
+//! | `own_head` | `own_head`: logits of adapters with a head of their own |
 //! | `rope_kv` | `rope_store` |
 //! | `attention` | `attention`, `attention_merge`, `attention_tiles` |
 //! | `sample` | `sample` |
@@ -26,6 +27,7 @@ mod gemm;
 mod gemm_wide;
 mod lora;
 mod norm;
+mod own_head;
 mod rope_kv;
 mod sample;
 mod step;
@@ -33,18 +35,19 @@ mod step;
 mod tests;
 
 pub use attention::{AttentionParams, AttentionRows, rows_of_tile};
-pub use embed::EmbedParams;
+pub use embed::{EmbedAdaptersParams, EmbedParams};
 pub(super) use epilogue::Rows as EpilogueRows;
 pub use epilogue::{EpilogueParams, EpiloguePart};
 pub use gemm::{GemmParams, GemmPart};
 pub use gemm_wide::XTilesParams;
 pub use lora::{LoraShrinkParams, tile_split_columns};
 pub use norm::RmsNormParams;
+pub use own_head::{OWN_HEAD_TILE_ROWS, OwnHeadParams};
 pub use rope_kv::RopeStoreParams;
 pub use sample::{LogitEdit, SAMPLE_VOCAB_MAX, SampleParams, SampleResult, SampleSpec, TOP_MAX};
 pub use step::{
-    ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, PARTS_MAX, StepHeader,
-    V_STRIDE,
+    ADAPTER_TILE_ROWS, AdapterTile, AttentionTile, LoraSite, NO_SLOT, OwnMatrices, PARTS_MAX,
+    StepHeader, V_STRIDE,
 };
 
 use std::fmt;

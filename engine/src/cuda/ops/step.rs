@@ -23,7 +23,8 @@ kernel_params! {
         pub n_sequences: u32,
         /// Rows whose logits are wanted.
         pub n_sample_rows: u32,
-        /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one.
+        /// Tiles of rows with the same adapter, or none; 0 in steps of few rows, which take rows one by one. In the header
+        /// of the head, whose rows are those whose logits are wanted: tiles of rows with a head of their adapter's own.
         pub n_adapter_tiles: u32,
         /// Rows that attend one by one.
         pub n_single_rows: u32,
@@ -37,10 +38,15 @@ kernel_params! {
 kernel_params! {
     /// One site of one resident adapter, an entry of the slot table `[slots][n_sites]`.
     pub struct LoraSite {
-        /// `A`, f16 `[R][a_stride]`, stride a multiple of 8, zero beyond `K`.
+        /// `A`, f16 `[R][a_stride]`, stride a multiple of 8, zero beyond `K`; of the embedding transposed,
+        /// `[V][R rounded up to 8]`, zero beyond `R`.
         pub a: DevicePtr,
         /// `B`, f16 `[N][R rounded up to 8]`, zero beyond `R`.
         pub b: DevicePtr,
+        /// `DoRA`'s `m[n] / ||W[n] + lora_scale (B A)[n]||`, f32 `[N rounded up to 4]`; null: 1.
+        pub gain: DevicePtr,
+        /// `lora_scale` times the bias of `lora_B`, f32 `[N rounded up to 4]`; null: 0.
+        pub shift: DevicePtr,
         /// `R`; 0: the adapter does not act here.
         pub rank: u32,
         /// alpha / R.
@@ -50,8 +56,30 @@ kernel_params! {
 
 impl LoraSite {
     /// Where no adapter acts.
-    pub const NONE: Self =
-        Self { a: DevicePtr::NULL, b: DevicePtr::NULL, rank: 0, lora_scale: 0.0 };
+    pub const NONE: Self = Self {
+        a: DevicePtr::NULL,
+        b: DevicePtr::NULL,
+        gain: DevicePtr::NULL,
+        shift: DevicePtr::NULL,
+        rank: 0,
+        lora_scale: 0.0,
+    };
+}
+
+kernel_params! {
+    /// Matrices of an adapter's own, f16 `[V][hidden rounded up to 64]`, zero beyond the width: an entry of a table by
+    /// slot. Null: the base's.
+    pub struct OwnMatrices {
+        /// Instead of the embedding.
+        pub embedding: DevicePtr,
+        /// Instead of the head.
+        pub head: DevicePtr,
+    }
+}
+
+impl OwnMatrices {
+    /// Of an adapter that has none.
+    pub const NONE: Self = Self { embedding: DevicePtr::NULL, head: DevicePtr::NULL };
 }
 
 kernel_params! {
@@ -88,6 +116,7 @@ kernel_params! {
 const _: () = assert!(
     size_of::<AdapterTile>() == 16
         && size_of::<StepHeader>() == 32
-        && size_of::<LoraSite>() == 24
+        && size_of::<LoraSite>() == 40
+        && size_of::<OwnMatrices>() == 16
         && size_of::<AttentionTile>() == 16
 );

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use crate::cuda::{CudaError, DevicePtr, Launch, LaunchSink};
 
 use super::{
-    AttentionParams, AttentionRows, EmbedParams, EpilogueParams, EpiloguePart, LoraShrinkParams,
-    PARTS_MAX, RmsNormParams, rows_of_tile, tile_split_columns,
+    AttentionParams, AttentionRows, EmbedAdaptersParams, EmbedParams, EpilogueParams, EpiloguePart,
+    LoraShrinkParams, OwnHeadParams, PARTS_MAX, RmsNormParams, rows_of_tile, tile_split_columns,
 };
 
 /// Name and grid.
@@ -269,4 +269,73 @@ fn shapes_that_do_not_fit_are_refused_by_name() {
         assert!(message.contains(what), "{message}");
     }
     assert_eq!(sink.0.borrow().len(), 3, "nothing that was refused is launched");
+}
+
+/// Logits of 1,000 tokens in rows of 1,024, over themselves.
+fn logits() -> EpilogueParams {
+    EpilogueParams { out: DevicePtr::NULL, out_stride: 1024, ..epilogue(&[1000], true) }
+}
+
+fn own_head() -> OwnHeadParams {
+    OwnHeadParams {
+        step: DevicePtr::NULL,
+        x: DevicePtr::NULL,
+        tiles: DevicePtr::NULL,
+        rows: DevicePtr::NULL,
+        own: DevicePtr::NULL,
+        logits: DevicePtr::NULL,
+        x_stride: 576,
+        n_units: 9,
+        n_out: 1000,
+        stride: 1024,
+    }
+}
+
+fn embed_adapters() -> EmbedAdaptersParams {
+    EmbedAdaptersParams {
+        step: DevicePtr::NULL,
+        token_ids: DevicePtr::NULL,
+        slots: DevicePtr::NULL,
+        sites: DevicePtr::NULL,
+        own: DevicePtr::NULL,
+        x: DevicePtr::NULL,
+        vocab: 1000,
+        width: 570,
+        own_stride: 576,
+        x_stride: 576,
+        n_sites: 9,
+        site: 8,
+    }
+}
+
+#[test]
+fn adapters_at_the_ends_of_a_model_have_kernels_of_their_own() {
+    let sink = Recorder::default();
+    logits().launch_in_place(&sink, 64).unwrap();
+    // Few CTAs that find nothing, however many rows there are.
+    own_head().launch(&sink, 1).unwrap();
+    own_head().launch(&sink, 256).unwrap();
+    embed_adapters().launch(&sink, 64).unwrap();
+    let expected = [
+        ("epilogue_in_place_1", (4, 64, 1)),
+        ("own_head", (16, 1, 1)),
+        ("own_head", (16, 4, 1)),
+        ("embed_adapters", (3, 64, 1)),
+    ];
+    assert_eq!(*sink.0.borrow(), expected.map(|(name, grid)| (name.to_owned(), grid)));
+    for (refused, what) in [
+        (EpilogueParams { out: DevicePtr(512), ..logits() }.launch_in_place(&sink, 1), "of out"),
+        (EpilogueParams { out_stride: 1088, ..logits() }.launch_in_place(&sink, 1), "of out"),
+        (EpilogueParams { n_planes: 2, ..logits() }.launch_in_place(&sink, 1), "planes"),
+        (OwnHeadParams { x_stride: 512, ..own_head() }.launch(&sink, 1), "rows of x"),
+        (OwnHeadParams { n_units: 0, ..own_head() }.launch(&sink, 1), "units"),
+        (OwnHeadParams { stride: 999, ..own_head() }.launch(&sink, 1), "rows of the logits"),
+        (EmbedAdaptersParams { own_stride: 570, ..embed_adapters() }.launch(&sink, 1), "embedding"),
+        (EmbedAdaptersParams { x_stride: 569, ..embed_adapters() }.launch(&sink, 1), "rows of x"),
+        (EmbedAdaptersParams { site: 9, ..embed_adapters() }.launch(&sink, 1), "site"),
+    ] {
+        let message = refused.unwrap_err().to_string();
+        assert!(message.contains(what), "{message}");
+    }
+    assert_eq!(sink.0.borrow().len(), 4, "nothing that was refused is launched");
 }

@@ -105,7 +105,7 @@ fn the_graph_of_one_batch_serves_every_other_of_its_bucket() {
     // Without adapters their kernels are not in it.
     let base = launches(&mut decoder, &batch(&[(5, 1, None), (9, 1, None), (1, 1, None)]));
     assert!(base.len() < first.len());
-    assert!(base.iter().all(|launch| launch.kernel != "lora_shrink"));
+    assert!(base.iter().all(|launch| !launch.kernel.starts_with("lora_shrink")));
     assert_eq!(decoder.backend_mut().n_graphs(), 2);
 
     // Capturing afresh for another batch of the bucket gives the same launches, byte by byte.
