@@ -131,7 +131,7 @@ pub(super) fn read_page(query: &QueryFields) -> Result<Page<'_>, ApiError> {
         let rows = text.parse().ok().filter(|rows| (1..=PAGE_ROWS_MAX).contains(rows));
         rows.ok_or_else(|| ApiError::OutOfRange {
             param: "limit".to_owned(),
-            bounds: format!("from 1 to {}", PAGE_ROWS_MAX),
+            bounds: format!("from 1 to {PAGE_ROWS_MAX}"),
             found: text.clone(),
         })
     });

@@ -331,13 +331,16 @@ impl ApiError {
     /// What a tenant's request was refused for, if that was its limits, its scopes, or want of room; one of a closed set,
     /// so that it can be a metric label.
     pub fn refused_for(&self) -> Option<&'static str> {
-        match self {
-            Self::Limit(refusal) => Some(refusal.reason()),
-            Self::Tenant { refusal: TenantRefusal::Quota(quota), .. } => Some(quota.name()),
-            Self::InsufficientScope { .. } => Some("scope"),
-            _ if self.status() == StatusCode::TOO_MANY_REQUESTS => Some("server_busy"),
-            _ => None,
+        if let Self::Limit(refusal) = self {
+            return Some(refusal.reason());
         }
+        if let Self::Tenant { refusal: TenantRefusal::Quota(quota), .. } = self {
+            return Some(quota.name());
+        }
+        if matches!(self, Self::InsufficientScope { .. }) {
+            return Some("scope");
+        }
+        (self.status() == StatusCode::TOO_MANY_REQUESTS).then_some("server_busy")
     }
 
     /// When a client is told to come again, in seconds.

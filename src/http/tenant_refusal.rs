@@ -40,19 +40,21 @@ impl ApiError {
 
     /// Why tenants or keys could not be read or changed.
     pub fn from_tenants(error: &StoreError) -> Self {
-        let refusal = match error {
-            StoreError::UnknownTenant { .. } => TenantRefusal::UnknownTenant,
-            StoreError::TenantNameTaken { .. } => TenantRefusal::NameTaken,
-            StoreError::UnknownKey { .. } => TenantRefusal::UnknownKey,
-            StoreError::InvalidText { reason, .. } => {
-                return Self::invalid("name", format!("it {reason}"));
-            }
-            // Its words may tell of the server's surroundings.
-            _ => {
-                tracing::error!(%error, "the store failed");
-                return Self::StoreUnavailable;
-            }
-        };
-        Self::Tenant { refusal, message: error.to_string() }
+        let told = |refusal| Self::Tenant { refusal, message: error.to_string() };
+        if matches!(error, StoreError::UnknownTenant { .. }) {
+            return told(TenantRefusal::UnknownTenant);
+        }
+        if matches!(error, StoreError::TenantNameTaken { .. }) {
+            return told(TenantRefusal::NameTaken);
+        }
+        if matches!(error, StoreError::UnknownKey { .. }) {
+            return told(TenantRefusal::UnknownKey);
+        }
+        if let StoreError::InvalidText { reason, .. } = error {
+            return Self::invalid("name", format!("it {reason}"));
+        }
+        // Its words may tell of the server's surroundings.
+        tracing::error!(%error, "the store failed");
+        Self::StoreUnavailable
     }
 }

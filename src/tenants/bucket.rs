@@ -207,7 +207,7 @@ mod tests {
                         Err(Lack::For(time)) => {
                             prop_assert!(time > Duration::ZERO);
                             let mut early = bucket;
-                            prop_assert!(early.take(n, now + time - Duration::from_nanos(1)).is_err());
+                            prop_assert!(early.take(n, now + time.saturating_sub(Duration::from_nanos(1))).is_err());
                             let mut due = bucket;
                             prop_assert_eq!(due.take(n, now + time), Ok(()));
                         }

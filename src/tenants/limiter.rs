@@ -257,15 +257,12 @@ mod tests {
                             continue;
                         }
                         let before = limiter.rates(now).tokens.unwrap().remaining;
-                        match limiter.reserve(n_tokens, now) {
-                            Ok(()) => {
-                                prop_assert!(n_tokens <= before);
-                                running.insert(id, n_tokens);
-                            }
-                            Err(_) => {
-                                prop_assert!(n_tokens > before);
-                                limiter.end(false, now);
-                            }
+                        let is_reserved = limiter.reserve(n_tokens, now).is_ok();
+                        prop_assert_eq!(is_reserved, n_tokens <= before);
+                        if is_reserved {
+                            running.insert(id, n_tokens);
+                        } else {
+                            limiter.end(false, now);
                         }
                     }
                     Event::End { index, accepted, used_percent } => {

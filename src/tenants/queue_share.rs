@@ -30,11 +30,11 @@ pub struct QueueShare {
 #[derive(Debug, Default)]
 struct Counts {
     /// Sequences that wait or run.
-    n_live: usize,
+    live: usize,
     /// Those of them that wait for an adapter or in the engine's queue.
-    n_waiting: usize,
+    waiting: usize,
     /// The same by tenant, without the operator's; none is 0.
-    n_waiting_of: HashMap<FlowId, usize>,
+    waiting_of: HashMap<FlowId, usize>,
 }
 
 /// One sequence among the live ones; leaves them when it is dropped.
@@ -65,15 +65,15 @@ impl QueueShare {
     pub fn enter(self: &Arc<Self>, flow: FlowId, n: usize) -> Result<Vec<LiveSequence>, Refusal> {
         let mut counts = self.lock();
         if flow != FlowId::default() {
-            let waiting = counts.n_waiting_of.get(&flow).copied().unwrap_or(0);
-            let n_free = self.n_queue_max.saturating_sub(counts.n_waiting);
-            if counts.n_live + n > self.n_batch_max && waiting + n > n_free {
+            let waiting = counts.waiting_of.get(&flow).copied().unwrap_or(0);
+            let n_free = self.n_queue_max.saturating_sub(counts.waiting);
+            if counts.live + n > self.n_batch_max && waiting + n > n_free {
                 return Err(Refusal::QueueShare { waiting });
             }
-            *counts.n_waiting_of.entry(flow).or_default() += n;
+            *counts.waiting_of.entry(flow).or_default() += n;
         }
-        counts.n_live += n;
-        counts.n_waiting += n;
+        counts.live += n;
+        counts.waiting += n;
         drop(counts);
         let live = |_| LiveSequence { share: Arc::clone(self), flow, is_waiting: true };
         Ok((0..n).map(live).collect())
@@ -96,7 +96,7 @@ impl LiveSequence {
 impl Drop for LiveSequence {
     fn drop(&mut self) {
         let mut counts = self.share.lock();
-        counts.n_live -= 1;
+        counts.live -= 1;
         if self.is_waiting {
             counts.leave_queue(self.flow);
         }
@@ -105,11 +105,11 @@ impl Drop for LiveSequence {
 
 impl Counts {
     fn leave_queue(&mut self, flow: FlowId) {
-        self.n_waiting -= 1;
-        if let Some(n) = self.n_waiting_of.get_mut(&flow) {
+        self.waiting -= 1;
+        if let Some(n) = self.waiting_of.get_mut(&flow) {
             *n -= 1;
             if *n == 0 {
-                self.n_waiting_of.remove(&flow);
+                self.waiting_of.remove(&flow);
             }
         }
     }
@@ -146,7 +146,7 @@ mod tests {
         assert!(share.enter(FlowId(3), 1).is_err());
         drop((first, second, operator));
         let counts = share.lock();
-        assert_eq!((counts.n_live, counts.n_waiting, counts.n_waiting_of.len()), (0, 0, 0));
+        assert_eq!((counts.live, counts.waiting, counts.waiting_of.len()), (0, 0, 0));
     }
 
     #[test]
@@ -181,8 +181,8 @@ mod tests {
                     _ => held.extend(share.enter(FlowId(flow), n).into_iter().flatten()),
                 }
                 let waiting = held.iter().filter(|sequence| sequence.is_waiting);
-                prop_assert_eq!(share.lock().n_waiting, waiting.count());
-                prop_assert_eq!(share.lock().n_live, held.len());
+                prop_assert_eq!(share.lock().waiting, waiting.count());
+                prop_assert_eq!(share.lock().live, held.len());
                 // What might have run at once may be beyond the shares, and each may pass its own by a sequence.
                 let n_kept = (n_queue / 8).saturating_sub(4 + 2);
                 prop_assert!(n_kept == 0 || share.enter(FlowId(9), n_kept).is_ok(), "no room for {n_kept}");

@@ -27,6 +27,7 @@ impl Admin {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is written where it is passed")]
 #[track_caller]
 fn assert_error(reply: &Reply, status: u16, code: &str, param: Value) {
     let error = reply.json()["error"].clone();

@@ -93,8 +93,9 @@ async fn who_floods_gets_a_share_and_the_quiet_do_not_wait() {
         let before = answered.load(Ordering::Relaxed);
         assert_eq!(quiet.chat(&server, request()).await.status, 200);
         let passed = answered.load(Ordering::Relaxed) - before;
-        // Those that ran when it came, those that run beside it, and answers that were on their way.
-        assert!(passed <= 3 * MAX_BATCH, "{passed} of the flood were answered meanwhile");
+        // Those that ran when it came, those that run beside it, and answers that were on their way: more of these on a busy
+        // machine, but far from all.
+        assert!(passed <= FLOOD / 4, "{passed} of the flood were answered meanwhile");
     }
     let shares = || async {
         let mut shares = vec![tokens_of(&server, "flood").await];
@@ -119,6 +120,25 @@ async fn who_floods_gets_a_share_and_the_quiet_do_not_wait() {
     for client in clients {
         client.await.unwrap();
     }
+}
+
+/// Also for what waits already, and also when another process changes it.
+#[tokio::test]
+async fn a_tenant_of_more_weight_gets_more() {
+    let server = server(Setup { engine: engine(1024), ..Setup::default() }).await;
+    let one = tenant(&server, "one", Quotas::default()).await;
+    let two = tenant(&server, "two", Quotas::default()).await;
+    let n_answered = [&one, &two].map(|tenant| flood(&server, tenant, vec![request(); 200]));
+    let count = || n_answered.each_ref().map(|answered| answered.load(Ordering::Relaxed));
+    until("both have had some", async || count().iter().all(|&n| n >= MAX_BATCH)).await;
+    let mut settings = server.state.store.tenant(&one.id).await.unwrap().settings;
+    settings.weight = std::num::NonZeroU32::new(4).unwrap();
+    server.state.store.change_tenant(&one.id, &settings).await.unwrap();
+    server.state.tenants.refresh().await.unwrap();
+    let before = count();
+    until("one has had many more", async || count()[0] >= before[0] + 100).await;
+    let [of_one, of_two] = [count()[0] - before[0], count()[1] - before[1]];
+    assert!(of_one >= 2 * of_two && of_two > 0, "{of_one} and {of_two}");
 }
 
 #[tokio::test]

@@ -61,11 +61,11 @@ impl Reloader {
         for (name, error) in state.adapters.reconfigure(self.settings.adapters(), adapters).await {
             tracing::error!(adapter = name, %error, "the configured adapter stays as it was");
         }
-        tracing::info!(changed = changed.join(", "), "configuration read again");
         if !waiting.is_empty() {
             let keys = waiting.join(", ");
             tracing::warn!(keys, "changed in the configuration, but only a restart changes them");
         }
+        tracing::info!(changed = changed.join(", "), "configuration read again");
         (self.effective, self.settings) = (effective, settings);
         Ok(())
     }
@@ -126,7 +126,7 @@ mod tests {
             ..Args::default()
         };
         let News { effective, changed, waiting } = news(&before, &wanted).unwrap();
-        assert_eq!(changed, ["adapter", "api-key", "body-limit"]);
+        assert_eq!(changed, ["adapter", "body-limit", "api-key"]);
         assert_eq!(waiting, ["port", "threads"]);
         assert_eq!((effective.port, effective.threads), (Some(1), None));
         assert_eq!(effective.api_key, None);

@@ -157,9 +157,10 @@ pub fn read_change(fields: &Fields) -> Result<TenantChange, ApiError> {
         let Some(quota) = Quota::named(name) else {
             return Err(ApiError::invalid(param, "there is no such quota"));
         };
-        let limit = match limit {
-            Value::Null => None,
-            limit => Some(as_integer(limit, &param, 0..=i64::MAX)?.unsigned_abs()),
+        let limit = if limit.is_null() {
+            None
+        } else {
+            Some(as_integer(limit, &param, 0..=i64::MAX)?.unsigned_abs())
         };
         change.quotas.push((quota, limit));
     }
