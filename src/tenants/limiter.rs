@@ -232,7 +232,8 @@ mod tests {
 
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
-            3 => (0_u64..400).prop_map(Event::Begin),
+            // A prompt has a token.
+            3 => (1_u64..400).prop_map(Event::Begin),
             2 => (any::<usize>(), any::<bool>(), 0_u64..150)
                 .prop_map(|(index, accepted, used_percent)| Event::End { index, accepted, used_percent }),
             1 => (0_u64..30_000).prop_map(Event::Pass),

@@ -93,8 +93,8 @@ async fn a_configuration_that_changed_is_taken_over_without_dropping_a_request()
         tokio::spawn(async move { request.send().await.unwrap().json::<Value>().await.unwrap() })
     };
 
-    // One goes, one comes, one is another; the port is not taken over.
-    write(&file, &["port = 1".to_owned(), adapters(&[("a", "r1-q"), ("c", "r3-all-linear")])]);
+    // One goes, one comes, one is another; threads wait for a restart.
+    write(&file, &["threads = 1".to_owned(), adapters(&[("a", "r1-q"), ("c", "r3-all-linear")])]);
     reload(&server, READ).await;
     let after = served(&server).await;
     assert_eq!(names(&after), ["a", "c"]);

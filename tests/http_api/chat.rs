@@ -182,7 +182,8 @@ async fn a_silent_stream_is_kept_alive_and_goes_on() {
     let server = says("hi").await;
     // Not earlier: the database is opened on another thread, within a time.
     tokio::time::pause();
-    server.script.lock().unwrap().step = Duration::from_millis(20);
+    // Long enough for all the timers that come before the one that is meant: at some, the store is read.
+    server.script.lock().unwrap().step = Duration::from_millis(300);
     let mut reply = server.chat(json!({"stream": true, "max_tokens": 2})).await;
     assert!(reply.text.contains(": waiting\n\n"), "{:?}", reply.text);
     reply.text = reply.text.replace(": waiting\n\n", "");
