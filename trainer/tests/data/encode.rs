@@ -2,7 +2,7 @@
 
 use pleach_text::{ChatTemplate, RenderOptions};
 use pleach_trainer::data::{
-    DataError, EncodeSettings, Encoder, Example, Format, Overlong, Record, Rewriting,
+    DataError, EncodeSettings, Encoder, Example, Format, Overlong, Record, Rewriting, RowBody,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -201,7 +201,7 @@ fn only_the_answer_and_its_end_are_targets_whatever_the_template() {
     for (source, expected) in cases {
         let template = ChatTemplate::new(source, None, None).unwrap();
         let mut encoder = Encoder::new(Some(&template), tokenizer, EncodeSettings::new(512));
-        let row = rows(lines).remove(0);
+        let row = row_of(Format::Supervised, lines).unwrap();
         let records = encoder.encode(&row).unwrap();
         assert_eq!(records.len(), 1);
         assert_eq!(learned(&records[0]), expected, "{source}");
@@ -246,24 +246,34 @@ fn templates_of_other_models_have_the_right_targets() {
     }
     let goldens: Goldens = serde_json::from_str(&fixture("text/templates.json")).unwrap();
     let text = chat("Where is it?", "Right there.");
-    let chats = ["chatml,", "headers,", "tools, grouped", "thinking:", "instructions:"];
-    for start in chats {
+    let with_system = text.replace("[{", r#"[{"role":"system","content":"Be brief."},{"#);
+    let render = RenderOptions { now: Some(std::time::UNIX_EPOCH), ..RenderOptions::default() };
+    let settings = EncodeSettings { render, ..EncodeSettings::new(512) };
+    // What each template has after the text that it gives the model to answer.
+    let expected = [
+        ("chatml,", "Right there.<|im_end|>"),
+        ("headers,", "Right there.<|eot_id|>"),
+        // In this one nothing begins an answer.
+        ("tools, grouped", "<|im_start|>assistant\nRight there.<|im_end|>"),
+        ("thinking:", "<think>\n\n</think>\n\nRight there.<|im_end|>"),
+        ("instructions:", " Right there.</s>"),
+    ];
+    for (start, expected) in expected {
         let case = goldens.cases.iter().find(|case| case.name.starts_with(start)).unwrap();
         let template =
             ChatTemplate::new(&case.template, case.bos.as_deref(), case.eos.as_deref()).unwrap();
-        let mut settings = EncodeSettings::new(512);
-        settings.render =
-            RenderOptions { now: Some(std::time::UNIX_EPOCH), ..RenderOptions::default() };
-        let records = encode_with(&template, settings, &text).unwrap();
-        assert_eq!(records.len(), 1, "{}", case.name);
-        let learned = learned(&records[0]);
-        let before_end = learned.split("<|").next().unwrap();
-        assert!(
-            before_end.trim().trim_end_matches("</s>").ends_with("Right there."),
-            "{}: {learned:?}",
-            case.name
-        );
-        assert!(!learned.contains("Where"), "{}: {learned:?}", case.name);
+        for text in [&text, &with_system] {
+            let records = encode_with(&template, settings.clone(), text).unwrap();
+            assert_eq!(records.len(), 1, "{}", case.name);
+            assert_eq!(learned(&records[0]), expected, "{}", case.name);
+            if start == "instructions:" {
+                // The system message stands beside the last question, and the answer was to that.
+                let Record::Supervised(example) = &records[0] else { panic!() };
+                let system = if text == &with_system { "Be brief.\n\n" } else { "" };
+                let whole = format!("<s>[INST] {system}Where is it?[/INST] Right there.</s>");
+                assert_eq!(text_model().1.decode(&example.ids, false), whole);
+            }
+        }
     }
 }
 
@@ -348,6 +358,17 @@ fn overlong_rows_are_refused_left_out_or_cut() {
     let row = row_of(Format::Preference, &pair("a", &"word ".repeat(40))).unwrap();
     assert!(encoder.encode(&row).unwrap().is_empty());
     assert_eq!(encoder.counts().skipped, 1);
+}
+
+#[test]
+fn an_answer_to_nothing_is_refused_wherever_the_row_is_from() {
+    let (template, tokenizer) = text_model();
+    let mut row = rows(&chat("a", "b")).remove(0);
+    let RowBody::Chat(chat) = &mut row.body else { panic!() };
+    chat.messages.remove(0);
+    let mut encoder = Encoder::new(Some(template), tokenizer, EncodeSettings::new(512));
+    let error = encoder.encode(&row).unwrap_err();
+    assert!(matches!(error, DataError::Rewritten { line: 1, message: 0 }), "{error}");
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub enum Overlong {
 }
 
 /// What is done with a conversation of which the template changes earlier messages when later ones follow (some
-/// leave out the reasoning of earlier turns).
+/// leave out the reasoning of earlier turns, some write the system message beside the last question).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rewriting {

@@ -61,37 +61,42 @@ impl Targets {
         let whole = Rendered::new(tokenizer, render(last + 1, false)?);
         let mut spans = Vec::with_capacity(answers.len());
         for index in answers {
+            let refused = || DataError::Rewritten { line, message: index };
+            if index == 0 {
+                // Templates begin a chat with text of their own, which cannot be told from such an answer. Rows are
+                // refused before they come here.
+                return Err(refused());
+            }
             let asked = render(index, true)?;
             let answered =
                 if index == last { whole.text.clone() } else { render(index + 1, false)? };
-            let start = if answered.starts_with(&asked) {
-                asked.len()
+            let (text, start) = if answered.starts_with(&asked) {
+                (answered, asked.len())
             } else {
-                // What begins an answer is not what stands before it later on. The answer begins where they part,
-                // as long as that is after the messages before it.
+                // What begins an answer when the model is asked is not what stands before it later on.
                 let before = render(index, false)?;
-                let common = common_prefix(&asked, &answered);
-                if common < before.len() || !answered.starts_with(&before) {
-                    return Err(DataError::Rewritten { line, message: index });
+                if let Some(start) = start_of_answer(&before, &asked, &answered) {
+                    (answered, start)
+                } else {
+                    let said = chat.messages[index - 1].text();
+                    spliced(&asked, &answered, &said).ok_or_else(refused)?
                 }
-                common
             };
-            let unchanged = whole.text.starts_with(&answered);
-            if !unchanged && settings.rewriting == Rewriting::Refuse {
-                return Err(DataError::Rewritten { line, message: index });
-            }
-            let (prefix, end) = (&answered[..start], answered.len());
-            if unchanged {
+            let (prefix, end) = (&text[..start], text.len());
+            let closed = if whole.text.starts_with(&text) {
                 let (span, closed) = whole.span(tokenizer, prefix, end);
                 spans.push(span);
-                targets.open_ended += u64::from(!closed);
+                closed
+            } else if settings.rewriting == Rewriting::Refuse {
+                return Err(refused());
             } else {
-                let own = Rendered::new(tokenizer, answered.clone());
+                let own = Rendered::new(tokenizer, text.clone());
                 let (span, closed) = own.span(tokenizer, prefix, end);
                 targets.examples.push(Example::new(own.ids, [span]));
                 targets.own_examples += 1;
-                targets.open_ended += u64::from(!closed);
-            }
+                closed
+            };
+            targets.open_ended += u64::from(!closed);
         }
         targets.examples.insert(0, Example::new(whole.ids, spans));
         Ok(targets)
@@ -135,6 +140,27 @@ impl Rendered {
         let index = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         (TargetSpan { start: index(first), end: index(last), weight: 1.0 }, closing.is_some())
     }
+}
+
+/// Where an answer begins in `answered`, the messages `before` and it, although that doesn't begin with `asked`: after
+/// the same header if only white space before it differs, else where the two part. `None` if `before` itself changes.
+fn start_of_answer(before: &str, asked: &str, answered: &str) -> Option<usize> {
+    let (header, rest) = (asked.strip_prefix(before)?, answered.strip_prefix(before)?);
+    let header = header.trim_start();
+    match rest.trim_start().strip_prefix(header) {
+        Some(answer) if !header.is_empty() => Some(answered.len() - answer.len()),
+        _ => Some(common_prefix(asked, answered)),
+    }
+}
+
+/// What the model was asked and then the answer, where the template changes the messages before as the answer follows
+/// (some write the system message beside the *last* question). `said` is the text of the message before the answer;
+/// from there on the two texts must be the same up to the answer.
+fn spliced(asked: &str, answered: &str, said: &str) -> Option<(String, usize)> {
+    let said = Some(said.trim()).filter(|said| !said.is_empty())?;
+    let tail = &asked[asked.rfind(said)?..];
+    let answer = answered.rfind(tail)? + tail.len();
+    Some(([asked, &answered[answer..]].concat(), asked.len()))
 }
 
 /// A chat as the template writes it, with the beginning of an answer or without.

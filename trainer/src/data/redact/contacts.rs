@@ -116,8 +116,9 @@ fn is_international(text: &str, start: usize, end: usize) -> bool {
     let plus = number.starts_with('+');
     let digits = if plus { digits.as_str() } else { &digits[2..] };
     let separated = number.contains([' ', '-', '.', '(', '/']);
-    // Zeros and many digits in one piece are rather an identifier.
-    (plus || separated)
+    // Zeros and many digits in one piece, or one of several groups, are rather an identifier.
+    let among_groups = text[..start].trim_end_matches(' ').ends_with(|c: char| c.is_ascii_digit());
+    (plus || (separated && !among_groups))
         && PHONE_DIGITS.contains(&digits.len())
         && CALLING_CODES.iter().any(|code| digits.starts_with(code))
         && !is_inside_word(text, start, end)

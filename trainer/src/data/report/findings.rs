@@ -135,9 +135,13 @@ fn encoding(report: &DataReport, settings: &ReportSettings, findings: &mut Findi
     findings.share("overlong", counts.overlong, counts.rows, limits, "rows are longer than fits");
     let what = "rows have nothing to learn";
     findings.share("no_targets", counts.no_targets, counts.rows, (0.0, 1.0), what);
-    let what =
-        "messages spell the token that ends a turn, so that more turns follow than there are";
-    findings.share("forged_ends", counts.forged_ends, counts.forged_ends, (0.0, NEVER), what);
+    if counts.forged_ends > 0 {
+        let message = format!(
+            "{} times a message spells the token that ends a turn: what follows looks like another turn",
+            counts.forged_ends
+        );
+        findings.add(Level::Warn, "forged_ends", message);
+    }
     let limits = (settings.open_ended_warn, NEVER);
     let what =
         "answers do not end the turn in the model's template: the model would not learn to stop";

@@ -26,7 +26,7 @@ impl fmt::Display for DataReport {
             "tokens      {}; of a record: mean {:.0}, P50 {}, P95 {}, P99 {}, longest {}",
             self.tokens, lengths.mean, lengths.p50, lengths.p95, lengths.p99, lengths.max
         )?;
-        if self.tokens > 0 {
+        if self.targets > 0 {
             let share = self.targets as f64 / self.tokens as f64 * 100.0;
             writeln!(f, "targets     {} ({share:.1} %)", self.targets)?;
         }

@@ -82,12 +82,13 @@ fn message(at: &Field<'_>) -> Result<Message, BadField> {
     if let Some(field) = NULL_ONLY.iter().find_map(|name| at.get(name)) {
         return Err(field.bad("null", "a value that chat templates have no place for"));
     }
-    let mut value: Map<String, Value> = fields
-        .iter()
-        .filter(|(name, value)| *name != "weight" && !value.is_null())
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    value.insert("role".to_owned(), Value::from(name));
+    // The role first: equal messages are then written alike, whatever the order of their fields in the file.
+    let mut value = Map::from_iter([("role".to_owned(), Value::from(name))]);
+    for (name, field) in fields {
+        if name != "role" && name != "weight" && !field.is_null() {
+            value.insert(name.clone(), field.clone());
+        }
+    }
     legacy::call(at, &mut value)?;
     tool_calls(at, role)?;
     let calls_tools = value.get("tool_calls").is_some_and(|calls| !calls.is_null());
