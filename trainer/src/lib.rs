@@ -1,0 +1,3 @@
+//! Training adapters through the quantized base that serves.
+
+pub mod data;
