@@ -71,6 +71,7 @@ unsafe impl Simd for Avx2 {
     type I = Pair<__m256i>;
     const INT8_ROWS: usize = 2;
     const F32_ROWS: usize = 1;
+    const PRODUCT_BLOCK: (usize, usize) = (6, 1);
     const BYTES_ARE_SIGNED: bool = true;
 
     #[inline(always)]

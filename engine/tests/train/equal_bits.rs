@@ -1,0 +1,1 @@
+//! Equal bits: threads, slices, activations kept or not, sequences packed or alone, dropout.
