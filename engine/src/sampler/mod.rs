@@ -16,7 +16,7 @@ mod softmax;
 pub(crate) use draw::Draw;
 #[cfg(test)]
 pub(crate) use penalties::adjust;
-pub(crate) use philox::philox4x32;
+pub use philox::philox4x32;
 
 use crate::step_batch::SampleRow;
 

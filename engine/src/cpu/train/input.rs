@@ -6,6 +6,7 @@ use crate::{
     adapter_weights::{AdapterWeights, SiteWeights},
     backend::HeadNorms,
     cpu::{Isa, packed::PackedMatrix},
+    rope::RopeTable,
 };
 
 use super::{
@@ -16,19 +17,57 @@ use super::{
     program::{LinearAt, Norm, SiteAt},
 };
 
+/// Cosines and sines of positions, `[positions, D / 2]`.
+#[derive(Debug)]
+pub(super) struct Angles {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// With the sign changed, for the way back.
+    minus_sin: Vec<f32>,
+}
+
+impl Angles {
+    fn new(rope: &RopeTable, n_positions: usize) -> Self {
+        let half = rope.frequencies.len();
+        let [mut cos, mut sin] = [0, 1].map(|_| vec![0.0; n_positions * half]);
+        let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+        for (position, (cos, sin)) in rows.enumerate() {
+            rope.angles(position, cos, sin);
+        }
+        let minus_sin = sin.iter().map(|value| -value).collect();
+        Self { half, cos, sin, minus_sin }
+    }
+
+    /// Cosine and sine of a position; `back` for the transposed rotation.
+    pub(super) fn at(&self, position: u32, back: bool) -> (&[f32], &[f32]) {
+        let start = position as usize * self.half;
+        let sin = if back { &self.minus_sin } else { &self.sin };
+        (&self.cos[start..start + self.half], &sin[start..start + self.half])
+    }
+}
+
 /// What the operations of a pass only read, apart from its buffers.
 #[derive(Debug)]
 pub(super) struct PassInput {
     pub(super) base: Arc<Frozen>,
     pub(super) isa: Isa,
+    pub(super) angles: Angles,
     pub(super) plan: BatchPlan,
     pub(super) adapter: Option<Arc<AdapterWeights>>,
     pub(super) masks: Option<Masks>,
 }
 
 impl PassInput {
-    pub(super) fn new(base: Arc<Frozen>, isa: Isa) -> Self {
-        Self { base, isa, plan: BatchPlan::default(), adapter: None, masks: None }
+    /// For sequences of at most `rows_max` rows.
+    pub(super) fn new(base: Arc<Frozen>, isa: Isa, rows_max: usize) -> Self {
+        let angles = Angles::new(&base.rope, rows_max.min(base.spec.context));
+        Self { base, isa, angles, plan: BatchPlan::default(), adapter: None, masks: None }
+    }
+
+    /// Cosine and sine of a row's position.
+    pub(super) fn angles(&self, row: usize, back: bool) -> (&[f32], &[f32]) {
+        self.angles.at(self.plan.places[row].0, back)
     }
 
     /// The weights of a site that the program names.

@@ -105,7 +105,12 @@ impl Widths {
             TargetModule::KProj => self.q,
             TargetModule::VProj => self.q + self.kv,
             TargetModule::UpProj => self.ffn,
-            _ => 0,
+            TargetModule::QProj
+            | TargetModule::OProj
+            | TargetModule::GateProj
+            | TargetModule::DownProj
+            | TargetModule::EmbedTokens
+            | TargetModule::LmHead => 0,
         }
     }
 

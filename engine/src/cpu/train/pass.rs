@@ -48,6 +48,8 @@ pub struct TrainPass {
     pub(super) gradients: AdapterGradients,
     /// Log-probability of every target; before the sums are finished, its logit.
     pub(super) logps: Vec<f32>,
+    /// Whether the target was the likeliest token.
+    pub(super) hits: Vec<bool>,
     /// Logarithm of the sum of exponentials of all logits, of every target.
     pub(super) lse: Vec<f32>,
     /// `dL/dlogp` of every target.
@@ -91,12 +93,13 @@ impl TrainPass {
         Ok(Self {
             memory: Memory::new(spec, shape, &options),
             need: Memory::need(spec, shape, &options),
-            input: PassInput::new(Arc::clone(&base.0), options.isa),
+            input: PassInput::new(Arc::clone(&base.0), options.isa, options.rows_max),
             shape: shape.clone(),
             team: Team::new(options.threads).map_err(CpuError::Thread)?,
             options,
             gradients: AdapterGradients::default(),
             logps: Vec::new(),
+            hits: Vec::new(),
             lse: Vec::new(),
             weights: Vec::new(),
             state: State::Idle,
@@ -140,8 +143,7 @@ impl TrainPass {
         }
         let n_targets = batch.targets().len();
         let room = group_values(&self.memory);
-        let (spec, rope) = (&self.input.base.spec, &self.input.base.rope);
-        self.input.plan = BatchPlan::new(batch, spec, rope, room);
+        self.input.plan = BatchPlan::new(batch, &self.input.base.spec, room);
         self.input.masks = dropout.and_then(Masks::new);
         self.input.adapter = adapter;
         self.learns = purpose != Purpose::Score;
@@ -149,6 +151,8 @@ impl TrainPass {
             values.clear();
             values.resize(n_targets, 0.0);
         }
+        self.hits.clear();
+        self.hits.resize(n_targets, false);
         self.program = self.builder().forward();
         (self.cursor, self.state) = ((0, 0), State::Forward);
         Ok(())
@@ -232,10 +236,22 @@ impl TrainPass {
     /// # Errors
     /// [`TrainError::Order`] before the forward half is done.
     pub fn logps(&self) -> Result<&[f32], TrainError> {
+        self.scored("logps").map(|()| self.logps.as_slice())
+    }
+
+    /// Whether each target was the likeliest token there, in the order of [`Self::logps`].
+    ///
+    /// # Errors
+    /// As [`Self::logps`].
+    pub fn hits(&self) -> Result<&[bool], TrainError> {
+        self.scored("hits").map(|()| self.hits.as_slice())
+    }
+
+    fn scored(&self, call: &'static str) -> Result<(), TrainError> {
         match self.state {
-            State::Scored | State::Backward | State::Learned => Ok(&self.logps),
+            State::Scored | State::Backward | State::Learned => Ok(()),
             State::Idle | State::Forward => {
-                Err(TrainError::Order { call: "logps", needs: "a forward half, done" })
+                Err(TrainError::Order { call, needs: "a forward half, done" })
             }
         }
     }

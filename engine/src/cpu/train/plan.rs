@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use crate::{
     cpu::simd::LANES,
-    rope::RopeTable,
     spec::ModelSpec,
     train::{MicroBatch, Target},
 };
@@ -41,25 +40,13 @@ pub(crate) struct BatchPlan {
     pub(crate) batch: MicroBatch,
     /// Position and dropout stream of every row.
     pub(crate) places: Vec<(u32, u32)>,
-    /// Half of a head, `D / 2`.
-    half: usize,
-    /// `[T, D / 2]`; the sine also with its sign changed, for the way back.
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
-    pub(crate) minus_sin: Vec<f32>,
     pub(crate) tiles: Vec<QueryTile>,
     pub(crate) groups: Vec<Group>,
 }
 
 impl BatchPlan {
     /// `group_values` is the room for attention weights; one tile always fits.
-    pub(crate) fn new(
-        batch: MicroBatch,
-        spec: &ModelSpec,
-        rope: &RopeTable,
-        group_values: usize,
-    ) -> Self {
-        let half = spec.head_dim / 2;
+    pub(crate) fn new(batch: MicroBatch, spec: &ModelSpec, group_values: usize) -> Self {
         let (mut places, mut tiles) = (Vec::with_capacity(batch.n_rows()), Vec::new());
         for (rows, &stream) in batch.sequences().zip(batch.streams()) {
             places.extend((0..).take(rows.len()).map(|position| (position, stream)));
@@ -69,24 +56,12 @@ impl BatchPlan {
                 sequence_start: rows.start,
             }));
         }
-        let (mut cos, mut sin) = (vec![0.0; places.len() * half], vec![0.0; places.len() * half]);
-        let angles = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
-        for ((cos, sin), &(position, _)) in angles.zip(&places) {
-            rope.angles(position as usize, cos, sin);
-        }
-        let minus_sin = sin.iter().map(|value| -value).collect();
         let groups = groups(&tiles, spec, group_values);
-        Self { batch, places, half, cos, sin, minus_sin, tiles, groups }
+        Self { batch, places, tiles, groups }
     }
 
     pub(crate) fn n_rows(&self) -> usize {
         self.places.len()
-    }
-
-    /// Those of a row, of one of the tables `cos`, `sin`, `minus_sin`.
-    pub(crate) fn angles<'a>(&self, table: &'a [f32], row: usize) -> &'a [f32] {
-        let half = self.half;
-        &table[row * half..(row + 1) * half]
     }
 
     pub(crate) fn targets(&self) -> &[Target] {

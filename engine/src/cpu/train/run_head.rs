@@ -94,7 +94,9 @@ impl TrainPass {
     /// From sums and targets' logits to log-probabilities.
     pub(super) fn finish_scores(&mut self) {
         let sums = &self.memory[self.memory.head_sums];
-        for (index, (logp, lse)) in self.logps.iter_mut().zip(&mut self.lse).enumerate() {
+        let targets = self.logps.iter_mut().zip(&mut self.lse).zip(&mut self.hits);
+        for (index, ((logp, lse), hit)) in targets.enumerate() {
+            *hit = *logp >= sums.row(index)[0];
             let (largest, log_sum) = (sums.row(index)[0], sums.row(index)[1].ln());
             *logp = (*logp - largest) - log_sum;
             *lse = largest + log_sum;

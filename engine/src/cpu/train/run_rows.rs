@@ -140,11 +140,11 @@ impl TrainPass {
         let id = self.memory.rotated;
         let mut rotated = self.memory.take(id);
         let (qkv, widths) = (&self.memory[qkv], &self.memory.widths);
-        let (input, plan, stride) = (&self.input, &self.input.plan, rotated.stride);
+        let (input, stride) = (&self.input, rotated.stride);
         let (isa, eps) = (input.isa, input.base.spec.rms_eps);
         let (scale, norms) = (input.softmax_scale(), input.head_norms(layer));
         let parts = Parts::new(&mut rotated.values);
-        for_rows(&mut self.team, chunks, plan.n_rows(), |row| {
+        for_rows(&mut self.team, chunks, input.plan.n_rows(), |row| {
             let values = &mut parts.row(row, stride)[..widths.q + widths.kv];
             values.copy_from_slice(&qkv.row(row)[..widths.q + widths.kv]);
             let (q, k) = values.split_at_mut(widths.q);
@@ -152,7 +152,7 @@ impl TrainPass {
                 isa.run(HeadNorm { x: &mut *q, weight: &norms.q, eps });
                 isa.run(HeadNorm { x: &mut *k, weight: &norms.k, eps });
             }
-            let (cos, sin) = (plan.angles(&plan.cos, row), plan.angles(&plan.sin, row));
+            let (cos, sin) = input.angles(row, false);
             isa.run(Rope { x: q, cos, sin, factor: scale });
             isa.run(Rope { x: k, cos, sin, factor: 1.0 });
         });
@@ -163,15 +163,15 @@ impl TrainPass {
         let id = self.memory.d_qkv;
         let mut d_qkv = self.memory.take(id);
         let (qkv, widths) = (&self.memory[qkv], &self.memory.widths);
-        let (input, plan, stride) = (&self.input, &self.input.plan, d_qkv.stride);
+        let (input, stride) = (&self.input, d_qkv.stride);
         let (isa, eps) = (input.isa, input.base.spec.rms_eps);
         let (scale, norms) = (input.softmax_scale(), input.head_norms(layer));
         let parts = Parts::new(&mut d_qkv.values);
-        for_rows(&mut self.team, chunks, plan.n_rows(), |row| {
+        for_rows(&mut self.team, chunks, input.plan.n_rows(), |row| {
             let (dq, rest) = parts.row(row, stride).split_at_mut(widths.q);
             let dk = &mut rest[..widths.kv];
             // A rotation's transpose is the rotation back.
-            let (cos, sin) = (plan.angles(&plan.cos, row), plan.angles(&plan.minus_sin, row));
+            let (cos, sin) = input.angles(row, true);
             isa.run(Rope { x: &mut *dq, cos, sin, factor: scale });
             isa.run(Rope { x: &mut *dk, cos, sin, factor: 1.0 });
             if let Some(norms) = norms {
