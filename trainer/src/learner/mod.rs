@@ -95,6 +95,7 @@ impl Learner {
         settings: LearnerSettings,
         options: TrainOptions,
     ) -> Result<Self, TrainerError> {
+        settings.objective.check()?;
         if !(0.0..1.0).contains(&settings.dropout) {
             return Err(TrainerError::Setting {
                 setting: "dropout",

@@ -12,6 +12,8 @@ pub mod dpo;
 pub mod kto;
 pub mod sft;
 
+use crate::error::TrainerError;
+
 pub use dpo::{Dpo, DpoLoss};
 pub use kto::Kto;
 
@@ -124,6 +126,37 @@ impl Objective {
     /// Whether it compares with a reference model.
     pub fn needs_reference(&self) -> bool {
         matches!(self, Self::Dpo(_) | Self::Kto(_))
+    }
+
+    /// Checks its numbers.
+    ///
+    /// # Errors
+    /// [`TrainerError::Setting`].
+    pub(crate) fn check(&self) -> Result<(), TrainerError> {
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let fits = |setting, value: f64, fits: bool, expected| {
+            let error = TrainerError::Setting { setting, value, expected };
+            if fits { Ok(()) } else { Err(error) }
+        };
+        match self {
+            Self::Sft => Ok(()),
+            Self::Dpo(dpo) => {
+                fits("beta", dpo.beta, positive(dpo.beta), "above 0")?;
+                let smooth = dpo.label_smoothing;
+                let expected = "at least 0 and below 0.5";
+                fits("label_smoothing", smooth, (0.0..0.5).contains(&smooth), expected)
+            }
+            Self::Kto(kto) => {
+                fits("beta", kto.beta, positive(kto.beta), "above 0")?;
+                for (setting, value) in [
+                    ("desirable_weight", kto.desirable_weight),
+                    ("undesirable_weight", kto.undesirable_weight),
+                ] {
+                    fits(setting, value, value == 0.0 || positive(value), "at least 0")?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// The kind of sample that it learns from, in words.

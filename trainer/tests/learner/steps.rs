@@ -204,11 +204,27 @@ fn batches_that_cannot_be_learned_from_are_refused_by_sample() {
     };
     let error = kto.begin(vec![row(1, 28, 24), row(50, 28, 4)]).unwrap_err();
     assert_eq!(error.to_string(), "sample 0 has 47 rows, a micro-batch has at most 30");
+}
+
+#[test]
+fn settings_out_of_range_are_named() {
     let base = tiny();
-    let adapter = LoraSettings::all_linear(4).fresh(base.spec(), 7).unwrap();
-    let settings = LearnerSettings { dropout: 1.0, ..settings(Objective::Sft, 0.0) };
-    let error = Learner::new(&base, adapter, None, settings, options(30)).unwrap_err();
-    assert_eq!(error.to_string(), "dropout is 1, expected at least 0 and below 1");
+    let refused = |settings: LearnerSettings| {
+        let adapter = LoraSettings::all_linear(4).fresh(base.spec(), 7).unwrap();
+        Learner::new(&base, adapter, None, settings, options(30)).unwrap_err().to_string()
+    };
+    let of = |objective| settings(objective, 0.0);
+    let dpo =
+        |beta, label_smoothing| of(Objective::Dpo(Dpo { beta, label_smoothing, ..Dpo::default() }));
+    let kto = Kto { undesirable_weight: -1.0, ..Kto::default() };
+    for (settings, expected) in [
+        (settings(Objective::Sft, 1.0), "dropout is 1, expected at least 0 and below 1"),
+        (dpo(0.0, 0.0), "beta is 0, expected above 0"),
+        (dpo(0.1, 0.5), "label_smoothing is 0.5, expected at least 0 and below 0.5"),
+        (of(Objective::Kto(kto)), "undesirable_weight is -1, expected at least 0"),
+    ] {
+        assert_eq!(refused(settings), expected);
+    }
 }
 
 #[test]

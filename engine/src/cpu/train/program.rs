@@ -247,6 +247,10 @@ impl Builder<'_> {
         let (memory, record) = (self.memory, self.memory.record(layer));
         let d_residual = memory.d_residual;
         ops.push(Op::SwiGlu { gate_up: record.gate_up });
+        if !memory.keeps(layer) {
+            // All of the layer but its last linear was computed again.
+            self.shrink(ops, self.site(layer, M::DownProj, 0), memory.product);
+        }
         // The gradient of the product takes its place.
         let (x, dx) = (memory.product, Some(memory.product));
         self.linears_back(ops, layer, &[M::DownProj], x, d_residual, dx);
@@ -294,14 +298,18 @@ impl Builder<'_> {
     ) {
         for (part, &module) in modules.iter().enumerate() {
             let site = self.site(layer, module, part);
-            if let Some(site) = site {
-                ops.push(Op::Pack { site, backward: false });
-                let x = self.dropped(ops, site, x);
-                ops.push(Op::Shrink { site, x });
-            }
+            self.shrink(ops, site, x);
             let out = Columns { buffer: out, column: self.memory.widths.column(module) };
             ops.push(Op::Linear { at: LinearAt { layer, module }, site, x, out, accumulate });
         }
+    }
+
+    /// `s A x` of a linear, and what its second half needs.
+    fn shrink(&self, ops: &mut Vec<Op>, site: Option<SiteAt>, x: BufferId) {
+        let Some(site) = site else { return };
+        ops.push(Op::Pack { site, backward: false });
+        let x = self.dropped(ops, site, x);
+        ops.push(Op::Shrink { site, x });
     }
 
     /// Their gradients; `dx` may be the buffer of `x`.

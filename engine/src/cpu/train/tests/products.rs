@@ -61,7 +61,7 @@ fn products_of_all_sizes_equal_the_reference_and_rows_know_nothing_of_each_other
         {
             for left in [Left::Rows, Left::Columns] {
                 let (a_rows, a_columns) = if left == Left::Rows { (m, k) } else { (k, m) };
-                let a = random.units(a_rows * (a_columns + 3) + 3);
+                let a = random.units(a_rows * (a_columns + 3) + 32);
                 let p = random.units(k * (n + 5) + 5);
                 let initial = random.units(m * n);
                 let (a_of, p_of) = (Rows::new(&a, a_columns + 3), Rows::new(&p, n + 5));
