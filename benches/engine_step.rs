@@ -123,8 +123,12 @@ fn main() {
         .collect();
     for n in [1, 2, 4, 8, 16, 32] {
         let mut line = format!("decode {n:>2} sequences:");
-        let mixes: [(&str, Pick); 3] =
-            [("base", |_, _| None), ("same", |_, s| Some(s[0])), ("distinct", |i, s| Some(s[i]))];
+        let mixes: [(&str, Pick); 4] = [
+            ("base", |_, _| None),
+            ("same", |_, s| Some(s[0])),
+            ("half as many", |i, s| Some(s[i / 2])),
+            ("distinct", |i, s| Some(s[i])),
+        ];
         for (name, pick) in mixes {
             for i in 0..n {
                 runner.step(&batch(&[(i, CONTEXT, pick(i, &slots))], 0, false)).unwrap();

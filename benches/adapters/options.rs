@@ -54,7 +54,7 @@ pub(crate) struct Args {
     /// Rank of adapters.
     #[arg(long, default_value_t = 16)]
     pub(crate) rank: usize,
-    /// Clients, each sending its next request when it has its answer [default: 8; churn, swap: 4].
+    /// Clients, each sending its next request when it has its answer [default: 8; many: 5, then 8; churn, swap: 4].
     #[arg(long)]
     pub(crate) clients: Option<usize>,
     /// Prompt tokens.
@@ -113,6 +113,8 @@ pub(crate) struct LoadShape {
     pub(crate) prompt_tokens: u32,
     pub(crate) output_tokens: u32,
     pub(crate) requests: u64,
+    /// Requests ask for adapters in turn, so that those in flight differ as much as they can; else at random, evenly.
+    pub(crate) in_turn: bool,
 }
 
 impl Options {
@@ -128,19 +130,20 @@ impl Options {
             prompt_tokens: self.args.prompt_tokens,
             output_tokens: self.args.output_tokens.unwrap_or(output_tokens),
             requests: self.args.requests.unwrap_or(clients as u64 * per_client),
+            in_turn: false,
         }
     }
 }
 
 impl LoadShape {
-    /// One run of it, spread evenly over `adapters`: prompts of random token ids, no two alike under one seed.
+    /// One run of it, spread over `adapters`: prompts of random token ids, no two alike under one seed.
     pub(crate) fn settings(self, url: &str, adapters: &[String], seed: u64) -> Settings {
         let length = |tokens| Length { min: tokens, max: tokens };
         Settings {
             url: url.to_owned(),
             model: BASE.to_owned(),
             adapters: adapters.to_vec(),
-            mix: Mix::Uniform,
+            mix: if self.in_turn { Mix::Distinct } else { Mix::Uniform },
             endpoint: Endpoint::Completions,
             prompt_form: PromptForm::Ids,
             prompt_tokens: length(self.prompt_tokens),

@@ -134,6 +134,15 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
+    /// With another one below it, under `name` in the JSON.
+    pub(crate) fn and(mut self, name: &str, other: Self) -> Self {
+        self.table.push('\n');
+        self.table.push_str(&other.table);
+        self.json[name] = other.json;
+        self.is_met &= other.is_met;
+        self
+    }
+
     /// Of two sides in turns.
     pub(crate) fn of_pairs(title: &str, pairs: &Pairs, measures: &[Measure]) -> Self {
         let rows: Vec<Row> =

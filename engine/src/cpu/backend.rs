@@ -24,6 +24,7 @@ use super::{
     isa::Isa,
     kv_cache::{HEAD_DIM_MAX, KvCache, KvElement, KvShape, StoreToken},
     lora::V_STRIDE,
+    memory::Arena,
     packed::{BLOCK, Dense, PackedMatrix},
     plan::StepPlan,
     resident::{BaseMatrices, CpuPacker, ResidentAdapter},
@@ -36,6 +37,9 @@ pub const ADAPTER_SLOTS_MAX: usize = 4096;
 
 /// Values of a step below which an element-wise operation is not worth a second thread.
 const INLINE_VALUES: usize = 8192;
+
+/// Weights are taken from chunks of this size; of the last one only what is used takes memory.
+const ARENA_CHUNK_BYTES: usize = 64 << 20;
 
 /// Why a CPU backend cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +119,8 @@ pub struct CpuBackend {
     rope: RopeTable,
     cache: KvCache,
     pub(crate) plan: StepPlan,
+    /// Where the model's weights lie.
+    arena: Arena,
     /// The model's weights, once they are loaded.
     pub(crate) base: Option<Arc<BaseMatrices>>,
     pub(crate) adapters: Vec<Option<Arc<ResidentAdapter>>>,
@@ -183,6 +189,7 @@ impl CpuBackend {
             rope: RopeTable::new(spec),
             cache: KvCache::new(shape),
             plan: StepPlan::default(),
+            arena: Arena::new(ARENA_CHUNK_BYTES),
             base: None,
             adapters: Vec::new(),
             slot_bytes: Vec::new(),
@@ -224,7 +231,7 @@ impl Backend for CpuBackend {
 
     fn matrix(&mut self, source: &MatrixSource<'_>) -> Result<CpuMatrix, RunError> {
         let MatrixSource { format, n_out, n_in, row, .. } = *source;
-        Ok(CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, row)))
+        Ok(CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, &mut self.arena, row)))
     }
 
     fn vector(&mut self, values: &[f32]) -> Result<CpuVector, RunError> {

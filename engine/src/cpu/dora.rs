@@ -14,6 +14,7 @@ use crate::{
 use super::{
     isa::Isa,
     matmul_f32::dequantize_tile,
+    memory::Arena,
     packed::{BLOCK, Dense, PackedMatrix, Storage},
     simd::{Kernel, LANES, Simd},
 };
@@ -46,7 +47,8 @@ pub(crate) fn source_norms(
     let shape = (source.n_out, n_in.next_multiple_of(BLOCK));
     norms_by_tile(workers, shape, weights, |tile, run| {
         let rows = &rows[tile * LANES..rows.len().min((tile + 1) * LANES)];
-        run(&PackedMatrix::pack(format, rows.len(), n_in, |n| rows[n]), 0);
+        let arena = &mut Arena::new(0);
+        run(&PackedMatrix::pack(format, rows.len(), n_in, arena, |n| rows[n]), 0);
     })
 }
 

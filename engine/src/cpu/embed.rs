@@ -11,6 +11,7 @@ use super::{
     backend::{CpuBackend, CpuBuffer, CpuMatrix},
     isa::Isa,
     lora::{NO_SLOT, dot_dense},
+    memory::Arena,
     packed::{Dense, PackedMatrix},
     simd::{Kernel, LANES, Simd},
 };
@@ -28,6 +29,7 @@ pub(crate) struct ResidentEmbedding {
 impl ResidentEmbedding {
     pub(crate) fn pack(weights: &SiteWeights, spec: &ModelSpec, dense: Dense) -> Self {
         let (vocab, rank) = (spec.vocab, weights.rank);
+        let arena = &mut Arena::new(0);
         let mut transposed = vec![0.0; weights.a.len()];
         for (r, row) in weights.a.chunks_exact(vocab).enumerate() {
             for (token, value) in row.iter().enumerate() {
@@ -36,8 +38,8 @@ impl ResidentEmbedding {
         }
         Self {
             lora_scale: weights.lora_scale,
-            a: PackedMatrix::from_f32(dense, vocab, rank, 4, &transposed),
-            b: PackedMatrix::from_f32(dense, spec.hidden, rank, 4, &weights.b),
+            a: PackedMatrix::from_f32(dense, vocab, rank, 4, &transposed, arena),
+            b: PackedMatrix::from_f32(dense, spec.hidden, rank, 4, &weights.b, arena),
         }
     }
 

@@ -24,6 +24,14 @@ pub(crate) struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
+    /// To be called before the base product of a tile.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, tile: usize) {
+        if let Some(lora) = &self.lora {
+            lora.prefetch(tile);
+        }
+    }
+
     /// # Safety
     /// The instruction set must be there, and no other thread may write this row's tile.
     #[inline(always)]

@@ -18,7 +18,7 @@ use super::{
     elementwise::RmsNorm,
     epilogue::Epilogue,
     int8_rows::QuantizeRow,
-    lora::{ExpandRows, NO_SLOT, Shrink, V_STRIDE},
+    lora::{Ahead, ExpandRows, NO_SLOT, Shrink, V_STRIDE},
     matmul_f32::F32Tiles,
     matmul_int8::Int8Tiles,
     packed::{BLOCK, PackedMatrix, Storage},
@@ -249,9 +249,12 @@ impl CpuBackend {
             lora: (!plan.shrink.is_empty()).then(|| ExpandRows {
                 adapters,
                 slots: &plan.slots[rows.clone()],
+                // Few rows have an adapter at the head, and nothing comes after it.
+                groups: &[],
                 site: site_index(spec, Site::HEAD),
                 v: &v[rows.start * V_STRIDE..],
                 part: 0,
+                ahead: Ahead { sites: 0..0, first_tile: 0, n_tiles: 1 },
             }),
         };
         let per_chunk = matrix.n_tiles().div_ceil(team.n_threads() * CHUNKS_PER_THREAD);

@@ -9,7 +9,7 @@
 use crate::kv::{KV_BLOCK_TOKENS, KvBlockId};
 
 use super::{
-    packed::AlignedBytes,
+    memory::AlignedBytes,
     simd::{Kernel, LANES, Simd},
     threads::Parts,
 };

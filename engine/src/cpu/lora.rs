@@ -5,15 +5,16 @@
 //! part in neither. Source: the segmented form of Punica (arXiv 2310.18547).
 #![expect(unsafe_code, reason = "vector kernel over packed tiles")]
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use crate::adapter_weights::LORA_RANK_MAX;
 
 use super::{
     matmul_f32::dot_rows,
     packed::{Dense, PackedMatrix, Storage},
+    plan::SlotRows,
     resident::{MoreOfSite, ResidentAdapter, ResidentSite},
-    simd::{Kernel, LANES, Simd},
+    simd::{Kernel, LANES, Simd, prefetch},
     threads::Parts,
 };
 
@@ -21,6 +22,8 @@ use super::{
 pub(crate) const NO_SLOT: u32 = u32::MAX;
 /// Projections that share one input: q, k and v.
 pub(crate) const PARTS_MAX: usize = 3;
+/// Adapters of a step whose weights are asked for ahead of their use: more would push one another out of the cache.
+const GROUPS_AHEAD: usize = 16;
 /// Values of `v` in a row.
 pub(crate) const V_STRIDE: usize = PARTS_MAX * LORA_RANK_MAX;
 
@@ -81,14 +84,47 @@ pub(crate) struct ExpandRows<'a> {
     pub(crate) adapters: &'a [Option<Arc<ResidentAdapter>>],
     /// Slot of each row, or [`NO_SLOT`].
     pub(crate) slots: &'a [u32],
+    /// Rows by adapter.
+    pub(crate) groups: &'a [SlotRows],
     /// Of the site, see [`super::resident::site_index`].
     pub(crate) site: usize,
     /// `[T, V_STRIDE]`.
     pub(crate) v: &'a [f32],
     pub(crate) part: usize,
+    pub(crate) ahead: Ahead,
+}
+
+/// Whose first half is computed next, and which share of it each tile of this projection brings near.
+#[derive(Clone, Debug)]
+pub(crate) struct Ahead {
+    /// See [`super::resident::sites_after`].
+    pub(crate) sites: Range<usize>,
+    /// Tiles of the projection before this linear's.
+    pub(crate) first_tile: usize,
+    /// Of the projection.
+    pub(crate) n_tiles: usize,
 }
 
 impl ExpandRows<'_> {
+    /// Brings near what the rows' adapters have for this tile, and this tile's share of what they have for the next
+    /// projection: the base product of several rows computes more than it loads, and the memory would idle.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, tile: usize) {
+        for group in &self.groups[..self.groups.len().min(GROUPS_AHEAD)] {
+            let Some(adapter) = &self.adapters[group.slot as usize] else { continue };
+            if let Some(site) = adapter.site(self.site) {
+                prefetch(site.b.tile(tile));
+            }
+            for index in self.ahead.sites.clone() {
+                let Some(site) = adapter.site(index) else { continue };
+                let bytes = site.a.bytes();
+                let share = bytes.len().div_ceil(self.ahead.n_tiles).next_multiple_of(64);
+                let from = (self.ahead.first_tile + tile) * share;
+                prefetch(&bytes[from.min(bytes.len())..(from + share).min(bytes.len())]);
+            }
+        }
+    }
+
     /// `y + lora_scale * (B v)` for sixteen features of a row; `y` is `sum`, the base product, with its bias.
     ///
     /// # Safety

@@ -34,6 +34,7 @@ impl Kernel for F32Tiles<'_> {
         let n_in = self.matrix.n_in;
         assert!(n_in <= self.x_stride && self.x.len() >= self.n_rows * self.x_stride);
         for tile in self.tiles.clone() {
+            self.epilogue.prefetch(tile);
             let bytes = self.matrix.tile(tile);
             // SAFETY: the instruction set is the caller's; a tile has `n_in * 16` values (checked when packed), the
             // scratch is checked in `dequantize_tile`, and the rows were checked above.

@@ -69,6 +69,7 @@ impl Int8Tiles<'_> {
         assert!(self.rows.q.len() >= self.n_rows.next_multiple_of(PANEL) * n_in);
         let at = TileLayout::of(layout, n_in);
         for tile in self.tiles.clone() {
+            self.epilogue.prefetch(tile);
             let bytes = self.matrix.tile(tile);
             assert!(bytes.len() >= at.tile_bytes);
             let mut row = 0;

@@ -31,6 +31,7 @@ mod kv_cache;
 mod lora;
 mod matmul_f32;
 mod matmul_int8;
+mod memory;
 mod packed;
 mod plan;
 mod project;

@@ -15,51 +15,18 @@
 //!
 //! One vector load is one plane; a 32-bit lane of it is one output feature, as VNNI wants it. Nothing is lost: the
 //! codes and scales are those of the file, only their order changes, and the file's pages can be dropped afterwards.
-#![expect(unsafe_code, reason = "an aligned buffer is seen as bytes")]
 
 use crate::quant::{BlockFormat, CodeLayout, CodeRow, Scales, unpack_row};
 
-use super::simd::LANES;
+use super::{
+    memory::{AlignedBytes, Arena},
+    simd::LANES,
+};
 
 /// Values of K in a block of codes.
 pub(crate) const BLOCK: usize = 32;
 /// Values of K under one f16 scale of a k-quant.
 pub(crate) const SUPER: usize = 256;
-
-/// 64-byte aligned memory, zero at first. Pages that were never written cost nothing.
-#[derive(Debug, Default)]
-pub(crate) struct AlignedBytes {
-    words: Vec<u64>,
-    /// First aligned word.
-    start: usize,
-    n_bytes: usize,
-}
-
-impl AlignedBytes {
-    pub(crate) fn zeroed(n_bytes: usize) -> Self {
-        // A vector of zero integers comes from the system's zeroed pages; seven more words leave room to align.
-        let words = vec![0u64; n_bytes.div_ceil(8) + 7];
-        let start = words.as_ptr().align_offset(64).min(7);
-        Self { words, start, n_bytes }
-    }
-
-    pub(crate) fn as_slice(&self) -> &[u8] {
-        // SAFETY: integers are plain bytes; `start <= 7` words and `n_bytes` more lie within the vector.
-        unsafe {
-            std::slice::from_raw_parts(self.words.as_ptr().add(self.start).cast(), self.n_bytes)
-        }
-    }
-
-    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: integers are plain bytes; `start <= 7` words and `n_bytes` more lie within the vector.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.words.as_mut_ptr().add(self.start).cast(),
-                self.n_bytes,
-            )
-        }
-    }
-}
 
 /// How the values of a packed matrix are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +52,10 @@ impl Dense {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+}
+
+fn dense_tile_bytes(dense: Dense, n_in: usize) -> usize {
+    (n_in * LANES * dense.bytes()).next_multiple_of(64)
 }
 
 /// Where the scales of a tile begin, and how they are laid out.
@@ -135,7 +106,7 @@ pub(crate) struct PackedMatrix {
 impl PackedMatrix {
     /// Bytes of its tiles.
     pub(crate) fn n_bytes(&self) -> usize {
-        self.data.n_bytes
+        self.data.n_bytes()
     }
 
     /// Packs a matrix given row by row: `row(n)` is the bytes of row `n` in `format`.
@@ -146,11 +117,12 @@ impl PackedMatrix {
         format: BlockFormat,
         n_out: usize,
         n_in: usize,
+        arena: &mut Arena,
         row: impl Fn(usize) -> &'a [u8],
     ) -> Self {
         match format.code_layout() {
-            Some(layout) => Self::pack_codes(format, layout, n_out, n_in, row),
-            None => Self::pack_dense(format, n_out, n_in, row),
+            Some(layout) => Self::pack_codes(format, layout, n_out, n_in, arena, row),
+            None => Self::pack_dense(format, n_out, n_in, arena, row),
         }
     }
 
@@ -159,10 +131,11 @@ impl PackedMatrix {
         layout: CodeLayout,
         n_out: usize,
         n_in: usize,
+        arena: &mut Arena,
         row: impl Fn(usize) -> &'a [u8],
     ) -> Self {
         let tile = TileLayout::of(layout, n_in);
-        let mut data = AlignedBytes::zeroed(n_out.div_ceil(LANES) * tile.tile_bytes);
+        let mut data = arena.take(n_out.div_ceil(LANES) * tile.tile_bytes);
         let mut codes = CodeRow::default();
         for n in 0..n_out {
             unpack_row(format, row(n), n_in, &mut codes);
@@ -183,6 +156,7 @@ impl PackedMatrix {
         format: BlockFormat,
         n_out: usize,
         n_in: usize,
+        arena: &mut Arena,
         row: impl Fn(usize) -> &'a [u8],
     ) -> Self {
         let dense = if format == BlockFormat::F16 {
@@ -193,7 +167,7 @@ impl PackedMatrix {
             Dense::F32
         };
         let width = dense.bytes();
-        let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(BLOCK));
+        let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(BLOCK), arena);
         for n in 0..n_out {
             for (k, value) in row(n).chunks_exact(width).take(n_in).enumerate() {
                 packed.put_dense(n, k, value);
@@ -202,9 +176,9 @@ impl PackedMatrix {
         packed
     }
 
-    fn dense_zeroed(dense: Dense, n_out: usize, n_in: usize) -> Self {
-        let tile_bytes = (n_in * LANES * dense.bytes()).next_multiple_of(64);
-        let data = AlignedBytes::zeroed(n_out.div_ceil(LANES) * tile_bytes);
+    fn dense_zeroed(dense: Dense, n_out: usize, n_in: usize, arena: &mut Arena) -> Self {
+        let tile_bytes = dense_tile_bytes(dense, n_in);
+        let data = arena.take(n_out.div_ceil(LANES) * tile_bytes);
         Self { n_out, n_in, storage: Storage::Dense(dense), tile_bytes, data }
     }
 
@@ -221,8 +195,9 @@ impl PackedMatrix {
         n_in: usize,
         pad: usize,
         values: &[f32],
+        arena: &mut Arena,
     ) -> Self {
-        let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(pad));
+        let mut packed = Self::dense_zeroed(dense, n_out, n_in.next_multiple_of(pad), arena);
         for (n, row) in values.chunks_exact(n_in).enumerate() {
             for (k, &value) in row.iter().enumerate() {
                 match dense {
@@ -237,9 +212,19 @@ impl PackedMatrix {
         packed
     }
 
+    /// Bytes that [`Self::from_f32`] takes of an arena.
+    pub(crate) fn f32_bytes(dense: Dense, n_out: usize, n_in: usize, pad: usize) -> usize {
+        n_out.div_ceil(LANES) * dense_tile_bytes(dense, n_in.next_multiple_of(pad))
+    }
+
     /// Tiles of sixteen output features; the last may be partly padding.
     pub(crate) fn n_tiles(&self) -> usize {
         self.n_out.div_ceil(LANES)
+    }
+
+    /// All tiles.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.data.as_slice()
     }
 
     /// The bytes of a tile.

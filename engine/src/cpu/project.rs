@@ -11,11 +11,11 @@ use super::{
     backend::{CpuBackend, CpuBuffer, CpuMatrix, CpuVector},
     epilogue::Epilogue,
     int8_rows::QuantizeRow,
-    lora::{ExpandRows, Shrink},
+    lora::{Ahead, ExpandRows, Shrink},
     matmul_f32::F32Tiles,
     matmul_int8::Int8Tiles,
     packed::{PackedMatrix, Storage},
-    resident::{ResidentSite, site_index},
+    resident::{ResidentSite, site_index, sites_after},
     threads::Parts,
 };
 
@@ -56,6 +56,10 @@ impl CpuBackend {
         let lora = !plan.groups().is_empty();
         let n_tiles: usize = projection.parts.iter().map(|part| part.matrix.0.n_tiles()).sum();
         let per_chunk = n_tiles.div_ceil(team.n_threads() * CHUNKS_PER_THREAD);
+        let last = projection.parts.last().map_or(0, |linear| {
+            site_index(spec, Site { layer: projection.layer, module: linear.module })
+        });
+        let next = sites_after(spec, last);
         team.run(n_tiles.div_ceil(per_chunk), |chunk, thread| {
             let wanted = chunk * per_chunk..(chunk + 1) * per_chunk;
             let (mut first, mut column) = (0, 0);
@@ -75,9 +79,11 @@ impl CpuBackend {
                         lora: lora.then(|| ExpandRows {
                             adapters,
                             slots: &plan.slots,
+                            groups: plan.groups(),
                             site,
                             v,
                             part,
+                            ahead: Ahead { sites: next.clone(), first_tile: first, n_tiles },
                         }),
                     };
                     if int8 && matches!(matrix.storage, Storage::Codes(_)) {

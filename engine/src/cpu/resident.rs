@@ -16,6 +16,7 @@ use super::{
     backend::{CpuMatrix, CpuVector},
     dora::{Workers, gains, row_norms},
     embed::ResidentEmbedding,
+    memory::Arena,
     packed::{BLOCK, Dense, PackedMatrix},
     simd::LANES,
 };
@@ -52,14 +53,21 @@ impl MoreOfSite {
 }
 
 impl ResidentSite {
-    fn pack(weights: &SiteWeights, shape: (usize, usize), dense: Dense) -> Self {
+    fn pack(weights: &SiteWeights, shape: (usize, usize), dense: Dense, arena: &mut Arena) -> Self {
         let (n_out, n_in) = shape;
         Self {
             lora_scale: weights.lora_scale,
-            a: PackedMatrix::from_f32(dense, weights.rank, n_in, 4, &weights.a),
-            b: PackedMatrix::from_f32(dense, n_out, weights.rank, 4, &weights.b),
+            a: PackedMatrix::from_f32(dense, weights.rank, n_in, 4, &weights.a, arena),
+            b: PackedMatrix::from_f32(dense, n_out, weights.rank, 4, &weights.b, arena),
             more: None,
         }
+    }
+
+    /// Bytes that [`Self::pack`] takes of an arena.
+    fn packed_bytes(weights: &SiteWeights, shape: (usize, usize), dense: Dense) -> usize {
+        let (n_out, n_in) = shape;
+        PackedMatrix::f32_bytes(dense, weights.rank, n_in, 4)
+            + PackedMatrix::f32_bytes(dense, n_out, weights.rank, 4)
     }
 
     /// Tiles of sixteen ranks.
@@ -112,6 +120,18 @@ pub(crate) fn site_index(spec: &ModelSpec, site: Site) -> usize {
     site.layer * TargetModule::ALL.len() + site.module.index()
 }
 
+/// The linears that share an input and are computed right after the one with this index; none after the head.
+pub(crate) fn sites_after(spec: &ModelSpec, index: usize) -> std::ops::Range<usize> {
+    const GATE: usize = TargetModule::GateProj.index();
+    let first = index + 1;
+    let n = match first % TargetModule::ALL.len() {
+        0 => 3,
+        GATE => 2,
+        _ => 1,
+    };
+    first..(first + n).min(site_index(spec, Site::HEAD) + 1)
+}
+
 /// The frozen weights, shared with the decoder: what a packer reads the base from.
 #[derive(Debug)]
 pub(crate) struct BaseMatrices {
@@ -154,6 +174,11 @@ impl AdapterPacker for CpuPacker {
         let [own_embedding, own_head] = self.own_matrices(weights)?;
         let mut sites: Vec<Option<ResidentSite>> = Vec::new();
         sites.resize_with(site_index(&self.spec, Site::HEAD) + 1, || None);
+        let linears = weights.sites.iter().filter(|site| site.site != Site::EMBEDDING);
+        let bytes_of = |site: &SiteWeights| {
+            ResidentSite::packed_bytes(site, self.spec.linear_shape(site.site.module), self.dense)
+        };
+        let mut arena = Arena::new(linears.map(bytes_of).sum());
         let mut embedding = None;
         for site in &weights.sites {
             may_break();
@@ -162,7 +187,7 @@ impl AdapterPacker for CpuPacker {
                 continue;
             }
             let shape = self.spec.linear_shape(site.site.module);
-            let mut resident = ResidentSite::pack(site, shape, self.dense);
+            let mut resident = ResidentSite::pack(site, shape, self.dense, &mut arena);
             resident.more = self.more(site, own_head.as_deref())?;
             sites[site_index(&self.spec, site.site)] = Some(resident);
         }
@@ -196,7 +221,14 @@ impl CpuPacker {
         }
         let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
         let pack = |own: &OwnMatrix| {
-            Arc::new(PackedMatrix::from_f32(self.dense, vocab, hidden, BLOCK, &own.values))
+            Arc::new(PackedMatrix::from_f32(
+                self.dense,
+                vocab,
+                hidden,
+                BLOCK,
+                &own.values,
+                &mut Arena::new(0),
+            ))
         };
         let [embedding, head] = weights.own_ends(self.base()?.is_tied)?;
         let embedding = embedding.map(|own| (own, pack(own)));

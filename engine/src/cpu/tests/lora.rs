@@ -9,6 +9,7 @@ use crate::{
         CpuBackend, CpuBuffer, CpuMatrix, CpuVector, Isa,
         dora::{Workers, row_norms},
         lora::V_STRIDE,
+        memory::Arena,
         packed::{Dense, PackedMatrix},
         resident::{BaseMatrices, site_index},
     },
@@ -94,7 +95,10 @@ impl Case {
         for &module in modules {
             let (n_out, n_in) = spec.linear_shape(module);
             let rows = random_rows(random, format, n_out, n_in, true);
-            let matrix = CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]));
+            let matrix =
+                CpuMatrix::new(PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| {
+                    &rows[n]
+                }));
             let bias = random.units(n_out);
             let on_device = backend.vector(&bias).unwrap();
             parts.push(Linear { module, matrix, bias: Some(on_device) });
@@ -232,7 +236,7 @@ impl Case {
 
 /// A base that has the weights of one projection.
 fn base_of(parts: &[Linear<CpuMatrix, CpuVector>]) -> BaseMatrices {
-    let nothing = Arc::new(PackedMatrix::from_f32(Dense::F32, 0, 32, 32, &[]));
+    let nothing = Arc::new(PackedMatrix::from_f32(Dense::F32, 0, 32, 32, &[], &mut Arena::new(0)));
     let spec = spec();
     let mut linears = vec![nothing; site_index(&spec, Site::HEAD) + 1];
     for part in parts {
@@ -288,7 +292,7 @@ fn norms_of_adapted_rows_in_every_format() {
         for format in BlockFormat::ALL {
             for (n_out, n_in, rank) in [(1, 256, 1), (37, 512, 5), (16, 256, 64)] {
                 let rows = random_rows(&mut random, format, n_out, n_in, true);
-                let w = PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]);
+                let w = PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| &rows[n]);
                 let (a, b) = (random.units(rank * n_in), random.units(n_out * rank));
                 let mut weights = SiteWeights::lora(Site::HEAD, rank, 0.3, a, b);
                 let norms = row_norms(Workers { isa, n_threads: 1 }, &w, &weights);
@@ -307,7 +311,14 @@ fn norms_of_adapted_rows_in_every_format() {
 fn norms_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(case_seed(54));
     let (n_out, n_in, rank) = (520, 1024, 128);
-    let w = PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &random.units(n_out * n_in));
+    let w = PackedMatrix::from_f32(
+        Dense::F32,
+        n_out,
+        n_in,
+        32,
+        &random.units(n_out * n_in),
+        &mut Arena::new(0),
+    );
     let (a, b) = (random.units(rank * n_in), random.units(n_out * rank));
     let weights = SiteWeights::lora(Site::HEAD, rank, 0.3, a, b);
     let isa = Isa::detect();
@@ -327,7 +338,14 @@ fn a_row_without_a_norm_is_refused_by_its_number() {
     let case = Case::new(&mut random, options, BlockFormat::F32, &[module], Vec::new());
     let (n_out, n_in) = spec().linear_shape(module);
     let mut backend = case.backend;
-    let zeros = PackedMatrix::from_f32(Dense::F32, n_out, n_in, 32, &vec![0.0; n_out * n_in]);
+    let zeros = PackedMatrix::from_f32(
+        Dense::F32,
+        n_out,
+        n_in,
+        32,
+        &vec![0.0; n_out * n_in],
+        &mut Arena::new(0),
+    );
     let zeros = Arc::new(zeros);
     let linears = (0..=site_index(&spec(), Site::HEAD)).map(|_| Arc::clone(&zeros)).collect();
     let site = Site { layer: LAYER, module };

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     cpu::{
-        Isa, epilogue::Epilogue, matmul_f32::F32Tiles, matmul_int8::Int8Tiles,
+        Isa, epilogue::Epilogue, matmul_f32::F32Tiles, matmul_int8::Int8Tiles, memory::Arena,
         packed::PackedMatrix, simd::LANES, threads::Parts,
     },
     quant::BlockFormat,
@@ -126,7 +126,7 @@ fn check(
     let mut bias = vec![0.0; n_out.next_multiple_of(LANES)];
     bias[..n_out].copy_from_slice(&random.units(n_out));
     let case = Case {
-        matrix: PackedMatrix::pack(format, n_out, n_in, |n| &weights[n]),
+        matrix: PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| &weights[n]),
         n_in,
         int8,
         bias: with_bias.then(|| bias.clone()),
@@ -224,7 +224,8 @@ fn codes_of_the_largest_magnitude_do_not_overflow() {
                         row[at..at + 2].copy_from_slice(&scales[at..at + 2]);
                     }
                 }
-                let matrix = PackedMatrix::pack(format, 16, n_in, |n| &weights[n]);
+                let matrix =
+                    PackedMatrix::pack(format, 16, n_in, &mut Arena::new(0), |n| &weights[n]);
                 let case = Case { matrix, n_in, int8: true, bias: None, accumulate: false };
                 for sign in [1.0, -1.0] {
                     let x = vec![sign * 2.0; n_in];

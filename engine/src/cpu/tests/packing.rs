@@ -3,6 +3,7 @@
 use crate::{
     cpu::{
         matmul_f32::DequantizeTile,
+        memory::Arena,
         packed::{Dense, PackedMatrix},
         simd::LANES,
     },
@@ -23,7 +24,7 @@ fn row_values_are_those_of_the_file() {
     for format in BlockFormat::ALL {
         for (n_out, n_in) in shapes(format) {
             let rows = random_rows(&mut random, format, n_out, n_in, false);
-            let matrix = PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]);
+            let matrix = PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| &rows[n]);
             for (n, row) in rows.iter().enumerate() {
                 let mut expected = vec![UNTOUCHED; n_in];
                 dequantize_row(format, row, &mut expected);
@@ -46,7 +47,8 @@ fn dequantized_tiles_are_those_of_the_file() {
         for format in BlockFormat::ALL.into_iter().filter(|format| !format.is_float()) {
             for (n_out, n_in) in shapes(format) {
                 let rows = random_rows(&mut random, format, n_out, n_in, false);
-                let matrix = PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]);
+                let matrix =
+                    PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| &rows[n]);
                 for tile in 0..matrix.n_tiles() {
                     let mut out = Guarded::new(n_in * LANES);
                     isa.run(DequantizeTile { matrix: &matrix, tile, out: out.values() });
@@ -84,7 +86,7 @@ fn dense_matrices_are_padded_with_zeros() {
             .map(|v| half::bf16::from_f32(v).to_f32())
             .map(round_f16)
             .collect();
-        let matrix = PackedMatrix::from_f32(dense, 5, 17, 4, &values);
+        let matrix = PackedMatrix::from_f32(dense, 5, 17, 4, &values, &mut Arena::new(0));
         assert_eq!((matrix.n_out, matrix.n_in, matrix.n_tiles()), (5, 20, 1));
         for (n, row) in values.chunks_exact(17).enumerate() {
             let mut found = vec![UNTOUCHED; 20];
