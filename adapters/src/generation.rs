@@ -102,9 +102,9 @@ pub struct KnownGeneration {
 /// Where its weights are just now is [`crate::residency`]'s business, by digest alone: equal weights of two namespaces
 /// are two of these, whose facts do not mix, and one in memory.
 ///
-/// Held by every alias that points at it or did, and by every request that resolved to it: a sequence ends on the
-/// generation it began with, wherever the alias points by then. When the last one goes, so do its files, if they are
-/// ours.
+/// Held by every alias that points at it or has it in its history, and by every request that resolved to it: a sequence
+/// ends on the generation it began with, wherever the alias points by then. When the last one goes, so do its files, if
+/// they are ours.
 #[derive(Debug)]
 pub struct Generation {
     /// Its name.
@@ -124,10 +124,12 @@ pub struct Generation {
     pointers: OnceLock<Arc<Pointers>>,
 }
 
-/// Aliases of all namespaces that point at a digest. Written by the registry, under its lock.
+/// Aliases of all namespaces that point at a digest or did. Written by the registry: whoever comes to have it is counted
+/// before whoever had it is not any more.
 #[derive(Debug, Default)]
 pub(crate) struct Pointers {
     n_aliases: AtomicUsize,
+    n_histories: AtomicUsize,
     n_pinned: AtomicUsize,
 }
 
@@ -168,10 +170,15 @@ impl Generation {
         if self.fits_base.load(Ordering::Acquire) { None } else { self.other_base.as_deref() }
     }
 
-    /// Whether no alias of any namespace points at its digest any more (or yet): it needs no memory but for the requests
-    /// that use it.
+    /// Whether an alias of some namespace points at its digest.
+    pub fn is_current(&self) -> bool {
+        self.count(|pointers| &pointers.n_aliases) > 0
+    }
+
+    /// Whether no alias of any namespace points at its digest or can be pointed back at it any more (or yet): it needs no
+    /// memory but for the requests that use it.
     pub fn is_retired(&self) -> bool {
-        self.count(|pointers| &pointers.n_aliases) == 0
+        !self.is_current() && self.count(|pointers| &pointers.n_histories) == 0
     }
 
     /// Whether an alias that points at its digest is pinned.
@@ -216,6 +223,15 @@ impl Generation {
         if is_pinned {
             self.loses_pin();
         }
+    }
+
+    pub(crate) fn gains_history(&self) {
+        self.pointers().n_histories.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn loses_history(&self) {
+        let before = self.pointers().n_histories.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "generation {} left a history that had it not", self.digest.short());
     }
 
     pub(crate) fn gains_pin(&self) {
