@@ -1,4 +1,4 @@
-//! Bytes from libFuzzer to `pleach_fuzz::adapter`.
+//! Bytes from libFuzzer to `src/adapter.rs`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

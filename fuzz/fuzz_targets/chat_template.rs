@@ -1,4 +1,4 @@
-//! Bytes from libFuzzer to `pleach_fuzz::chat_template`.
+//! Bytes from libFuzzer to `src/chat_template.rs`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

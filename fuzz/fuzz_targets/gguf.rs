@@ -1,4 +1,4 @@
-//! Bytes from libFuzzer to `pleach_fuzz::gguf`.
+//! Bytes from libFuzzer to `src/gguf.rs`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,6 +1,9 @@
-//! Bytes from libFuzzer to `pleach_fuzz::request`.
+//! Bytes from libFuzzer to `src/request.rs`.
 #![no_main]
 
+#[path = "../src/request.rs"]
+mod request;
+
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    pleach_fuzz::request::run(data);
+    request::run(data);
 });

@@ -1,4 +1,4 @@
-//! Bytes from libFuzzer to `pleach_fuzz::training_rows`.
+//! Bytes from libFuzzer to `src/training_rows.rs`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

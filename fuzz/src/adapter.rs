@@ -1,9 +1,6 @@
 //! A PEFT folder: `adapter_config.json`, a zero byte, `adapter_model.safetensors`, for a small model.
 
-use pleach_adapters::{
-    GenerationDigest,
-    peft::load_peft_bytes,
-};
+use pleach_adapters::{GenerationDigest, peft::load_peft_bytes};
 use pleach_engine::spec::{Architecture, ModelSpec, RopeScaling};
 
 use super::halves;

@@ -15,7 +15,7 @@ use crate::{
 /// Name and scale of each part.
 const PARTS: [(&str, f32); 2] = [("pirate", 0.75), ("extract", 0.5)];
 const MERGED: &str = "merged";
-const MAX_TOKENS: u32 = 40;
+const MAX_TOKENS: u32 = 24;
 const PROMPTS: [&str; 4] = [
     "How do I bake bread?",
     "Ann ordered three lamps on Monday and two chairs on Friday.",
@@ -64,14 +64,21 @@ fn choice(reply: Reply) -> Value {
     body["choices"][0].take()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sum_on_the_fly_answers_as_a_merged_adapter_alone_and_among_others() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut arguments = merge(folder.path()).to_vec();
+fn start(more: &[String]) -> Server {
+    let mut arguments = more.to_vec();
     for (name, _) in PARTS {
         arguments.extend(reference_adapter(name));
     }
-    let server = Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    Server::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// In f32: with int8 activations adapters are held as f16, and the merged one, into which the scales are multiplied, is
+/// rounded to other values than its parts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sum_on_the_fly_answers_as_a_merged_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let f32s = ["--activations", "f32"].map(str::to_owned);
+    let server = start(&[&merge(folder.path())[..], &f32s].concat());
 
     let mut n_apart = 0;
     for prompt in PROMPTS {
@@ -85,13 +92,17 @@ async fn a_sum_on_the_fly_answers_as_a_merged_adapter_alone_and_among_others() {
         n_apart += usize::from(!others.contains(&composed));
     }
     assert!(n_apart >= 2, "a sum that answers as one of its parts, or the base, would say nothing");
+}
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sum_has_the_bits_among_others_that_it_has_alone() {
+    let server = start(&[]);
     let mut bodies = Vec::new();
     for (place, prompt) in PROMPTS.into_iter().enumerate() {
         bodies.push(sum(&PARTS, prompt));
         // Another sum of the same adapters, in the other order.
         bodies.push(sum(&[("extract", 1.0), ("pirate", -0.25)], prompt));
-        bodies.push(alone([BASE, "pirate", "extract", MERGED][place], prompt));
+        bodies.push(alone([BASE, "pirate", "extract", "pirate"][place], prompt));
     }
     let mut expected = Vec::new();
     for body in &bodies {

@@ -5,6 +5,9 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod mutations;
+#[expect(unreachable_pub, reason = "as above")]
+#[path = "../../fuzz/src/request.rs"]
+mod request;
 #[expect(unreachable_pub, reason = "of the package for libFuzzer, where they are public")]
 #[expect(clippy::expect_used, reason = "as there")]
 #[path = "../../fuzz/src/lib.rs"]
@@ -13,9 +16,20 @@ mod targets;
 use std::{fs, path::Path};
 
 use mutations::Mutations;
-use targets::{TARGETS, Target};
+use targets::{adapter, chat_template, gguf, training_rows};
 
-const N_MUTATIONS: usize = 1500;
+/// Takes any bytes, and says whether they became anything.
+type Target = fn(&[u8]) -> bool;
+
+/// By the names of their folders of seeds.
+const TARGETS: [(&str, Target); 5] = [
+    ("adapter", adapter::run),
+    ("chat_template", chat_template::run),
+    ("gguf", gguf::run),
+    ("request", request::run),
+    ("training_rows", training_rows::run),
+];
+const N_MUTATIONS: usize = 10_000;
 
 /// Contents of a target's seeds, by name.
 fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
