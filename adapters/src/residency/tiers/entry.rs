@@ -15,6 +15,7 @@ pub(in crate::residency) type Reply<L> = oneshot::Sender<Result<ResidentLease<L>
 
 /// Exists while somebody wants the generation, or any of it is in memory.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that are true of it independently")]
 pub(super) struct Entry<P, L> {
     /// Its rank in lists whose order means nothing.
     pub(super) id: u64,
