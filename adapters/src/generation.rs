@@ -102,9 +102,9 @@ pub struct KnownGeneration {
 /// Where its weights are just now is [`crate::residency`]'s business, by digest alone: equal weights of two namespaces
 /// are two of these, whose facts do not mix, and one in memory.
 ///
-/// Held by every alias that points at it or did, and by every request that resolved to it: a sequence ends on the
-/// generation it began with, wherever the alias points by then. When the last one goes, so do its files, if they are
-/// ours.
+/// Held by every alias that points at it or has it in its history, and by every request that resolved to it: a sequence
+/// ends on the generation it began with, wherever the alias points by then. When the last one goes, so do its files, if
+/// they are ours.
 #[derive(Debug)]
 pub struct Generation {
     /// Its name.
@@ -124,11 +124,13 @@ pub struct Generation {
     pointers: OnceLock<Arc<Pointers>>,
 }
 
-/// Aliases of all namespaces that point at a digest. Written by the registry, under its lock.
+/// Numbers of aliases of all namespaces: those that point at a digest, those that did, and the pinned ones. Written by the
+/// registry: whoever comes to have it is counted before whoever had it is not any more.
 #[derive(Debug, Default)]
 pub(crate) struct Pointers {
-    n_aliases: AtomicUsize,
-    n_pinned: AtomicUsize,
+    aliases: AtomicUsize,
+    histories: AtomicUsize,
+    pinned: AtomicUsize,
 }
 
 impl Generation {
@@ -168,15 +170,20 @@ impl Generation {
         if self.fits_base.load(Ordering::Acquire) { None } else { self.other_base.as_deref() }
     }
 
-    /// Whether no alias of any namespace points at its digest any more (or yet): it needs no memory but for the requests
-    /// that use it.
+    /// Whether an alias of some namespace points at its digest.
+    pub fn is_current(&self) -> bool {
+        self.count(|pointers| &pointers.aliases) > 0
+    }
+
+    /// Whether no alias of any namespace points at its digest or can be pointed back at it any more (or yet): it needs no
+    /// memory but for the requests that use it.
     pub fn is_retired(&self) -> bool {
-        self.count(|pointers| &pointers.n_aliases) == 0
+        !self.is_current() && self.count(|pointers| &pointers.histories) == 0
     }
 
     /// Whether an alias that points at its digest is pinned.
     pub fn is_pinned(&self) -> bool {
-        self.count(|pointers| &pointers.n_pinned) > 0
+        self.count(|pointers| &pointers.pinned) > 0
     }
 
     fn count(&self, of: impl Fn(&Pointers) -> &AtomicUsize) -> usize {
@@ -204,26 +211,35 @@ impl Generation {
     }
 
     pub(crate) fn gains_alias(&self, is_pinned: bool) {
-        self.pointers().n_aliases.fetch_add(1, Ordering::AcqRel);
+        self.pointers().aliases.fetch_add(1, Ordering::AcqRel);
         if is_pinned {
             self.gains_pin();
         }
     }
 
     pub(crate) fn loses_alias(&self, is_pinned: bool) {
-        let before = self.pointers().n_aliases.fetch_sub(1, Ordering::AcqRel);
+        let before = self.pointers().aliases.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "generation {} lost an alias that it had not", self.digest.short());
         if is_pinned {
             self.loses_pin();
         }
     }
 
+    pub(crate) fn gains_history(&self) {
+        self.pointers().histories.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn loses_history(&self) {
+        let before = self.pointers().histories.fetch_sub(1, Ordering::AcqRel);
+        assert!(before > 0, "generation {} left a history that had it not", self.digest.short());
+    }
+
     pub(crate) fn gains_pin(&self) {
-        self.pointers().n_pinned.fetch_add(1, Ordering::AcqRel);
+        self.pointers().pinned.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn loses_pin(&self) {
-        let before = self.pointers().n_pinned.fetch_sub(1, Ordering::AcqRel);
+        let before = self.pointers().pinned.fetch_sub(1, Ordering::AcqRel);
         assert!(before > 0, "generation {} lost a pin that it had not", self.digest.short());
     }
 }

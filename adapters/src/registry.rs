@@ -23,7 +23,7 @@ use alias_name::{check_alias, check_base_names};
 pub use error::RegistryError;
 pub use history::HISTORY_MAX;
 use history::History;
-use names::{Entry, Names, visible_to};
+use names::{Ended, Entry, Names, visible_to};
 
 use crate::{digest::GenerationDigest, generation::Generation, namespace::Namespace};
 
@@ -113,15 +113,18 @@ impl Registry {
         self.read().check(space, name, expect)
     }
 
-    /// The generation of this digest that a namespace has, if somebody holds it.
+    /// The generation of this digest that a namespace has, if somebody holds it; of several the last whose
+    /// files are ours, else the last.
     pub fn find(&self, space: &Namespace, digest: &GenerationDigest) -> Option<Arc<Generation>> {
         self.read().known(space, digest)
     }
 
-    /// The generations of this digest that somebody holds, of all namespaces. They have the same weights, and only that:
-    /// what else is known of each is its namespace's business.
+    /// The generations of this digest that somebody holds, of all namespaces; those whose files are ours first. They have
+    /// the same weights, and only that: what else is known of each is its namespace's business.
     pub fn held(&self, digest: &GenerationDigest) -> Vec<Arc<Generation>> {
-        self.read().held(digest)
+        let mut held = self.read().held(digest);
+        held.sort_by_key(|generation| !generation.files.are_ours());
+        held
     }
 
     /// Points an alias at a generation, and makes the alias if there is none. If the namespace has a generation of equal
@@ -141,22 +144,22 @@ impl Registry {
         let mut names = self.write();
         names.check(space, name, expect)?;
         let known = names.admit(space, &generation);
-        let mut cut = None;
         let moved = if let Some(entry) = names.get_mut(space, name) {
-            let left = entry.moves_to(Arc::clone(&known));
-            if let Some(left) = &left {
-                entry.history.forget(known.digest);
-                cut = entry.history.push(Arc::clone(left));
-            }
-            Moved { alias: entry.alias.clone(), is_new: false, left }
+            let (digest, mut cut) = (known.digest, None);
+            let left = entry.moves_to(known, |history, left| {
+                history.forget(digest);
+                cut = history.push(left);
+            });
+            let given_up = cut.into_iter().collect();
+            Moved { alias: entry.alias.clone(), is_new: false, left, given_up }
         } else {
             let alias = Alias::new(space, name, known);
             names.insert(Entry { alias: alias.clone(), history: History::default() });
-            Moved { alias, is_new: true, left: None }
+            Moved { alias, is_new: true, left: None, given_up: Vec::new() }
         };
-        // What was given up ends after the lock: removing its files is none of the readers' business.
+        // A duplicate ends after the lock: removing its files is none of the readers' business.
         drop(names);
-        drop((generation, cut));
+        drop(generation);
         Ok(moved)
     }
 
@@ -177,11 +180,9 @@ impl Registry {
         let Some(entry) = names.get_mut(space, name) else {
             return Err(RegistryError::UnknownAlias { alias: name.to_owned() });
         };
-        let left = entry.moves_to(Arc::clone(&target));
-        if let Some(left) = &left {
-            entry.history.turn_to(target.digest, Arc::clone(left));
-        }
-        Ok(Moved { alias: entry.alias.clone(), is_new: false, left })
+        let digest = target.digest;
+        let left = entry.moves_to(target, |history, left| history.turn_to(digest, left));
+        Ok(Moved { alias: entry.alias.clone(), is_new: false, left, given_up: Vec::new() })
     }
 
     /// Where [`Self::roll_back`] would point an alias now.
@@ -211,13 +212,12 @@ impl Registry {
     ) -> Result<Moved, RegistryError> {
         let mut names = self.write();
         names.check(space, name, expect)?;
-        let Some(Entry { alias, history }) = names.remove(space, name) else {
+        let Some(entry) = names.take(space, name) else {
             return Err(RegistryError::UnknownAlias { alias: name.to_owned() });
         };
-        drop(names);
-        drop(history);
+        let Ended { alias, earlier: given_up } = entry.end();
         let left = Some(Arc::clone(&alias.generation));
-        Ok(Moved { alias, is_new: false, left })
+        Ok(Moved { alias, is_new: false, left, given_up })
     }
 
     /// Says whether an alias's generation, and whatever it will point at, is to stay in memory.
@@ -253,7 +253,7 @@ impl Registry {
         check_alias(&name, &self.base_names)?;
         let mut names = self.write();
         names.check(space, &name, Expect::Anything)?;
-        let before = names.remove(space, &name);
+        let before = names.take(space, &name);
         for generation in history.iter().chain([&generation]) {
             names.supersede(space, generation);
         }
@@ -263,9 +263,11 @@ impl Registry {
             alias.n_requests = Arc::clone(&before.alias.n_requests);
         }
         names.insert(Entry { alias: alias.clone(), history: history.into_iter().collect() });
-        drop(names);
-        let left = before.as_ref().map(|before| Arc::clone(&before.alias.generation));
-        Ok(Moved { alias, is_new: before.is_none(), left })
+        let (is_new, ended) = (before.is_none(), before.map(Entry::end));
+        let (left, given_up) = ended
+            .map(|ended| (ended.alias.generation, ended.earlier))
+            .map_or((None, Vec::new()), |(left, earlier)| (Some(left), earlier));
+        Ok(Moved { alias, is_new, left, given_up })
     }
 
     /// Says when an alias was made, as whoever keeps it knows better.

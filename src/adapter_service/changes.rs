@@ -107,10 +107,11 @@ impl Changes {
         packed: PackedAdapter,
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
+        let packed = Arc::new(packed);
         let mut attempt = 1;
-        let moved = loop {
+        loop {
             let staged = self.stage(&checked.folder).await?;
-            let moved = self.register_staged(target, checked, &staged, expect).await;
+            let moved = self.register_staged(target, checked, &staged, &packed, expect).await;
             if moved.is_err() {
                 self.give_up(&staged).await;
             }
@@ -120,15 +121,9 @@ impl Changes {
                 {
                     attempt += 1;
                 }
-                moved => break moved?,
+                moved => return moved,
             }
-        };
-        // Host memory first, so that the next request does not read it again; then the device, if there is room.
-        let digest = moved.alias.generation.digest;
-        self.residency.offer(digest, Arc::new(packed));
-        self.residency.prefetch(digest);
-        self.settle(&moved);
-        Ok(moved)
+        }
     }
 
     async fn register_staged(
@@ -136,6 +131,7 @@ impl Changes {
         target: &Target,
         checked: &Checked,
         staged: &[(String, StagedBlob)],
+        packed: &Arc<PackedAdapter>,
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
         let _turn = self.turn().await;
@@ -154,6 +150,12 @@ impl Changes {
             tracing::warn!(adapter = name, %error, "what --adapter gave cannot be gone back to");
             self.registry.forget_earlier(&space, name, left.generation.digest);
         }
+        // Before the next change, which may remove the name: nothing would take this out of memory then. Host memory first,
+        // so that the next request does not read it again; then the device, if there is room.
+        let digest = moved.alias.generation.digest;
+        self.residency.offer(digest, Arc::clone(packed));
+        self.residency.prefetch(digest);
+        self.settle(&moved);
         Ok(moved)
     }
 
@@ -262,7 +264,7 @@ impl Changes {
             return Err(self.failed(target, error).await);
         }
         let alias = self.registry.pin(&space, name, is_pinned)?;
-        self.settle_pin(&alias.generation);
+        self.settle_pin(&alias, &alias.generation);
         Ok(alias)
     }
 

@@ -48,20 +48,22 @@ impl Changes {
         if self.is_stored(&alias) {
             return Ok(());
         }
-        let Stored { generation, made: created } = match StoredFiles::of(&alias.generation) {
+        let digest = alias.generation.digest;
+        let known = self.registry.find(&space, &digest).unwrap_or(alias.generation);
+        let Stored { generation, made: created } = match StoredFiles::of(&known) {
             // Equal files are stored under another name.
             Some(_) => {
                 let change = self.change(target, REASON);
-                let digest = to_store(alias.generation.digest);
+                let digest = to_store(digest);
                 let moved = self.shelf.store.move_alias(&target.owner, &change, &digest).await;
                 let made = match moved {
                     Ok(stored) => time_of(stored.created_ms),
                     Err(error) => return Err(self.failed(target, error).await),
                 };
                 self.set_configured(&space, &target.name, false);
-                Stored { generation: Arc::clone(&alias.generation), made }
+                Stored { generation: known, made }
             }
-            None => self.store_configured(target, &alias.generation).await?,
+            None => self.store_configured(target, &known).await?,
         };
         let history = self.registry.history(&space, &target.name);
         let (name, is_pinned) = (target.name.clone(), alias.is_pinned);

@@ -44,24 +44,32 @@ enum From {
 }
 
 impl AdapterService {
-    /// Opens the files of what `caller` means by a name; of one of its earlier generations if `generation` says so.
+    /// Opens the files of what `caller` means by a name, or of what that is in `space`, its own or the shared one; of one
+    /// of its earlier generations if `generation` says so.
     ///
     /// # Errors
     /// Unknown names and generations; files that cannot be read or are not what was registered.
     pub async fn download(
         &self,
         caller: &Namespace,
+        space: Option<&Namespace>,
         name: &str,
         generation: Option<GenerationDigest>,
     ) -> Result<AdapterDownload, ServiceError> {
         let unknown = || RegistryError::UnknownAlias { alias: name.to_owned() };
-        let alias = self.registry.visible(caller, name).ok_or_else(unknown)?;
-        let generation = self.registry.roll_back_target(
+        let alias = match space {
+            Some(space) => self.registry.get(space, name),
+            None => self.registry.visible(caller, name),
+        };
+        let alias = alias.ok_or_else(unknown)?;
+        let found = self.registry.roll_back_target(
             &alias.namespace,
             name,
             Some(generation.unwrap_or(alias.generation.digest)),
             Expect::Anything,
         )?;
+        // Equal files that the namespace has stored since stay what they are; a folder of somebody else's may not.
+        let generation = self.registry.find(&alias.namespace, &found.digest).unwrap_or(found);
         let files = match StoredFiles::of(&generation) {
             Some(stored) => self.open_stored(stored).await?,
             None => self.open_in_place(&generation).await?,

@@ -94,8 +94,8 @@ pub struct AdapterInUse {
     _wish: Wish,
 }
 
-/// A request that wants a generation or has it. The last one of a retired generation takes it out of memory, also when
-/// it never got it.
+/// A request that wants a generation or has it. The last one of a generation that no name leads to any more takes it out of
+/// memory, also when it never got it.
 #[derive(Debug)]
 struct Wish {
     residency: Tiers,

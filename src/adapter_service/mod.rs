@@ -309,7 +309,7 @@ impl AdapterService {
         }
         let changes = Arc::clone(&self.changes);
         let done = apart(async move { changes.pin(&target, is_pinned, expect).await }).await;
-        self.changes.settle_pin(&alias.generation);
+        self.changes.settle_pin(&alias, &alias.generation);
         done
     }
 

@@ -44,10 +44,7 @@ impl Changes {
                 created: time_of(alias.created_ms),
             };
             match self.registry.restore(&Namespace::new(alias.owner.as_str()), restored) {
-                Ok(moved) if alias.is_pinned && moved.alias.generation.other_base().is_none() => {
-                    self.settle_pin(&moved.alias.generation);
-                }
-                Ok(_) => {}
+                Ok(moved) => self.settle_pin(&moved.alias, &moved.alias.generation),
                 Err(error) => {
                     tracing::error!(adapter = alias.name, owner = %alias.owner, %error, "a stored adapter cannot be served");
                 }

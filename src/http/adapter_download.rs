@@ -14,7 +14,7 @@ use pleach_store::Scope;
 use tar::{EntryType, Header};
 
 use super::{
-    adapters::{QueryFields, read_name},
+    adapters::{QueryFields, read_name, read_space},
     error::ApiError,
     state::AppState,
     wire::fields::as_generation,
@@ -29,8 +29,8 @@ const TAR: &str = "application/x-tar";
 const BLOCK_BYTES: u64 = 512;
 const FILE_MODE: u32 = 0o644;
 
-/// Sends what the caller means by a name, or one of its earlier generations (`?generation=`), byte for byte as it was
-/// registered. The length is told at first: a body that is cut short was not all.
+/// Sends what the caller means by a name (`?owner=own` or `?owner=shared`: that one), or one of its earlier generations
+/// (`?generation=`), byte for byte as it was registered. The length is told at first: a body that is cut short was not all.
 ///
 /// # Errors
 /// When there is no such adapter or generation, or its files cannot be read.
@@ -43,8 +43,9 @@ pub async fn get(
     caller.require(Scope::Train)?;
     let name = read_name(name)?;
     let generation = query.get("generation").map(|text| as_generation(text, "generation"));
-    let (namespace, generation) = (caller.namespace(), generation.transpose()?);
-    let download = state.adapters.download(&namespace, &name, generation).await;
+    let (namespace, space) = (caller.namespace(), read_space(&caller, &query)?);
+    let generation = generation.transpose()?;
+    let download = state.adapters.download(&namespace, space.as_ref(), &name, generation).await;
     let archive = Archive::new(download.map_err(ApiError::from_service)?)?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(TAR)),

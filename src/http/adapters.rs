@@ -186,7 +186,11 @@ fn read_owner(caller: &Caller, query: &Query<QueryFields>) -> Result<Option<Owne
     }
 }
 
-fn read_space(caller: &Caller, query: &Query<QueryFields>) -> Result<Option<Namespace>, ApiError> {
+/// The namespace that a reader asks about; `None` is what the caller means by a name.
+pub(super) fn read_space(
+    caller: &Caller,
+    query: &Query<QueryFields>,
+) -> Result<Option<Namespace>, ApiError> {
     let owner = read_owner(caller, query)?;
     Ok(owner.map(|owner| Namespace::new(owner.as_str())))
 }

@@ -36,6 +36,63 @@ pub struct VllmError {
     code: &'static str,
 }
 
+/// What is to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadRequest {
+    /// The name; not empty.
+    pub name: String,
+    /// The folder; not empty.
+    pub path: String,
+    /// What the name must be for that.
+    pub expect: Expect,
+}
+
+impl LoadRequest {
+    /// Reads and checks the fields.
+    ///
+    /// # Errors
+    /// The first field that is missing, of wrong type or not supported.
+    pub fn read(fields: &Fields) -> Result<Self, VllmError> {
+        let (name, path) = (required(fields, "lora_name")?, required(fields, "lora_path")?);
+        if name.is_empty() || path.is_empty() {
+            return Err(invalid("Both 'lora_name' and 'lora_path' must be provided."));
+        }
+        if fields.flag("is_3d_lora_weight")? {
+            return Err(invalid("'is_3d_lora_weight' is not supported: only 2D weights are read."));
+        }
+        let in_place = fields.flag("load_inplace")?;
+        // Who says what is to be replaced wants to replace.
+        let mut expect = fields.expected_generation()?;
+        if expect == Expect::Anything && !in_place {
+            expect = Expect::Absent;
+        }
+        Ok(Self { name: name.to_owned(), path: path.to_owned(), expect })
+    }
+}
+
+/// What is to be removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnloadRequest {
+    /// The name; not empty.
+    pub name: String,
+    /// What it must be for that.
+    pub expect: Expect,
+}
+
+impl UnloadRequest {
+    /// Reads and checks the fields.
+    ///
+    /// # Errors
+    /// The first field that is missing or of wrong type.
+    pub fn read(fields: &Fields) -> Result<Self, VllmError> {
+        let name = required(fields, "lora_name")?;
+        if name.is_empty() {
+            return Err(invalid("'lora_name' needs to be provided to unload a LoRA adapter."));
+        }
+        Ok(Self { name: name.to_owned(), expect: fields.expected_generation()? })
+    }
+}
+
 /// Makes an adapter from a folder of the server.
 ///
 /// # Errors
@@ -46,23 +103,10 @@ pub async fn load(
     body: Result<JsonBody, ApiError>,
 ) -> Result<String, VllmError> {
     caller.require(Scope::Train)?;
-    let fields = body?.fields;
-    let (name, path) = (required(&fields, "lora_name")?, required(&fields, "lora_path")?);
-    if name.is_empty() || path.is_empty() {
-        return Err(invalid("Both 'lora_name' and 'lora_path' must be provided."));
-    }
-    if fields.flag("is_3d_lora_weight")? {
-        return Err(invalid("'is_3d_lora_weight' is not supported: only 2D weights are read."));
-    }
-    let in_place = fields.flag("load_inplace")?;
-    // Who says what is to be replaced wants to replace.
-    let mut expect = fields.expected_generation()?;
-    if expect == Expect::Anything && !in_place {
-        expect = Expect::Absent;
-    }
-    let target = own_name(&caller, name);
-    let registered = state.adapters.register_path(target, path, expect).await;
-    registered.map_err(|error| VllmError::from_load(error, name))?;
+    let LoadRequest { name, path, expect } = LoadRequest::read(&body?.fields)?;
+    let target = own_name(&caller, &name);
+    let registered = state.adapters.register_path(target, &path, expect).await;
+    registered.map_err(|error| VllmError::from_load(error, &name))?;
     Ok(format!("Success: LoRA adapter '{name}' added successfully."))
 }
 
@@ -76,13 +120,8 @@ pub async fn unload(
     body: Result<JsonBody, ApiError>,
 ) -> Result<String, VllmError> {
     caller.require(Scope::Train)?;
-    let fields = body?.fields;
-    let name = required(&fields, "lora_name")?;
-    if name.is_empty() {
-        return Err(invalid("'lora_name' needs to be provided to unload a LoRA adapter."));
-    }
-    let expect = fields.expected_generation()?;
-    let removed = state.adapters.remove(own_name(&caller, name), expect).await;
+    let UnloadRequest { name, expect } = UnloadRequest::read(&body?.fields)?;
+    let removed = state.adapters.remove(own_name(&caller, &name), expect).await;
     removed.map_err(|error| {
         if matches!(error, ServiceError::Registry(RegistryError::UnknownAlias { .. })) {
             return VllmError::new(

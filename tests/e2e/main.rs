@@ -7,6 +7,7 @@ mod bad_files;
 mod bad_input;
 mod churn;
 mod cli;
+mod composition;
 mod kill;
 mod load;
 mod openai_client;

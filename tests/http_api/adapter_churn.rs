@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::{Expect, ResidencyConfig, ResidencyLimits};
+use pleach_adapters::{Expect, ResidencyConfig, ResidencyLimits, Tier};
 use serde_json::json;
 
 use crate::support::{LETTER_BYTES, Server, Setup, ids, serve, write_adapter};
@@ -177,6 +177,79 @@ async fn a_cold_adapter_is_read_again_and_one_that_changed_is_not() {
     );
     assert!(reply.text.contains("its files have changed"), "{}", reply.text);
     assert_eq!(server.complete(json!({"model": "x"})).await.json()["choices"][0]["text"], "aaa");
+}
+
+#[tokio::test]
+async fn going_back_reads_nothing_as_long_as_there_is_room() {
+    let server = small(8, 3).await;
+    let text = async |name: &str| {
+        let reply = server.complete(json!({"model": name})).await.json();
+        reply["choices"][0]["text"].as_str().unwrap().to_owned()
+    };
+    for letter in ["a", "b", "c"] {
+        load(&server, "x", letter).await;
+        assert_eq!(text("x").await, letter.repeat(3));
+    }
+    for letter in ["b", "a", "c"] {
+        assert_eq!(server.post("/v1/adapters/x/rollback", &json!({})).await.status, 200);
+        assert_eq!(text("x").await, letter.repeat(3));
+    }
+    let stats = || server.state.adapters.tier_facts().stats;
+    assert_eq!((stats().loads, stats().host_evictions), (0, 0), "{:?}", stats());
+    // Others need the room: what a name points at stays.
+    for letter in "defghijklmnopqr".chars() {
+        load(&server, &letter.to_string(), &letter.to_string()).await;
+        assert_eq!(text(&letter.to_string()).await, letter.to_string().repeat(3));
+        text("x").await;
+    }
+    let tiers = server.get("/v1/adapters/x").await.json();
+    assert_eq!(tiers["tier"], "device");
+    for earlier in tiers["history"].as_array().unwrap() {
+        let digest = earlier["generation"].as_str().unwrap().parse().unwrap();
+        assert_eq!(server.state.adapters.tier(digest), Tier::Disk);
+    }
+    assert_eq!(stats().loads, 0, "{:?}", stats());
+    // With the name goes what it pointed at before.
+    assert_eq!(server.post("/v1/adapters/x/rollback", &json!({})).await.status, 200);
+    assert_eq!(text("x").await, "bbb");
+    let card = server.get("/v1/adapters/x").await.json();
+    let earlier = card["history"].as_array().unwrap().iter().map(|it| &it["generation"]);
+    let all: Vec<_> = earlier.chain([&card["generation"]]).map(|it| it.as_str().unwrap()).collect();
+    let tier = |digest: &&str| server.state.adapters.tier(digest.parse().unwrap());
+    assert!(all.iter().any(|digest| tier(digest) != Tier::Disk));
+    assert_eq!(server.delete("/v1/adapters/x").await.status, 200);
+    assert!(all.iter().all(|digest| tier(digest) == Tier::Disk), "{:?}", stats());
+}
+
+#[tokio::test]
+async fn a_name_that_goes_while_it_is_brought_to_the_device_leaves_nothing() {
+    let server = small(4, 200).await;
+    let stats = || server.state.adapters.tier_facts().stats;
+    let before = (stats().host_generations, stats().device_generations);
+    // Adapters come between two steps.
+    server.script.lock().unwrap().step = Duration::from_millis(300);
+    let busy = {
+        let server = Arc::clone(&server);
+        tokio::spawn(async move { server.complete(json!({"max_tokens": 6})).await })
+    };
+    while server.state.engine.stats().running == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let put = {
+        let server = Arc::clone(&server);
+        let body = json!({"path": "a", "pinned": true});
+        tokio::spawn(async move { server.put("/v1/adapters/x", &body).await })
+    };
+    // The prefetch of what was registered, and the pin.
+    while stats().waiting < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(server.delete("/v1/adapters/x").await.status, 200);
+    assert_eq!(put.await.unwrap().status, 404, "it was removed before it was pinned");
+    assert_eq!(busy.await.unwrap().status, 200);
+    server.stores(0).await;
+    assert_eq!((stats().host_generations, stats().device_generations), before, "{:?}", stats());
+    assert_eq!((stats().pinned_generations, stats().waiting), (0, 0));
 }
 
 #[tokio::test]

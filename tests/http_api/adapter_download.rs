@@ -10,7 +10,10 @@ use pleach_adapters::Expect;
 use serde_json::json;
 use tower::ServiceExt as _;
 
-use crate::support::{Server, says, write_adapter};
+use crate::{
+    namespaces::tenant,
+    support::{Server, says, write_adapter},
+};
 
 const CONFIG: &str = "adapter_config.json";
 const TENSORS: &str = "adapter_model.safetensors";
@@ -96,6 +99,69 @@ async fn a_folder_of_the_configuration_is_sent_as_long_as_it_is_what_was_served(
         (reply.status.as_u16(), &reply.json()["error"]["code"]),
         (409, &json!("generation_conflict"))
     );
+}
+
+#[tokio::test]
+async fn the_owner_says_whose_of_two_of_one_name() {
+    let server = server().await;
+    let one = server.seen_by(&tenant(&server, "one").await);
+    for folder in ["c", "d"] {
+        write_adapter(&server.root.join(folder), folder.chars().next().unwrap());
+        let put = one.put("/v1/adapters/x", &json!({"path": folder})).await;
+        assert!(put.status.is_success(), "{}", put.text);
+    }
+    let sent = async |server: &Server, query: &str| {
+        unpack(&download(server, &format!("/v1/adapters/x/download{query}")).await.unwrap())
+    };
+    let (own, shared) = (files(&server, "d"), files(&server, "b"));
+    assert_eq!((sent(&one, "").await, sent(&one, "?owner=own").await), (own.clone(), own));
+    assert_eq!(
+        (sent(&one, "?owner=shared").await, sent(&server, "").await),
+        (shared.clone(), shared)
+    );
+    let earlier = async |server: &Server, query: &str| {
+        let card = server.get(&format!("/v1/adapters/x{query}")).await.json();
+        card["history"][0]["generation"].as_str().unwrap().to_owned()
+    };
+    let (of_own, of_shared) = (earlier(&one, "").await, earlier(&one, "?owner=shared").await);
+    let query = format!("?owner=shared&generation={of_shared}");
+    assert_eq!(sent(&one, &query).await, files(&server, "a"));
+    for (query, status) in [
+        (format!("?owner=shared&generation={of_own}"), 404),
+        (format!("?owner=own&generation={of_shared}"), 409),
+        ("?owner=them".to_owned(), 400),
+    ] {
+        assert_eq!(
+            one.get(&format!("/v1/adapters/x/download{query}")).await.status,
+            status,
+            "{query}"
+        );
+    }
+    assert_eq!(one.delete("/v1/adapters/x").await.status, 200);
+    assert_eq!(one.get("/v1/adapters/x/download?owner=own").await.status, 404);
+    assert_eq!(sent(&one, "").await, files(&server, "b"));
+}
+
+/// Whichever of two equal ones came first: files that are stored stay what they are.
+#[tokio::test]
+async fn a_folder_that_changed_harms_no_name_whose_files_are_stored_too() {
+    let server = server().await;
+    write_adapter(&server.root.join("c"), 'c');
+    let expected = files(&server, "c");
+    let configured =
+        server.state.adapters.register_configured("own", server.root.join("c"), Expect::Absent);
+    configured.await.unwrap();
+    assert_eq!(server.put("/v1/adapters/copy", &json!({"path": "c"})).await.status, 201);
+    write_adapter(&server.root.join("c"), 'z');
+    for name in ["own", "copy"] {
+        let archive = download(&server, &format!("/v1/adapters/{name}/download")).await.unwrap();
+        assert_eq!(unpack(&archive), expected, "{name}");
+    }
+    // What it was can be gone back to, as the store has it.
+    assert_eq!(server.put("/v1/adapters/own", &json!({"path": "a"})).await.status, 200);
+    assert_eq!(server.post("/v1/adapters/own/rollback", &json!({})).await.status, 200);
+    let archive = download(&server, "/v1/adapters/own/download").await.unwrap();
+    assert_eq!(unpack(&archive), expected);
 }
 
 #[tokio::test]

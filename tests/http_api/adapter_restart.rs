@@ -1,7 +1,11 @@
 //! A server that ends without warning and starts again over what it left: names, generations, histories and pins are what
 //! they were, and what is wrong with one adapter harms no other.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use pleach::adapter_service::Target;
 use pleach_adapters::Expect;
@@ -12,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     namespaces::tenant,
     support::{Server, Setup, adapter_tensors, ids, serve, write_adapter},
+    tenant_support::until,
 };
 
 fn setup() -> Setup {
@@ -232,6 +237,75 @@ async fn adapters_of_another_base_are_listed_as_such_and_refused() {
     assert_eq!(text(&server, "x").await, "aaaaa");
     let matches = async |name: &str| cards(&server).await[name]["base_matches"].clone();
     assert_eq!((matches("x").await, matches("y").await), (json!(true), json!(false)));
+}
+
+/// What is written to the log, by this thread.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines_with(&self, text: &str) -> Vec<String> {
+        let log = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        log.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_pin_made_under_another_base_is_told_by_name_and_kept_for_later() {
+    let server = server().await;
+    put(&server, "x", "a").await;
+    put(&server, "y", "b").await;
+    for name in ["x", "y"] {
+        let path = format!("/v1/adapters/{name}");
+        assert_eq!(server.put(&path, &json!({"pinned": true})).await.status, 200);
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _logged = tracing::subscriber::set_default(subscriber);
+    let other = Setup { base_digest: "cd".repeat(32), ..setup() };
+    let server = server.restart(other).await;
+    let warnings = log.lines_with("checked against another base model");
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (name, warning) in ["x", "y"].iter().zip(&warnings) {
+        assert!(
+            warning.contains("WARN") && warning.contains(&format!("adapter={name} ")),
+            "{warning}"
+        );
+    }
+    let stats = || server.state.adapters.tier_facts().stats;
+    let card = server.get("/v1/adapters/x").await.json();
+    assert_eq!(
+        (&card["pinned"], &card["base_matches"], &card["tier"]),
+        (&json!(true), &json!(false), &json!("disk"))
+    );
+    // Files that were checked against this base are pinned as the name is; going back is not.
+    put(&server, "x", "c").await;
+    wait_for_tier(&server, "x", "device").await;
+    assert_eq!(text(&server, "x").await, "ccccc");
+    until("it is pinned", async || stats().pinned_generations == 1).await;
+    assert_eq!(server.post("/v1/adapters/x/rollback", &json!({})).await.status, 200);
+    until("it is let go", async || stats().pinned_generations == 0).await;
+    assert_eq!((stats().loads, stats().waiting), (0, 0), "nothing of another base is read");
+    assert_eq!(log.lines_with("checked against another base model").len(), 3);
+    assert_eq!(server.post("/v1/adapters/x/rollback", &json!({})).await.status, 200);
+    until("it is pinned again", async || stats().pinned_generations == 1).await;
+    // Under the first base all is as it was.
+    let server = server.restart(setup()).await;
+    wait_for_tier(&server, "y", "device").await;
+    assert_eq!(text(&server, "y").await, "bbbbb");
 }
 
 #[tokio::test]

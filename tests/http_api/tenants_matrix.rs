@@ -16,10 +16,13 @@ use crate::{
 /// Another's name, and nobody's: of one length, so that all else can be the same.
 const THEIRS: &str = "secret";
 const NOBODYS: &str = "absent";
+/// Questions, the first ones, that generate for who has the name.
+const N_GENERATING: usize = 11;
 /// A generation that there is not.
 const NO_GENERATION: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 struct World {
+    /// With the shared adapter `shared-one`.
     server: Server,
     /// Has [`THEIRS`], with a history of two.
     owner: TestTenant,
@@ -43,6 +46,14 @@ impl World {
             assert!(made.status.is_success(), "{}", made.text);
             generations.insert(0, made.json()["generation"].as_str().unwrap().to_owned());
         }
+        write_adapter(&server.root.join("C"), 'C');
+        let put = request(
+            &Method::PUT,
+            "/v1/adapters/shared-one",
+            Some(OPERATOR_KEY),
+            Some(&json!({"path": "C"})),
+        );
+        assert_eq!(server.send(put).await.status, 201);
         let generations = generations.try_into().unwrap();
         Self { server, owner, other, generations }
     }
@@ -52,6 +63,8 @@ impl World {
 fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>)> {
     let adapter = format!("/v1/adapters/{name}");
     let completion = json!({"model": name, "prompt": "ab"});
+    let parts = json!([{"name": name, "scale": 0.5}, {"name": "shared-one"}]);
+    let chat = |extra| Some(chat_body(extra));
     let prefixed = format!("tiny:{name}");
     vec![
         (Method::POST, "/v1/chat/completions".to_owned(), Some(chat_body(json!({"model": name})))),
@@ -71,11 +84,43 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
             Some(chat_body(json!({"model": name, "adapter_generation": generation}))),
         ),
         (Method::POST, "/v1/completions".to_owned(), Some(completion)),
+        // As a part of a sum: alone, beside a shared one, and of a scale at which it would not count.
+        (
+            Method::POST,
+            "/v1/completions".to_owned(),
+            Some(json!({"model": "tiny", "prompt": "ab", "adapters": parts})),
+        ),
+        (Method::POST, "/v1/chat/completions".to_owned(), chat(json!({"adapters": parts}))),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            chat(json!({"adapters": parts, "stream": true})),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            chat(json!({"adapters": [{"name": name}]})),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            chat(json!({"adapters": [{"name": "shared-one"}, {"name": prefixed, "scale": 0}]})),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            chat(json!({"adapters": [{"name": name, "generation": generation}]})),
+        ),
         // Shared names, with the generation of another.
         (
             Method::POST,
             "/v1/completions".to_owned(),
             Some(json!({"model": "pirate", "prompt": "ab", "adapter_generation": generation})),
+        ),
+        (
+            Method::POST,
+            "/v1/chat/completions".to_owned(),
+            chat(json!({"adapters": [{"name": "shared-one", "generation": generation}]})),
         ),
         (Method::GET, format!("/v1/models/{name}"), None),
         (Method::GET, format!("/v1/models/{prefixed}"), None),
@@ -117,7 +162,10 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
             Some(json!({"lora_name": name, "lora_path": "A", "expected_generation": generation})),
         ),
         (Method::GET, format!("{adapter}/download"), None),
+        (Method::GET, format!("{adapter}/download?owner=own"), None),
+        (Method::GET, format!("{adapter}/download?owner=shared"), None),
         (Method::GET, format!("{adapter}/download?generation={generation}"), None),
+        (Method::GET, format!("/v1/adapters/shared-one/download?generation={generation}"), None),
     ]
 }
 
@@ -172,7 +220,7 @@ async fn anothers_name_answers_as_nobodys_does() {
     }
     // Nor has any of it changed anything.
     assert_eq!(card().await, before);
-    for question in questions(THEIRS, &generations[0]).into_iter().take(5) {
+    for question in questions(THEIRS, &generations[0]).into_iter().take(N_GENERATING) {
         let reply = owner.send(server, question.0, &question.1, question.2.as_ref()).await;
         assert_eq!(reply.status, 200, "else the questions ask nothing: {}", reply.text);
     }

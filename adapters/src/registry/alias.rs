@@ -75,12 +75,20 @@ pub struct Moved {
     pub is_new: bool,
     /// The generation that it left, if it left one.
     pub left: Option<Arc<Generation>>,
+    /// Earlier ones that it cannot be pointed back at any more.
+    pub given_up: Vec<Arc<Generation>>,
 }
 
 impl Moved {
-    /// What the alias left, if no alias of any namespace points at its digest now. Requests may still use it.
-    pub fn retired(&self) -> Option<&Arc<Generation>> {
-        self.left.as_ref().filter(|left| left.is_retired())
+    /// All that the alias has or had, each digest once, of which no alias of any namespace has anything now: neither points
+    /// there nor has it in its history. Requests may still use it. Its present generation is among them when somebody has
+    /// removed the alias meanwhile.
+    pub fn retired(&self) -> Vec<&Arc<Generation>> {
+        let all = self.given_up.iter().chain(&self.left).chain([&self.alias.generation]);
+        let mut retired: Vec<_> = all.filter(|generation| generation.is_retired()).collect();
+        retired.sort_unstable_by_key(|generation| generation.digest);
+        retired.dedup_by_key(|generation| generation.digest);
+        retired
     }
 }
 

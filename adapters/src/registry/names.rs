@@ -30,11 +30,17 @@ pub(super) struct Entry {
     pub(super) history: History,
 }
 
+/// What an alias was and where it pointed before: it counts for neither any more.
+pub(super) struct Ended {
+    pub(super) alias: Alias,
+    pub(super) earlier: Vec<Arc<Generation>>,
+}
+
 /// All that somebody holds of one digest.
 #[derive(Debug, Default)]
 struct Content {
     pointers: Arc<Pointers>,
-    /// The last one of a namespace counts.
+    /// Of a namespace, the last one with files of ours counts, else the last one.
     by_space: Vec<(Namespace, Weak<Generation>)>,
 }
 
@@ -61,14 +67,14 @@ impl Names {
         self.n_aliases += 1;
     }
 
-    pub(super) fn remove(&mut self, space: &Namespace, name: &str) -> Option<Entry> {
+    /// Takes an alias out, which still counts as pointing at its generation: for the caller to end.
+    pub(super) fn take(&mut self, space: &Namespace, name: &str) -> Option<Entry> {
         let aliases = self.spaces.get_mut(space)?;
         let entry = aliases.remove(name)?;
         if aliases.is_empty() {
             self.spaces.remove(space);
         }
         self.n_aliases -= 1;
-        entry.alias.generation.loses_alias(entry.alias.is_pinned);
         Some(entry)
     }
 
@@ -175,8 +181,10 @@ impl Names {
         digest: &GenerationDigest,
     ) -> Option<Arc<Generation>> {
         let by_space = &self.contents.get(digest)?.by_space;
-        let mut of_space = by_space.iter().rev().filter(|(owner, _)| owner == space);
-        of_space.find_map(|(_, generation)| generation.upgrade())
+        let of_space = by_space.iter().rev().filter(|(owner, _)| owner == space);
+        let living: Vec<_> = of_space.filter_map(|(_, generation)| generation.upgrade()).collect();
+        let ours = living.iter().find(|generation| generation.files.are_ours());
+        ours.or(living.first()).cloned()
     }
 
     /// Every generation of this digest that somebody holds.
@@ -207,15 +215,29 @@ impl Content {
 }
 
 impl Entry {
-    /// Points elsewhere; where it pointed, if that is somewhere else.
-    pub(super) fn moves_to(&mut self, generation: Arc<Generation>) -> Option<Arc<Generation>> {
+    /// Points elsewhere; where it pointed, if that is somewhere else. `keep` puts that into the history.
+    pub(super) fn moves_to(
+        &mut self,
+        generation: Arc<Generation>,
+        keep: impl FnOnce(&mut History, Arc<Generation>),
+    ) -> Option<Arc<Generation>> {
         if generation.digest == self.alias.generation.digest {
             return None;
         }
         let is_pinned = self.alias.is_pinned;
         generation.gains_alias(is_pinned);
-        self.alias.generation.loses_alias(is_pinned);
-        Some(std::mem::replace(&mut self.alias.generation, generation))
+        let left = std::mem::replace(&mut self.alias.generation, generation);
+        keep(&mut self.history, Arc::clone(&left));
+        left.loses_alias(is_pinned);
+        Some(left)
+    }
+
+    /// The alias is gone, or another has its place.
+    pub(super) fn end(self) -> Ended {
+        let Self { alias, history } = self;
+        alias.generation.loses_alias(alias.is_pinned);
+        let earlier = history.list();
+        Ended { alias, earlier }
     }
 }
 

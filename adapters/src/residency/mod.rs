@@ -12,6 +12,8 @@
 //! - **One load, one install** for all who want the same generation at the same time.
 //! - **First come, first served** for device memory, among those whose packed form is in host memory. A slow load
 //!   holds up nobody else; whoever is first holds back the others until it has room, so a large one cannot starve.
+//! - **Names count.** What no name points at any more, though one may be pointed back at it, stays until its bytes are
+//!   needed, and goes before everything that is asked for by name.
 //! - **Draining.** The first in line has waited `drain_after` since its packed form was ready, and there is still no
 //!   room, because all unpinned residents are in use: then as many of them as it needs, least recently asked for
 //!   first, take no new request. When they don't end, one more is drained after further 1, 3, 7, … × `drain_after`.
@@ -142,6 +144,12 @@ impl<D: AdapterDevice, S: AdapterSource<Packed = D::Packed>> Residency<D, S> {
     /// Lets a pinned generation be evicted again. Without effect on others.
     pub fn unpin(&self, digest: GenerationDigest) {
         self.shared.update(|tiers| tiers.unpin(digest));
+    }
+
+    /// Says whether a name points at a generation. Those that none points at are the first to be evicted and drained. Without
+    /// effect on one of which nothing is in memory.
+    pub fn set_current(&self, digest: GenerationDigest, is_current: bool) {
+        self.shared.update(|tiers| tiers.set_current(digest, is_current));
     }
 
     /// The generation is retired: leaves host memory and the device as soon as nobody uses it or waits for it.

@@ -179,10 +179,10 @@ fn equal_files_are_one_generation() {
     assert_eq!(Arc::strong_count(&keeper), 1);
     assert!(registry.find(&us(), &digest(9)).is_none());
     // It is retired when the last of its aliases leaves.
-    assert!(registry.remove(&us(), "one", Expect::Anything).unwrap().retired().is_none());
-    let retired =
-        registry.remove(&us(), "two", Expect::Anything).unwrap().retired().cloned().unwrap();
-    assert!(Arc::ptr_eq(&retired, &first.generation) && retired.is_retired());
+    assert!(registry.remove(&us(), "one", Expect::Anything).unwrap().retired().is_empty());
+    let removed = registry.remove(&us(), "two", Expect::Anything).unwrap();
+    let [retired] = removed.retired()[..] else { panic!("{removed:?}") };
+    assert!(Arc::ptr_eq(retired, &first.generation) && retired.is_retired());
 }
 
 #[test]
@@ -194,10 +194,14 @@ fn a_request_keeps_its_generation() {
         panic!("an adapter")
     };
     let moved = registry.point(&us(), "one", generation(2), Expect::Generation(digest(1))).unwrap();
-    assert_eq!(moved.retired().unwrap().digest, digest(1));
+    assert!(moved.retired().is_empty(), "it can be gone back to");
+    assert!(!pinned.generation.is_current() && !pinned.generation.is_retired());
     assert_eq!(pinned.generation.digest, digest(1));
     assert_eq!(resolved(&registry, "one").unwrap(), Some(("one".to_owned(), 2)));
-    registry.remove(&us(), "one", Expect::Anything).unwrap();
+    let removed = registry.remove(&us(), "one", Expect::Anything).unwrap();
+    let retired: Vec<_> = removed.retired().iter().map(|it| it.digest).collect();
+    assert_eq!(retired, [digest(1), digest(2)], "with a name goes its history");
+    drop(removed);
     // Nobody but the request has it now; it can still be loaded for it.
     assert!(registry.find(&us(), &digest(1)).is_some());
     assert_eq!(Arc::strong_count(&keeper), 2);
@@ -293,7 +297,10 @@ fn rolling_back_turns_the_history() {
     registry.point(&us(), "one", generation(2), Expect::Anything).unwrap();
     assert_eq!(history(), [4, 3, 1]);
     for content in 20..40 {
-        registry.point(&us(), "one", generation(content), Expect::Anything).unwrap();
+        let moved = registry.point(&us(), "one", generation(content), Expect::Anything).unwrap();
+        let retired: Vec<_> = moved.retired().iter().map(|it| it.digest).collect();
+        // The present one and seven earlier ones are kept.
+        assert!(content < 28 || retired == [digest(content - 8)], "{content}: {retired:?}");
     }
     assert_eq!(history(), (39 - u8::try_from(HISTORY_MAX).unwrap()..39).rev().collect::<Vec<_>>());
     assert!(registry.find(&us(), &digest(1)).is_none(), "what is cut off is given up");

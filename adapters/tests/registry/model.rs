@@ -6,7 +6,8 @@ use std::{
 };
 
 use pleach_adapters::{
-    Alias, Expect, Generation, KnownAlias, Namespace, Registry, Resolution, registry::HISTORY_MAX,
+    Alias, Expect, Generation, KnownAlias, Moved, Namespace, Registry, Resolution,
+    registry::HISTORY_MAX,
 };
 use proptest::prelude::*;
 
@@ -92,6 +93,11 @@ impl Model {
         self.names.values().map(|line| line[0]).collect()
     }
 
+    /// What any name points at or did.
+    fn named(&self) -> BTreeSet<u8> {
+        self.names.values().flatten().copied().collect()
+    }
+
     fn pinned_contents(&self) -> BTreeSet<u8> {
         self.pinned.iter().map(|name| self.names[name][0]).collect()
     }
@@ -103,7 +109,7 @@ fn apply(
     model: &mut Model,
     requests: &mut Vec<Alias>,
     operation: &Operation,
-) -> Option<u8> {
+) -> Vec<u8> {
     let in_space = |(space, name): Name| (Namespace::new(space), name);
     let moved = match *operation {
         Operation::Insert(name, content) => {
@@ -161,10 +167,10 @@ fn apply(
             } else {
                 model.pinned.remove(&name);
             }
-            return None;
+            return Vec::new();
         }
         Operation::Restore(name) => {
-            let line = model.names.get(&name)?;
+            let Some(line) = model.names.get(&name) else { return Vec::new() };
             let (space, alias) = in_space(name);
             let known = KnownAlias {
                 name: alias.to_owned(),
@@ -180,16 +186,18 @@ fn apply(
             if let Ok(Resolution::Adapter(alias)) = registry.resolve(&space, alias) {
                 requests.push(alias);
             }
-            return None;
+            return Vec::new();
         }
         Operation::EndOldest => {
             if !requests.is_empty() {
                 requests.remove(0);
             }
-            return None;
+            return Vec::new();
         }
     };
-    Some(moved.ok()?.retired()?.digest.0[0])
+    let moved = moved.ok();
+    let retired = moved.iter().flat_map(Moved::retired);
+    retired.map(|generation| generation.digest.0[0]).collect()
 }
 
 /// Known to a namespace is what one of its names points at, has in its history, or a request to one uses.
@@ -203,7 +211,8 @@ fn check_known(registry: &Registry, model: &Model, requests: &[Alias]) {
             let found = registry.find(&Namespace::new(space), &digest(content));
             assert_eq!(found.is_some(), held.contains(&content), "{space} {content}");
             if let Some(found) = found {
-                assert_eq!(found.is_retired(), !model.pointed_at().contains(&content));
+                assert_eq!(found.is_current(), model.pointed_at().contains(&content));
+                assert_eq!(found.is_retired(), !model.named().contains(&content));
                 assert_eq!(found.is_pinned(), model.pinned_contents().contains(&content));
             }
         }
@@ -261,11 +270,11 @@ proptest! {
         let mut model = Model::default();
         let mut requests = Vec::new();
         for operation in operations {
-            let before = model.pointed_at();
+            let before = model.named();
             let retired = apply(&registry, &mut model, &mut requests, &operation);
-            // What is said to be retired is what no name of any namespace points at any more.
-            let left: Vec<_> = before.difference(&model.pointed_at()).copied().collect();
-            prop_assert_eq!(retired.into_iter().collect::<Vec<_>>(), left, "{:?}", operation);
+            // What is said to be retired is what no name of any namespace points at any more, or can be pointed back at.
+            let left: Vec<_> = before.difference(&model.named()).copied().collect();
+            prop_assert_eq!(retired, left, "{:?}", operation);
             check_known(&registry, &model, &requests);
         }
         check_lists(&registry, &model);

@@ -85,16 +85,24 @@ impl Compositions {
         self.lock().entries.get(digest)?.wanted.upgrade()
     }
 
+    /// The sums that a generation is part of.
+    pub(in crate::adapter_service) fn with_part(
+        &self,
+        generation: &GenerationDigest,
+    ) -> Vec<GenerationDigest> {
+        let table = self.lock();
+        let with_part = table.entries.iter().filter(|(_, entry)| entry.has_part(generation));
+        with_part.map(|(digest, _)| *digest).collect()
+    }
+
     /// The sums that a generation is part of; those that no request wants are known no more.
     pub(in crate::adapter_service) fn retire(
         &self,
         generation: &GenerationDigest,
     ) -> Vec<GenerationDigest> {
-        let mut table = self.lock();
-        let has_part = |entry: &Entry| entry.generations.contains(generation);
-        let found: Vec<_> =
-            table.entries.iter().filter(|(_, e)| has_part(e)).map(|(digest, _)| *digest).collect();
-        table.entries.retain(|_, entry| entry.is_wanted() || !has_part(entry));
+        let found = self.with_part(generation);
+        let is_left = |entry: &Entry| entry.is_wanted() || !entry.has_part(generation);
+        self.lock().entries.retain(|_, entry| is_left(entry));
         found
     }
 
@@ -104,6 +112,10 @@ impl Compositions {
 }
 
 impl Entry {
+    fn has_part(&self, generation: &GenerationDigest) -> bool {
+        self.generations.contains(generation)
+    }
+
     fn is_wanted(&self) -> bool {
         self.wanted.strong_count() > 0
     }

@@ -34,6 +34,32 @@ async fn a_pinned_generation_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_no_name_points_at_stays_until_its_bytes_are_needed_and_goes_first() {
+    let limits = ResidencyLimits { host_bytes_max: 120, ..CONFIG.limits };
+    let bench = Bench::with(80, ResidencyConfig { limits, ..CONFIG });
+    let [named, earlier, new, more] = [1, 2, 3, 4].map(|number| generation(number, 40));
+    for digest in [named, earlier] {
+        drop(bench.lease(digest).await);
+    }
+    // In use once more when its name has moved.
+    bench.residency.set_current(earlier, false);
+    drop(bench.lease(earlier).await);
+    let tiers = |digests: [_; 3]| digests.map(|digest| bench.residency.tier(digest));
+    assert_eq!(tiers([named, earlier, new]), [Tier::Device, Tier::Device, Tier::Disk]);
+    // Used later than the other, it goes before it; back again it need not be read.
+    drop(bench.lease(new).await);
+    assert_eq!(tiers([named, earlier, new]), [Tier::Device, Tier::Host, Tier::Device]);
+    bench.residency.set_current(earlier, true);
+    drop(bench.lease(earlier).await);
+    assert_eq!((bench.source.loads(earlier), bench.residency.tier(named)), (1, Tier::Host));
+    // And so in host memory.
+    bench.residency.set_current(new, false);
+    drop(bench.lease(more).await);
+    assert_eq!(tiers([named, new, more]), [Tier::Host, Tier::Disk, Tier::Device]);
+    bench.check();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_never_fits_is_told_at_once_and_harms_nobody() {
     let bench = Bench::new(100);
     let holder = bench.lease(generation(1, 100)).await;

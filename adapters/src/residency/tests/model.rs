@@ -51,11 +51,15 @@ pub(super) struct World {
     waiting: Vec<Request>,
     users: BTreeMap<GenerationDigest, Vec<Lease>>,
     granted: Vec<GenerationDigest>,
+    /// Those whose answers are not collected yet.
+    answered: BTreeSet<GenerationDigest>,
     loading: Vec<GenerationDigest>,
     installing: Vec<(GenerationDigest, Arc<GenerationDigest>)>,
     resident: BTreeSet<GenerationDigest>,
     pinned: BTreeSet<GenerationDigest>,
     forgotten: BTreeSet<GenerationDigest>,
+    /// No name points at them.
+    earlier: BTreeSet<GenerationDigest>,
     /// The event at which a resident was last asked for, or fell idle.
     used_at: BTreeMap<GenerationDigest, usize>,
     n_events: usize,
@@ -74,11 +78,13 @@ impl World {
             waiting: Vec::new(),
             users: BTreeMap::new(),
             granted: Vec::new(),
+            answered: BTreeSet::new(),
             loading: Vec::new(),
             installing: Vec::new(),
             resident: BTreeSet::new(),
             pinned: BTreeSet::new(),
             forgotten: BTreeSet::new(),
+            earlier: BTreeSet::new(),
             used_at: BTreeMap::new(),
             n_events: 0,
             is_strict: true,
@@ -102,6 +108,7 @@ impl World {
                 Effect::Grant { reply, digest, lease } => {
                     self.resident.insert(digest);
                     self.used_at.insert(digest, self.n_events);
+                    self.answered.insert(digest);
                     let lease = ResidentLease::new(digest, lease, Weak::<Nobody>::new());
                     assert!(reply.send(Ok(lease)).is_ok(), "granted to someone who left");
                 }
@@ -139,11 +146,13 @@ impl World {
         assert!(!self.pinned.contains(&digest), "evicted while pinned");
         if !self.forgotten.contains(&digest) {
             for other in &self.resident {
-                let is_evictable = self.n_users(*other) == 0 && !self.pinned.contains(other);
-                let (at, other_at) = (self.used_at[&digest], self.used_at[other]);
+                let is_used = self.n_users(*other) > 0 || self.answered.contains(other);
+                let is_evictable = !is_used && !self.pinned.contains(other);
+                let at = |digest| (!self.earlier.contains(digest), self.used_at[digest]);
+                let (at, other_at) = (at(&digest), at(other));
                 assert!(
                     !is_evictable || at <= other_at,
-                    "{digest}, used at {at}, went before {other}, used at {other_at}",
+                    "{digest}, used at {at:?}, went before {other}, used at {other_at:?}",
                 );
             }
         }
@@ -163,6 +172,7 @@ impl World {
     }
 
     fn collect_answers(&mut self) {
+        self.answered.clear();
         for mut request in std::mem::take(&mut self.waiting) {
             match request.answer.try_recv() {
                 Ok(Ok(lease)) => {
@@ -207,6 +217,7 @@ impl World {
                 || self.waiting.iter().any(|request| request.digest == *digest)
                 || !self.is_strict
         });
+        self.earlier.retain(|digest| tiers.remembers(digest));
         for digest in &self.resident {
             assert_eq!(tiers.tier(digest), Tier::Device);
             assert!(self.device.has(*digest));
@@ -341,7 +352,17 @@ impl World {
         self.event(|tiers| tiers.forget(digest));
     }
 
+    fn set_current(&mut self, digest: GenerationDigest, is_current: bool) {
+        if is_current {
+            self.earlier.remove(&digest);
+        } else if self.tiers.remembers(&digest) {
+            self.earlier.insert(digest);
+        }
+        self.event(|tiers| tiers.set_current(digest, is_current));
+    }
+
     fn offer(&mut self, digest: GenerationDigest) {
+        self.earlier.remove(&digest);
         self.forgotten.remove(&digest);
         self.event(|tiers| tiers.offer(digest, Arc::new(digest), bytes_of(&digest)));
     }
@@ -374,6 +395,9 @@ impl World {
             Operation::Pin(number) => self.pin(digest(number)),
             Operation::Unpin(number) => self.unpin(digest(number)),
             Operation::Forget(number) => self.forget(digest(number)),
+            Operation::SetCurrent(number, is_current) => {
+                self.set_current(digest(number), is_current);
+            }
             Operation::Offer(number) => self.offer(digest(number)),
             Operation::KeepElsewhere(number) => self.keep_elsewhere(digest(number)),
             Operation::ReturnAll => self.kept_elsewhere.clear(),
@@ -428,6 +452,7 @@ enum Operation {
     Pin(usize),
     Unpin(usize),
     Forget(usize),
+    SetCurrent(usize, bool),
     Offer(usize),
     KeepElsewhere(usize),
     ReturnAll,
@@ -446,6 +471,7 @@ fn plain_operation() -> impl Strategy<Value = Operation> {
         1 => index.clone().prop_map(Operation::Pin),
         1 => index.clone().prop_map(Operation::Unpin),
         1 => index.clone().prop_map(Operation::Forget),
+        2 => (index.clone(), any::<bool>()).prop_map(|(index, is_current)| Operation::SetCurrent(index, is_current)),
         1 => index.prop_map(Operation::Offer),
         1 => (0..200_usize, 0..8_usize, 0..8_usize).prop_map(|(host_bytes_max, max_loras, max_cpu_loras)| {
             Operation::SetLimits { host_bytes_max, max_loras, max_cpu_loras }

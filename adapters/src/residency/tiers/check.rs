@@ -1,8 +1,14 @@
 //! For tests: every list and sum is what the entries say.
 
 use super::{List, Place, Tiers};
+use crate::digest::GenerationDigest;
 
 impl<P, L: Clone> Tiers<P, L> {
+    /// Whether anything of a generation is remembered.
+    pub(in crate::residency) fn remembers(&self, digest: &GenerationDigest) -> bool {
+        self.entries.contains_key(digest)
+    }
+
     pub(in crate::residency) fn check(&self) {
         let all = [
             List::Device,

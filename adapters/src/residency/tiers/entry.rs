@@ -7,11 +7,15 @@ use tokio::{sync::oneshot, time::Instant};
 use super::lists::{List, N_LISTS};
 use crate::residency::{ResidencyError, ResidentLease};
 
+/// Above every time of use of a generation that no name points at: those go first, in whatever list.
+const CURRENT: u64 = 1 << 63;
+
 /// Where the answer to a request goes.
 pub(in crate::residency) type Reply<L> = oneshot::Sender<Result<ResidentLease<L>, ResidencyError>>;
 
 /// Exists while somebody wants the generation, or any of it is in memory.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts that are true of it independently")]
 pub(super) struct Entry<P, L> {
     /// Its rank in lists whose order means nothing.
     pub(super) id: u64,
@@ -26,6 +30,8 @@ pub(super) struct Entry<P, L> {
     pub(super) place: Place<L>,
     pub(super) is_pinned: bool,
     pub(super) is_forgotten: bool,
+    /// No name points at it, though some may again.
+    pub(super) is_earlier: bool,
     /// When it was last asked for or fell idle, as a number that only grows.
     pub(super) used_at: u64,
     /// Since when it is in line for the device.
@@ -60,6 +66,7 @@ impl<P, L> Entry<P, L> {
             place: Place::Absent,
             is_pinned: false,
             is_forgotten: false,
+            is_earlier: false,
             used_at: id,
             ready_since: None,
             listed: [None; N_LISTS],
@@ -98,10 +105,11 @@ impl<P, L> Entry<P, L> {
         let mut put = |list: List, rank: u64, belongs: bool| {
             ranks[list as usize] = belongs.then_some(rank);
         };
+        let use_rank = if self.is_earlier { self.used_at } else { CURRENT | self.used_at };
         let is_packed = self.packed.is_some();
         if is_packed {
             put(List::Host, self.id, true);
-            put(List::Droppable, self.used_at, !self.is_wanted() && !self.is_installing());
+            put(List::Droppable, use_rank, !self.is_wanted() && !self.is_installing());
         }
         put(List::Loading, self.id, self.is_loading);
         match self.place {
@@ -120,9 +128,9 @@ impl<P, L> Entry<P, L> {
                 put(List::Device, self.id, true);
                 put(List::Pinned, self.id, self.is_pinned);
                 put(List::InUse, self.id, n_users > 0);
-                put(List::Idle, self.used_at, is_free && n_users == 0);
-                put(List::Draining, self.used_at, is_draining);
-                put(List::Busy, self.used_at, is_free && n_users > 0 && !is_draining);
+                put(List::Idle, use_rank, is_free && n_users == 0);
+                put(List::Draining, use_rank, is_draining);
+                put(List::Busy, use_rank, is_free && n_users > 0 && !is_draining);
             }
         }
         ranks

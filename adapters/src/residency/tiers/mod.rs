@@ -248,7 +248,7 @@ impl<P, L: Clone> Tiers<P, L> {
         let number = self.next_number();
         self.failures.remove(digest);
         let entry = self.entries.entry(digest).or_insert_with(|| Entry::new(number));
-        entry.is_forgotten = false;
+        (entry.is_forgotten, entry.is_earlier) = (false, false);
         let is_loading = entry.is_loading;
         self.store(digest, packed, bytes);
         if let Some(entry) = self.entries.get_mut(&digest) {
@@ -307,6 +307,14 @@ impl<P, L: Clone> Tiers<P, L> {
     pub(super) fn unpin(&mut self, digest: GenerationDigest) {
         if let Some(entry) = self.entries.get_mut(&digest) {
             entry.is_pinned = false;
+            self.settle(digest);
+        }
+    }
+
+    /// Whether a name points at it.
+    pub(super) fn set_current(&mut self, digest: GenerationDigest, is_current: bool) {
+        if let Some(entry) = self.entries.get_mut(&digest) {
+            entry.is_earlier = !is_current;
             self.settle(digest);
         }
     }
