@@ -184,7 +184,7 @@ mod tests {
                 "model.layers.2.self_attn.q_proj cannot be trained: the model has no such layer",
             ),
             (
-                with(Site { layer: 0, ..beyond }, 257),
+                with(Site { layer: 0, ..beyond }, LORA_RANK_MAX + 1),
                 "model.layers.0.self_attn.q_proj cannot be trained: its rank is too large",
             ),
             (
