@@ -30,6 +30,32 @@ pub enum TrainerError {
         /// Rows there is memory for.
         rows_max: usize,
     },
+    /// A sample that cannot be learned from.
+    #[error("sample {index}: {problem}")]
+    BadSample {
+        /// Its place in the batch.
+        index: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Weights of a head that are not whole rows.
+    #[error("a head of {found} weights over hidden states of {hidden} values")]
+    Head {
+        /// Weights given.
+        found: usize,
+        /// Width of the model.
+        hidden: usize,
+    },
+    /// The head has another number of outputs than the objective.
+    #[error("a head of {found} outputs, the objective {objective} has {expected}")]
+    Outputs {
+        /// Outputs of the head.
+        found: usize,
+        /// The objective.
+        objective: &'static str,
+        /// Its outputs; 0 is no head.
+        expected: usize,
+    },
     /// No token of the batch is a target, so there is no loss.
     #[error("the batch has no targets")]
     NoTargets,

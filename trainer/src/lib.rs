@@ -8,12 +8,14 @@
 //! LoraSettings ──> a fresh adapter        Learner ──> PEFT folder (served), TrainState (resumed)
 //! ```
 //!
-//! The engine knows no objective and this crate no kernel: they meet at the log-probabilities of target tokens.
+//! The engine knows no objective and this crate no kernel: they meet at the log-probabilities of target tokens and the
+//! hidden states that a head reads.
 
 pub mod data;
 mod early_stopping;
 mod error;
 mod files;
+mod head;
 mod learner;
 mod lora;
 pub mod objective;
@@ -23,9 +25,10 @@ mod state;
 
 pub use early_stopping::{Better, EarlyStopping, Verdict};
 pub use error::TrainerError;
+pub use head::Head;
 pub use learner::{Learner, LearnerSettings, StepReport};
 pub use lora::LoraSettings;
-pub use objective::{Objective, Sample, Targeted};
+pub use objective::{Objective, Sample, SequenceScores, Targeted};
 pub use optimizer::{AdamW, OptimizerSettings, Schedule};
-pub use peft::{Precision, save_peft};
+pub use peft::{Precision, save_peft, save_peft_classifier};
 pub use state::{StateError, TrainState};

@@ -7,7 +7,11 @@ use pleach_engine::{adapter_weights::AdapterWeights, site::Site, spec::ModelSpec
 use safetensors::{Dtype, serialize, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
-use crate::{files::write_atomically, lora::LoraSettings};
+use crate::{
+    files::write_atomically,
+    head::{self, Head},
+    lora::LoraSettings,
+};
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +35,34 @@ pub fn save_peft(
     base_model: &str,
     precision: Precision,
 ) -> io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let tensors = tensors(weights, spec, precision).map_err(io::Error::other)?;
-    write_atomically(&folder.join("adapter_model.safetensors"), &tensors)?;
+    let tensors = tensors(weights, None, spec, precision).map_err(io::Error::other)?;
     let config = config(weights, settings, spec, base_model);
-    let mut text = serde_json::to_vec_pretty(&config).map_err(io::Error::other)?;
+    write(folder, &tensors, &config)
+}
+
+/// The same of a sequence classifier, with its head (`score`); all in f32.
+///
+/// # Errors
+/// Of the disk.
+pub fn save_peft_classifier(
+    folder: &Path,
+    weights: &AdapterWeights,
+    head: &Head,
+    settings: &LoraSettings,
+    spec: &ModelSpec,
+    base_model: &str,
+) -> io::Result<()> {
+    let tensors = tensors(weights, Some(head), spec, Precision::F32).map_err(io::Error::other)?;
+    let mut config = config(weights, settings, spec, base_model);
+    config["task_type"] = "SEQ_CLS".into();
+    config["modules_to_save"] = json!(["classifier", "score"]);
+    write(folder, &tensors, &config)
+}
+
+fn write(folder: &Path, tensors: &[u8], config: &Value) -> io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    write_atomically(&folder.join("adapter_model.safetensors"), tensors)?;
+    let mut text = serde_json::to_vec_pretty(config).map_err(io::Error::other)?;
     text.push(b'\n');
     write_atomically(&folder.join("adapter_config.json"), &text)
 }
@@ -51,6 +78,7 @@ fn stored(values: &[f32], precision: Precision) -> Vec<u8> {
 
 fn tensors(
     weights: &AdapterWeights,
+    head: Option<&Head>,
     spec: &ModelSpec,
     precision: Precision,
 ) -> Result<Vec<u8>, safetensors::SafeTensorError> {
@@ -68,6 +96,10 @@ fn tensors(
             let name = format!("base_model.model.{}.{factor}.weight", site.site.path());
             stored_tensors.push((name, shape, stored(values, precision)));
         }
+    }
+    if let Some(head) = head {
+        let shape = vec![head.n_outputs(), spec.hidden];
+        stored_tensors.push((head::TENSOR.to_owned(), shape, stored(head.weights(), precision)));
     }
     let views = stored_tensors
         .iter()

@@ -4,6 +4,7 @@
 //! __metadata__.pleach_train_state    JSON: version, counters, and the caller's place in its data
 //! <path of the site>.{lora_A, lora_B}          F32 [R, K], [N, R]
 //! <path of the site>.{lora_A, lora_B}.{m, v}   F32, the same shapes
+//! score, score.{m, v}                          F32 [outputs, hidden], where there is a head
 //! ```
 
 use std::{collections::HashMap, io, path::Path};
@@ -14,7 +15,7 @@ use pleach_engine::{
 };
 use safetensors::{Dtype, SafeTensorError, SafeTensors, serialize, tensor::TensorView};
 
-use crate::{files::write_atomically, optimizer::Moments};
+use crate::{files::write_atomically, head::Head, optimizer::Moments};
 
 /// Version of the file.
 const VERSION: u32 = 1;
@@ -64,6 +65,9 @@ pub struct TrainState {
     /// The weights.
     pub adapter: AdapterWeights,
     pub(crate) moments: Vec<[Moments; 2]>,
+    /// The head, if the objective has one.
+    pub head: Option<Head>,
+    pub(crate) head_moments: Option<Moments>,
     /// Steps of the optimizer, those that were skipped not among them.
     pub optimizer_steps: u64,
     /// Steps that were skipped because a gradient was not finite.
@@ -100,8 +104,17 @@ impl TrainState {
     /// [`StateError`].
     pub fn save(&self, path: &Path, spec: &ModelSpec) -> Result<(), StateError> {
         let sites = self.adapter.sites.iter().zip(&self.moments);
+        let of_head = self.head.iter().zip(&self.head_moments).flat_map(|(head, moments)| {
+            let shape = || vec![head.n_outputs(), spec.hidden];
+            [
+                ("score".to_owned(), shape(), head.weights()),
+                ("score.m".to_owned(), shape(), moments.m.as_slice()),
+                ("score.v".to_owned(), shape(), moments.v.as_slice()),
+            ]
+        });
         let stored: Vec<_> = sites
             .flat_map(|(site, moments)| arrays(site, moments, spec))
+            .chain(of_head)
             .map(|(name, shape, values)| {
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
                 (name, shape, bytes)
@@ -126,11 +139,17 @@ impl TrainState {
         write_atomically(path, &bytes).map_err(|source| file_error(path, source))
     }
 
-    /// Reads the state of a run with an adapter of the shape of `like`, whose values do not matter.
+    /// Reads the state of a run with an adapter of the shape of `like`, whose values do not matter, and with a head of so
+    /// many outputs, if any.
     ///
     /// # Errors
     /// [`StateError`], naming what is missing or of another shape.
-    pub fn load(path: &Path, spec: &ModelSpec, like: &AdapterWeights) -> Result<Self, StateError> {
+    pub fn load(
+        path: &Path,
+        spec: &ModelSpec,
+        like: &AdapterWeights,
+        n_outputs: Option<usize>,
+    ) -> Result<Self, StateError> {
         let bytes = std::fs::read(path).map_err(|source| file_error(path, source))?;
         let (_, header) = SafeTensors::read_metadata(&bytes)?;
         let text = header.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
@@ -162,9 +181,18 @@ impl TrainState {
             (site.a, site.b) = (a, b);
             moments.push([of_a, of_b]);
         }
+        let (mut head, mut head_moments) = (None, None);
+        if let Some(n_outputs) = n_outputs {
+            let shape = [n_outputs, spec.hidden];
+            let read = |name: &str| read(name.to_owned(), shape);
+            head = Head::new(spec.hidden, read("score")?).ok();
+            head_moments = Some(Moments { m: read("score.m")?, v: read("score.v")? });
+        }
         Ok(Self {
             adapter,
             moments,
+            head,
+            head_moments,
             optimizer_steps: counters.optimizer_steps,
             skipped_steps: counters.skipped_steps,
             streams: counters.streams,

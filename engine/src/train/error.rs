@@ -45,12 +45,14 @@ pub enum TrainError {
         /// Tokens of the vocabulary.
         vocab: usize,
     },
-    /// Another number of weights than of targets.
-    #[error("{found} weights for {expected} targets")]
-    Weights {
-        /// Weights given.
+    /// Another number of slopes than the micro-batch has targets, or numbers of features.
+    #[error("{found} slopes of {what}, expected {expected}")]
+    Slopes {
+        /// `logps` or `features`.
+        what: &'static str,
+        /// Slopes given.
         found: usize,
-        /// Targets of the micro-batch.
+        /// Slopes that the micro-batch asks for.
         expected: usize,
     },
     /// The call does not follow from what the pass did last.

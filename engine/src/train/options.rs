@@ -60,13 +60,36 @@ pub struct Dropout {
 /// What a pass is for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Purpose {
-    /// Log-probabilities only: nothing is kept.
+    /// Log-probabilities and features only: nothing is kept.
     Score,
+    /// The same, and the likeliest tokens of every row with targets, `top_k` of them.
+    Rank {
+        /// How many.
+        top_k: usize,
+    },
     /// A backward half follows.
     Learn {
         /// Of the adapter's inputs.
         dropout: Option<Dropout>,
     },
+}
+
+/// What the loss of a micro-batch changes by, for what a forward half gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Slopes<'a> {
+    /// `dL/dlogp` of every target, in their order.
+    pub logps: &'a [f32],
+    /// `dL/dh` of every feature `h`, `[features, hidden]`.
+    pub features: &'a [f32],
+}
+
+/// A likely token of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Likely {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability.
+    pub logp: f32,
 }
 
 /// What the next unit will do.

@@ -9,7 +9,7 @@ use pleach_engine::{
 };
 
 use crate::{
-    Example, adapter, base, learn, micro_batch, options, pass, sequences,
+    Example, adapter, base, learn, micro_batch, options, pass, sequences, slopes,
     support::{
         isas,
         random::{Random, case_seed},
@@ -122,7 +122,8 @@ fn in_slices_of_any_size() {
         };
         to_the_end(&mut pass);
         let logps = bits(pass.logps().unwrap());
-        pass.begin_backward(&case.weights, AdapterGradients::zeros(&case.adapter)).unwrap();
+        let zeros = AdapterGradients::zeros(&case.adapter);
+        pass.begin_backward(slopes(&case.weights), zeros).unwrap();
         to_the_end(&mut pass);
         let gradients = gradient_bits(&pass.take_gradients().unwrap());
         assert!((logps, gradients) == expected, "units of {unit_work}");

@@ -17,7 +17,7 @@ use pleach_engine::{
     model::Activations,
     site::{Site, TargetModule},
     spec::ModelSpec,
-    train::{AdapterGradients, AdapterShape, Dropout, MicroBatch, Purpose, TrainOptions},
+    train::{AdapterGradients, AdapterShape, Dropout, MicroBatch, Purpose, Slopes, TrainOptions},
 };
 use support::random::Random;
 
@@ -100,7 +100,7 @@ pub(crate) fn learn(
     pass.begin(batch, Some(Arc::clone(adapter)), Purpose::Learn { dropout }).unwrap();
     pass.run();
     let logps = pass.logps().unwrap().to_vec();
-    pass.begin_backward(weights, gradients).unwrap();
+    pass.begin_backward(slopes(weights), gradients).unwrap();
     pass.run();
     (logps, pass.take_gradients().unwrap())
 }
@@ -111,4 +111,9 @@ pub(crate) fn pass(
     options: TrainOptions,
 ) -> TrainPass {
     TrainPass::new(base, &AdapterShape::of(adapter), options).unwrap()
+}
+
+/// Slopes of log-probabilities alone.
+pub(crate) fn slopes(logps: &[f32]) -> Slopes<'_> {
+    Slopes { logps, features: &[] }
 }

@@ -12,7 +12,7 @@ use pleach_engine::{
 };
 
 use crate::{
-    adapter, base, options, pass,
+    adapter, base, options, pass, slopes,
     support::random::{Random, case_seed},
 };
 
@@ -93,20 +93,23 @@ fn calls_out_of_order_and_the_next_pass_works() {
     pass.begin(batch(&[1, 2, 3]), None, LEARN).unwrap();
     pass.run();
     assert_eq!(
-        message(pass.begin_backward(&[1.0, 1.0], zeros())),
+        message(pass.begin_backward(slopes(&[1.0, 1.0]), zeros())),
         "a backward half needs an adapter"
     );
     pass.begin(batch(&[1, 2, 3]), Some(Arc::clone(&weights)), Purpose::Score).unwrap();
     pass.run();
     assert_eq!(
-        message(pass.begin_backward(&[1.0, 1.0], zeros())),
+        message(pass.begin_backward(slopes(&[1.0, 1.0]), zeros())),
         "a backward half needs a forward half for learning, done"
     );
     pass.begin(batch(&[1, 2, 3]), Some(Arc::clone(&weights)), LEARN).unwrap();
-    assert!(pass.begin_backward(&[1.0, 1.0], zeros()).is_err());
+    assert!(pass.begin_backward(slopes(&[1.0, 1.0]), zeros()).is_err());
     pass.run();
-    assert_eq!(message(pass.begin_backward(&[1.0], zeros())), "1 weights for 2 targets");
-    pass.begin_backward(&[1.0, 1.0], zeros()).unwrap();
+    assert_eq!(
+        message(pass.begin_backward(slopes(&[1.0]), zeros())),
+        "1 slopes of logps, expected 2"
+    );
+    pass.begin_backward(slopes(&[1.0, 1.0]), zeros()).unwrap();
     assert_eq!(
         pass.take_gradients().unwrap_err().to_string(),
         "take_gradients needs a backward half, done"
@@ -118,7 +121,7 @@ fn calls_out_of_order_and_the_next_pass_works() {
     pass.begin(batch(&[1]), Some(Arc::clone(&weights)), LEARN).unwrap();
     pass.run();
     assert!(pass.logps().unwrap().is_empty());
-    pass.begin_backward(&[], zeros()).unwrap();
+    pass.begin_backward(slopes(&[]), zeros()).unwrap();
     pass.run();
     assert!(pass.take_gradients().unwrap().norm().abs() < f64::MIN_POSITIVE);
 }

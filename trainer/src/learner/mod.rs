@@ -7,6 +7,7 @@
 //! A step is a list of tasks, each of short units, so that it can stand aside for serving after any of them; what it comes
 //! to does not depend on where it was interrupted.
 
+mod passes;
 mod step;
 
 use std::sync::Arc;
@@ -19,8 +20,9 @@ use pleach_engine::{
 
 use crate::{
     error::TrainerError,
-    objective::{Objective, Sample},
-    optimizer::{AdamW, OptimizerSettings},
+    head::Head,
+    objective::{Objective, Sample, SequenceScores},
+    optimizer::{AdamW, Moments, OptimizerSettings},
     state::TrainState,
 };
 
@@ -56,11 +58,12 @@ pub struct StepReport {
     pub rows: usize,
     /// Share of targets that were the likeliest token.
     pub token_accuracy: f64,
-    /// Mean reward: of pairs their margin (DPO), of answers their own (KTO).
+    /// Mean reward: of pairs their margin (DPO, reward heads), of answers their own (KTO).
     pub reward: f64,
-    /// Share of pairs with a margin above zero, of answers with a reward of the right sign; 0 under SFT.
-    pub reward_accuracy: f64,
-    /// KTO's estimate of the divergence from the reference.
+    /// Share of samples that came out right: pairs with a margin above zero, answers with a reward of the right sign,
+    /// texts whose label is the likeliest; 0 under other objectives.
+    pub sample_accuracy: f64,
+    /// Divergence from the reference: KTO's estimate, that from a teacher, or of a policy gradient with a KL weight.
     pub divergence: f64,
     /// A gradient or the loss was not finite: the weights stayed.
     pub skipped: bool,
@@ -73,18 +76,21 @@ pub struct Learner {
     rows_max: usize,
     settings: LearnerSettings,
     adapter: Arc<AdapterWeights>,
-    /// What DPO and KTO compare with; `None` is the base.
+    /// What objectives compare with or learn from; `None` is the base.
     reference: Option<Arc<AdapterWeights>>,
+    head: Option<Head>,
     optimizer: AdamW,
     gradients: AdapterGradients,
+    head_gradient: Vec<f32>,
+    scores: Vec<SequenceScores>,
     skipped_steps: u64,
     streams: u64,
     step: Option<Step>,
 }
 
 impl Learner {
-    /// Takes all memory that steps will need. `reference` is what DPO and KTO compare with: another generation of the same
-    /// shape, or the base.
+    /// Takes all memory that steps will need. `reference` is what objectives compare with or learn from: another generation
+    /// of the same shape, or the base. Where the objective needs a head, a fresh one is drawn; see [`Self::set_head`].
     ///
     /// # Errors
     /// Of the engine, or [`TrainerError::Setting`].
@@ -103,7 +109,8 @@ impl Learner {
                 expected: "at least 0 and below 1",
             });
         }
-        Ok(Self {
+        let hidden = base.spec().hidden;
+        let mut learner = Self {
             pass: TrainPass::new(base, &AdapterShape::of(&adapter), options)?,
             rows_max: options.rows_max,
             settings,
@@ -111,10 +118,50 @@ impl Learner {
             gradients: AdapterGradients::zeros(&adapter),
             adapter: Arc::new(adapter),
             reference,
+            head: None,
+            head_gradient: Vec::new(),
+            scores: Vec::new(),
             skipped_steps: 0,
             streams: 0,
             step: None,
-        })
+        };
+        if let Some(n_outputs) = settings.objective.n_outputs() {
+            learner.set_head(Head::fresh(n_outputs, hidden, settings.seed))?;
+        }
+        Ok(learner)
+    }
+
+    /// Goes on from another head, that of a parent for example; its moments are zero.
+    ///
+    /// # Errors
+    /// [`TrainerError::Outputs`] if the objective has another number of outputs, or no head.
+    pub fn set_head(&mut self, head: Head) -> Result<(), TrainerError> {
+        let (found, objective) = (head.n_outputs(), self.settings.objective);
+        let expected = objective.n_outputs().unwrap_or(0);
+        if found != expected {
+            let objective = objective.name();
+            return Err(TrainerError::Outputs { found, objective, expected });
+        }
+        self.head_gradient = vec![0.0; head.weights().len()];
+        self.optimizer.of_head = Some(Moments::zeros(head.weights().len()));
+        self.head = Some(head);
+        Ok(())
+    }
+
+    /// The head, where the objective trains one.
+    pub fn head(&self) -> Option<&Head> {
+        self.head.as_ref()
+    }
+
+    /// Gradient of the head at the last step, as it was before clipping; empty without one.
+    pub fn head_gradient(&self) -> &[f32] {
+        &self.head_gradient
+    }
+
+    /// What the last step or evaluation that was finished found out, of every sequence of its samples in their order: the
+    /// two of a pair one after the other.
+    pub fn scores(&self) -> &[SequenceScores] {
+        &self.scores
     }
 
     /// Goes on where a run stood. The state must be of an adapter of this shape, as [`TrainState::load`] makes sure.
@@ -123,6 +170,9 @@ impl Learner {
         self.gradients = AdapterGradients::zeros(&state.adapter);
         self.adapter = Arc::new(state.adapter);
         self.optimizer.moments = state.moments;
+        self.optimizer.of_head = state.head_moments;
+        self.head_gradient = vec![0.0; state.head.as_ref().map_or(0, |head| head.weights().len())];
+        self.head = state.head;
         self.optimizer.steps = state.optimizer_steps;
         self.skipped_steps = state.skipped_steps;
         self.streams = state.streams;
@@ -133,6 +183,8 @@ impl Learner {
         TrainState {
             adapter: AdapterWeights::clone(&self.adapter),
             moments: self.optimizer.moments.clone(),
+            head: self.head.clone(),
+            head_moments: self.optimizer.of_head.clone(),
             optimizer_steps: self.optimizer.steps(),
             skipped_steps: self.skipped_steps,
             streams: self.streams,
@@ -191,6 +243,7 @@ impl Learner {
                 self.gradients = AdapterGradients::zeros(&self.adapter);
             }
             self.gradients.clear();
+            self.head_gradient.fill(0.0);
         }
         self.step = Some(step);
         Ok(())
@@ -217,7 +270,11 @@ impl Learner {
     /// [`TrainerError::Order`] before.
     pub fn finish(&mut self) -> Result<StepReport, TrainerError> {
         match self.step.take_if(|step| step.is_done()) {
-            Some(step) => Ok(step.report()),
+            Some(step) => {
+                let (report, scores) = step.finish();
+                self.scores = scores;
+                Ok(report)
+            }
             None => Err(TrainerError::Order { call: "finish", needs: "a step that was done" }),
         }
     }

@@ -1,13 +1,13 @@
 //! One step as a list of tasks.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, ops::Range, sync::Arc};
 
-use pleach_engine::train::{MicroBatch, Progress, Purpose, UnitCost};
+use pleach_engine::train::{MicroBatch, Progress, UnitCost};
 
 use crate::{
     error::TrainerError,
-    objective::{BatchFacts, Kto, Objective, Outcome, Sample, Score, Targeted},
-    optimizer::{StepScale, narrow},
+    objective::{Asked, BatchFacts, Objective, Sample, SequenceScores, Targeted},
+    optimizer::StepScale,
 };
 
 use super::{Learner, StepReport};
@@ -17,7 +17,7 @@ const WEIGHT_WORK: u64 = 16;
 
 /// Who scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Model {
+pub(super) enum Model {
     /// The adapter in training.
     Policy,
     /// What it is compared with.
@@ -26,7 +26,7 @@ enum Model {
 
 /// One thing to do. Sequences and samples are ranges of the step's.
 #[derive(Clone, Debug)]
-enum Task {
+pub(super) enum Task {
     /// Forward only.
     Score {
         sequences: Range<usize>,
@@ -49,27 +49,29 @@ enum Task {
     Update {
         site: usize,
     },
+    /// Moves the head's.
+    UpdateHead,
 }
 
 /// A step that is under way.
 #[derive(Debug)]
 pub(super) struct Step {
-    objective: Objective,
-    batch: Vec<Sample>,
+    pub(super) objective: Objective,
+    pub(super) batch: Vec<Sample>,
     /// Those of the samples, in their order, then KTO's mismatched ones.
-    sequences: Vec<Targeted>,
+    pub(super) sequences: Vec<Targeted>,
     /// The first sequence of each sample, and the end of the last.
-    sample_indptr: Vec<usize>,
-    scores: Vec<Score>,
-    facts: BatchFacts,
+    pub(super) sample_indptr: Vec<usize>,
+    pub(super) scores: Vec<SequenceScores>,
+    pub(super) facts: BatchFacts,
     tasks: VecDeque<Task>,
     /// The first task is a pass that has begun.
     running: bool,
     squares: f64,
     scale: StepScale,
     moved: f64,
-    hits: usize,
-    report: StepReport,
+    pub(super) hits: usize,
+    pub(super) report: StepReport,
 }
 
 /// Cuts `0..n` into ranges of at most `rows_max` rows, at least one item each.
@@ -92,7 +94,7 @@ impl Step {
     /// `learns` is the number of the adapter's sites, `None` for an evaluation.
     ///
     /// # Errors
-    /// [`TrainerError::Sample`], [`TrainerError::TooLong`], [`TrainerError::NoTargets`].
+    /// [`TrainerError::Sample`], [`TrainerError::BadSample`], [`TrainerError::TooLong`], [`TrainerError::NoTargets`].
     pub(super) fn new(
         batch: Vec<Sample>,
         objective: Objective,
@@ -104,10 +106,19 @@ impl Step {
             let objective = objective.name();
             return Err(TrainerError::Sample { index, found, objective, expected });
         }
-        let rows_of = |sequence: &Targeted| MicroBatch::rows_of(&sequence.mask());
+        for (index, sample) in batch.iter().enumerate() {
+            if let Some(problem) = objective.problem_of(sample) {
+                return Err(TrainerError::BadSample { index, problem });
+            }
+        }
+        let asks = objective.asks();
+        let rows_of = |sequence: &Targeted| match asks {
+            Asked::Outputs => sequence.tokens.len(),
+            Asked::Targets | Asked::Candidates { .. } => MicroBatch::rows_of(&sequence.mask()),
+        };
         let (mut sequences, mut sample_indptr) = (Vec::new(), vec![0]);
         for sample in &batch {
-            sequences.extend(sample.sequences().into_iter().cloned());
+            sequences.extend(sample.sequences().into_iter().map(Cow::into_owned));
             sample_indptr.push(sequences.len());
         }
         let n_own = sequences.len();
@@ -127,13 +138,22 @@ impl Step {
         if let Some((at, &rows)) = all_rows.enumerate().find(|(_, rows)| **rows > rows_max) {
             return Err(TrainerError::TooLong { index: at % batch.len(), rows, rows_max });
         }
-        let score = |sequence: &Targeted| Score {
-            weight: sequence.target_weights().map(f64::from).sum(),
-            ..Score::default()
+        let score = |sequence: &Targeted| SequenceScores {
+            weights: sequence.target_weights().collect(),
+            ..SequenceScores::default()
         };
-        let scores: Vec<Score> = sequences.iter().map(score).collect();
-        let total_weight = scores[..n_own].iter().map(|score| score.weight).sum();
-        let targets = sequences[..n_own].iter().map(|s| s.target_weights().count()).sum();
+        let scores: Vec<SequenceScores> = sequences.iter().map(score).collect();
+        let of_sample = |sample: &Sample| match sample {
+            Sample::Labelled { weight, .. } => f64::from(*weight),
+            _ => 1.0,
+        };
+        let (total_weight, targets) = match asks {
+            Asked::Outputs => (batch.iter().map(of_sample).sum(), n_own),
+            Asked::Targets | Asked::Candidates { .. } => (
+                scores[..n_own].iter().map(|scores| scores.total().weight).sum::<f64>(),
+                scores[..n_own].iter().map(|scores| scores.weights.len()).sum(),
+            ),
+        };
         if targets == 0 || total_weight == 0.0 {
             return Err(TrainerError::NoTargets);
         }
@@ -178,14 +198,21 @@ impl Step {
         self.tasks.is_empty()
     }
 
-    pub(super) fn report(mut self) -> StepReport {
+    /// What the step came to, and the scores of its own sequences.
+    pub(super) fn finish(mut self) -> (StepReport, Vec<SequenceScores>) {
         let (n, report) = (self.facts.n_samples, &mut self.report);
         report.token_accuracy = self.hits as f64 / report.targets.max(1) as f64;
         report.update_norm = self.moved.sqrt();
-        report.divergence = self.facts.divergence;
+        report.divergence += self.facts.divergence;
         report.reward /= n;
-        report.reward_accuracy /= n;
-        self.report
+        report.sample_accuracy /= n;
+        self.scores.truncate(self.n_own());
+        (self.report, self.scores)
+    }
+
+    /// Sequences of the samples themselves.
+    pub(super) fn n_own(&self) -> usize {
+        self.sample_indptr.last().copied().unwrap_or(0)
     }
 
     pub(super) fn advance(
@@ -215,50 +242,18 @@ impl Step {
         Ok(Progress::Done)
     }
 
-    fn begin_pass(&self, learner: &mut Learner, task: &Task) -> Result<(), TrainerError> {
-        let (sequences, adapter, purpose) = match task {
-            Task::Score { sequences, model } => {
-                let adapter = match model {
-                    Model::Policy => Some(Arc::clone(&learner.adapter)),
-                    Model::Reference => learner.reference.clone(),
-                };
-                (sequences.clone(), adapter, Purpose::Score)
-            }
-            Task::Learn { samples } => {
-                let purpose = Purpose::Learn { dropout: learner.dropout() };
-                (self.sequences_of(samples), Some(Arc::clone(&learner.adapter)), purpose)
-            }
-            // Begun when its forward half was done.
-            Task::Backward
-            | Task::Tally
-            | Task::Norm { .. }
-            | Task::Judge
-            | Task::Update { .. } => return Ok(()),
-        };
-        let mut batch = MicroBatch::default();
-        for sequence in &self.sequences[sequences] {
-            let stream = if purpose == Purpose::Score { 0 } else { learner.next_stream() };
-            batch.push(&sequence.tokens, &sequence.mask(), stream);
-        }
-        learner.pass.begin(batch, adapter, purpose)?;
-        Ok(())
-    }
-
     fn finish_task(&mut self, learner: &mut Learner, task: Task) -> Result<(), TrainerError> {
         match task {
             Task::Score { sequences, model } => {
                 self.take_scores(learner, sequences.clone(), model)?;
-                let n_own = self.sample_indptr.last().copied().unwrap_or(0);
                 if model == Model::Policy && sequences.end == self.sequences.len() {
-                    self.facts.divergence = self.divergence(n_own);
+                    self.facts.divergence = self.divergence();
                 }
             }
             Task::Learn { samples } => {
                 let sequences = self.sequences_of(&samples);
                 self.take_scores(learner, sequences, Model::Policy)?;
-                let weights = self.slopes(samples);
-                let gradients = std::mem::take(&mut learner.gradients);
-                learner.pass.begin_backward(&weights, gradients)?;
+                self.begin_backward(learner, samples)?;
                 self.tasks.push_front(Task::Backward);
                 self.running = true;
             }
@@ -275,85 +270,30 @@ impl Step {
                 let gradients = &learner.gradients.sites[site];
                 self.moved += learner.optimizer.update(site, self.scale, weights, gradients);
             }
-        }
-        Ok(())
-    }
-
-    fn sequences_of(&self, samples: &Range<usize>) -> Range<usize> {
-        self.sample_indptr[samples.start]..self.sample_indptr[samples.end]
-    }
-
-    /// Sums of log-probabilities of the pass that was just done.
-    fn take_scores(
-        &mut self,
-        learner: &Learner,
-        sequences: Range<usize>,
-        model: Model,
-    ) -> Result<(), TrainerError> {
-        let (pass, n_own) = (&learner.pass, self.sample_indptr.last().copied().unwrap_or(0));
-        let (logps, hits) = (pass.logps()?, pass.hits()?);
-        self.report.rows += pass.batch().n_rows();
-        for (place, index) in sequences.enumerate() {
-            let targets = pass.batch().targets_of(place);
-            let weights = self.sequences[index].target_weights();
-            let terms = logps[targets.clone()].iter().zip(weights);
-            let sum = terms.map(|(logp, weight)| f64::from(*logp) * f64::from(weight)).sum();
-            match model {
-                Model::Policy => {
-                    self.scores[index].logp = sum;
-                    if index < n_own {
-                        self.hits += hits[targets].iter().filter(|hit| **hit).count();
-                    }
+            Task::UpdateHead => {
+                if let Some(head) = &mut learner.head {
+                    let (weights, gradient) = (&mut head.weights, &learner.head_gradient);
+                    self.moved += learner.optimizer.update_head(self.scale, weights, gradient);
                 }
-                Model::Reference => self.scores[index].reference = sum,
             }
         }
         Ok(())
-    }
-
-    /// KTO's estimate, from the mismatched sequences.
-    fn divergence(&self, n_own: usize) -> f64 {
-        let ratios: Vec<f64> =
-            self.scores[n_own..].iter().map(|score| score.logp - score.reference).collect();
-        Kto::divergence(&ratios)
-    }
-
-    fn outcome(&self, sample: usize) -> Outcome {
-        let scores = &self.scores[self.sequences_of(&(sample..sample + 1))];
-        self.objective.outcome(&self.batch[sample], scores, self.facts)
-    }
-
-    /// `dL/dlogp` of every target of some samples.
-    fn slopes(&self, samples: Range<usize>) -> Vec<f32> {
-        let mut slopes = Vec::new();
-        for sample in samples {
-            let sequences = &self.sequences[self.sequences_of(&(sample..sample + 1))];
-            for (sequence, slope) in sequences.iter().zip(self.outcome(sample).slopes) {
-                let weights = sequence.target_weights();
-                slopes.extend(weights.map(|weight| narrow(slope * f64::from(weight))));
-            }
-        }
-        slopes
     }
 
     fn tally(&mut self) {
-        for (index, sample) in self.batch.iter().enumerate() {
+        for index in 0..self.batch.len() {
             let outcome = self.outcome(index);
             self.report.loss += outcome.loss;
             self.report.reward += outcome.reward;
-            let is_right = match sample {
-                Sample::Supervised(_) => false,
-                Sample::Preference { .. } | Sample::Rated { desirable: true, .. } => {
-                    outcome.reward > 0.0
-                }
-                Sample::Rated { desirable: false, .. } => outcome.reward < 0.0,
-            };
-            self.report.reward_accuracy += f64::from(u8::from(is_right));
+            self.report.divergence += outcome.divergence;
+            self.report.sample_accuracy += f64::from(u8::from(outcome.is_right));
         }
     }
 
     /// Moves the weights, unless something is not finite.
     fn judge(&mut self, learner: &mut Learner) {
+        self.squares +=
+            learner.head_gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>();
         let norm = self.squares.sqrt();
         self.report.grad_norm = norm;
         if !norm.is_finite() || !self.report.loss.is_finite() {
@@ -365,6 +305,9 @@ impl Step {
         self.report.learning_rate = self.scale.rate;
         let sites = 0..learner.adapter.sites.len();
         self.tasks.extend(sites.map(|site| Task::Update { site }));
+        if learner.head.is_some() {
+            self.tasks.push_back(Task::UpdateHead);
+        }
     }
 }
 
@@ -375,6 +318,7 @@ fn weight_work(learner: &Learner, task: &Task) -> u64 {
             let weights = &learner.adapter.sites[*site];
             (weights.a.len() + weights.b.len()) as u64 * WEIGHT_WORK
         }
+        Task::UpdateHead => learner.head_gradient.len() as u64 * WEIGHT_WORK,
         Task::Score { .. } | Task::Learn { .. } | Task::Backward | Task::Tally | Task::Judge => 0,
     }
 }

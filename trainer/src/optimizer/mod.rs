@@ -113,7 +113,7 @@ pub(crate) struct Moments {
 }
 
 impl Moments {
-    fn zeros(n: usize) -> Self {
+    pub(crate) fn zeros(n: usize) -> Self {
         Self { m: vec![0.0; n], v: vec![0.0; n] }
     }
 }
@@ -124,6 +124,8 @@ pub struct AdamW {
     pub(crate) settings: OptimizerSettings,
     /// Of `A` and `B` of every site, in the adapter's order.
     pub(crate) moments: Vec<[Moments; 2]>,
+    /// Of the head, if there is one.
+    pub(crate) of_head: Option<Moments>,
     /// Steps taken.
     pub(crate) steps: u64,
     n_layers: usize,
@@ -152,7 +154,7 @@ impl AdamW {
         let zeros =
             |site: &SiteWeights| [Moments::zeros(site.a.len()), Moments::zeros(site.b.len())];
         let moments = adapter.sites.iter().map(zeros).collect();
-        Ok(Self { settings, moments, steps: 0, n_layers })
+        Ok(Self { settings, moments, of_head: None, steps: 0, n_layers })
     }
 
     /// Steps taken.
@@ -178,12 +180,31 @@ impl AdamW {
         weights: &mut SiteWeights,
         gradients: &SiteGradients,
     ) -> f64 {
-        let settings = self.settings;
         let below_top = self.n_layers.saturating_sub(weights.site.layer + 1);
         let below_top = i32::try_from(below_top).unwrap_or(i32::MAX);
-        let rate = scale.rate * settings.layer_decay.powi(below_top);
+        let update = self.numbers(scale, self.settings.layer_decay.powi(below_top));
+        let [a, b] = &mut self.moments[index];
+        update.run(&mut weights.a, a, &gradients.a) + update.run(&mut weights.b, b, &gradients.b)
+    }
+
+    /// Moves the weights of the head; returns the sum of squares of what they moved by.
+    pub(crate) fn update_head(
+        &mut self,
+        scale: StepScale,
+        weights: &mut [f32],
+        gradients: &[f32],
+    ) -> f64 {
+        let update = self.numbers(scale, 1.0);
+        let moments = self.of_head.get_or_insert_with(|| Moments::zeros(gradients.len()));
+        update.run(weights, moments, gradients)
+    }
+
+    /// The numbers of an update at a share of the learning rate.
+    fn numbers(&self, scale: StepScale, share: f64) -> Update {
+        let settings = self.settings;
+        let rate = scale.rate * share;
         let t = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let update = Update {
+        Update {
             clip: narrow(scale.clip),
             keep: narrow(1.0 - rate * settings.weight_decay),
             beta1: narrow(settings.beta1),
@@ -191,9 +212,7 @@ impl AdamW {
             rate: narrow(rate / (1.0 - settings.beta1.powi(t))),
             root: narrow((1.0 - settings.beta2.powi(t)).sqrt()),
             epsilon: narrow(settings.epsilon),
-        };
-        let [a, b] = &mut self.moments[index];
-        update.run(&mut weights.a, a, &gradients.a) + update.run(&mut weights.b, b, &gradients.b)
+        }
     }
 }
 

@@ -10,15 +10,15 @@ use serde_json::Value;
 
 use crate::{
     base, options,
-    reference::{curve, indices, initial_adapter, targeted, tensor},
+    reference::{curve, indices, initial_adapter, targeted, tensors},
 };
 
 /// Loss and norm of gradients at any step of SFT, relative.
 const STEP_TOLERANCE: f64 = 1e-3;
-/// A tensor of gradients at step 0: norm of the difference by norm.
+/// A tensor of gradients at step 0, in float64: norm of the difference by norm.
 const GRADIENT_TOLERANCE: f64 = 1e-4;
-/// The same at step 5, after five updates.
-const LATER_GRADIENT_TOLERANCE: f64 = 5e-3;
+/// The same at step 5, after five updates in float32 (0.00005 seen).
+const LATER_GRADIENT_TOLERANCE: f64 = 1e-3;
 /// Norm of the difference of final updates by norm of the update.
 const SFT_FINAL_TOLERANCE: f64 = 0.01;
 /// The same where the reference is rounded to float16.
@@ -62,7 +62,7 @@ fn distance(found: &[f32], expected: &[f32], from: Option<&[f32]>) -> f64 {
 }
 
 fn check_gradients(learner: &Learner, step: usize) {
-    let gradients = &learner.gradients().sites;
+    let (gradients, golden) = (&learner.gradients().sites, tensors("tensors"));
     for site in gradients {
         let layer = site.site.layer;
         let compared: &[usize] = if step == 0 { &[0, 15, 29] } else { &[15] };
@@ -72,7 +72,7 @@ fn check_gradients(learner: &Learner, step: usize) {
         let path = site.site.path();
         let name = format!("step{step}.{}", path.trim_start_matches("model."));
         let check = |factor: &str, found: &[f32], tolerance: f64| {
-            let distance = distance(found, &tensor(&format!("{name}.{factor}")), None);
+            let distance = distance(found, &golden[&format!("{name}.{factor}")], None);
             assert!(distance <= tolerance, "{name}.{factor}: off by {distance}");
         };
         if step == 0 {
@@ -86,6 +86,7 @@ fn check_gradients(learner: &Learner, step: usize) {
 }
 
 fn check_final(objective: &str, learner: &Learner, initial: &AdapterWeights, tolerance: f64) {
+    let golden = tensors("tensors");
     for (site, initial) in learner.adapter().sites.iter().zip(&initial.sites) {
         if site.site.layer != 15 {
             continue;
@@ -95,7 +96,7 @@ fn check_final(objective: &str, learner: &Learner, initial: &AdapterWeights, tol
         for (factor, found, from) in
             [("lora_A", &site.a, &initial.a), ("lora_B", &site.b, &initial.b)]
         {
-            let distance = distance(found, &tensor(&format!("{name}.{factor}")), Some(from));
+            let distance = distance(found, &golden[&format!("{name}.{factor}")], Some(from));
             assert!(distance <= tolerance, "{name}.{factor}: off by {distance}");
         }
     }
@@ -154,7 +155,7 @@ fn dpo_equals_the_reference() {
         close(&format!("loss at step {step}"), report.loss, &row["loss"], loss_tolerance(step));
         close(&format!("margin at step {step}"), report.reward, &row["reward_margin"], 1e-3);
         let what = format!("accuracy at step {step}");
-        close(&what, report.reward_accuracy, &row["accuracy"], 1e-9);
+        close(&what, report.sample_accuracy, &row["accuracy"], 1e-9);
         let what = format!("gradient norm at step {step}");
         relative(&what, report.grad_norm, &row["grad_norm"], STEP_TOLERANCE);
     }

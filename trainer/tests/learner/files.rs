@@ -76,10 +76,10 @@ fn a_state_is_read_back_and_others_are_refused() {
     let first = std::fs::read(&path).unwrap();
     state.save(&path, &spec).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), first, "a state has one form");
-    assert_eq!(TrainState::load(&path, &spec, run.adapter()).unwrap(), state);
+    assert_eq!(TrainState::load(&path, &spec, run.adapter(), None).unwrap(), state);
 
     let message = |path: &std::path::Path, like: &AdapterWeights| {
-        TrainState::load(path, &spec, like).unwrap_err().to_string()
+        TrainState::load(path, &spec, like, None).unwrap_err().to_string()
     };
     let other = LoraSettings::all_linear(8).fresh(&spec, 0).unwrap();
     assert_eq!(

@@ -4,6 +4,7 @@
 
 mod curves;
 mod files;
+mod objectives;
 mod reference;
 mod steps;
 
@@ -84,6 +85,35 @@ pub(crate) fn rated() -> Vec<Sample> {
     rows.map(|(first, step, length)| Sample::Rated {
         answer: sequence(first, step, length, 4),
         desirable: step % 2 == 1,
+    })
+    .to_vec()
+}
+
+pub(crate) fn rollouts() -> Vec<Sample> {
+    let rows = [(3, 5, 8, 1.0), (90, 2, 12, -0.5), (200, 7, 9, 0.5)];
+    rows.map(|(first, step, length, advantage)| Sample::Rollout {
+        answer: sequence(first, step, length, 4),
+        sampled_logps: vec![-5.0; length as usize - 4].into(),
+        advantage,
+    })
+    .to_vec()
+}
+
+pub(crate) fn labelled() -> Vec<Sample> {
+    let rows = [(3, 5, 8, 0), (90, 2, 12, 2), (200, 7, 1, 1), (7, 3, 11, 0)];
+    rows.map(|(first, step, length, label)| Sample::Labelled {
+        tokens: sequence(first, step, length, 0).tokens,
+        label,
+        weight: 1.0 + label as f32,
+    })
+    .to_vec()
+}
+
+pub(crate) fn scored() -> Vec<Sample> {
+    let rows = [(3, 5, 8, 0.5), (90, 2, 12, -1.0), (200, 7, 9, 2.0)];
+    rows.map(|(first, step, length, score)| Sample::Scored {
+        tokens: sequence(first, step, length, 0).tokens,
+        score,
     })
     .to_vec()
 }

@@ -1,5 +1,7 @@
 //! What the reference curves begin with and what they say (`tests/fixtures/training`).
 
+use std::collections::HashMap;
+
 use half::f16;
 use pleach_engine::{
     adapter_weights::{AdapterWeights, SiteWeights},
@@ -88,17 +90,21 @@ pub(crate) fn indices(value: &Value) -> Vec<usize> {
     value.as_array().unwrap().iter().map(index).collect()
 }
 
-/// Values of a tensor of the fixture, widened.
-pub(crate) fn tensor(name: &str) -> Vec<f32> {
-    let path = pleach_test_setup::fixtures().join("training/tensors.safetensors");
+/// The tensors of a file of `tests/fixtures/training`, widened.
+pub(crate) fn tensors(file: &str) -> HashMap<String, Vec<f32>> {
+    let path = pleach_test_setup::fixtures().join(format!("training/{file}.safetensors"));
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let tensor = file.tensor(name).unwrap_or_else(|_| panic!("no tensor {name}"));
-    let data = tensor.data();
-    if tensor.dtype() == safetensors::Dtype::F16 {
-        let halves = data.as_chunks::<2>().0.iter();
-        return halves.map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect();
-    }
-    assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
-    data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    let widened = |(name, tensor): (String, safetensors::tensor::TensorView<'_>)| {
+        let data = tensor.data();
+        let values = if tensor.dtype() == safetensors::Dtype::F16 {
+            let halves = data.as_chunks::<2>().0.iter();
+            halves.map(|bytes| f16::from_le_bytes(*bytes).to_f32()).collect()
+        } else {
+            assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
+            data.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        };
+        (name, values)
+    };
+    file.tensors().into_iter().map(widened).collect()
 }

@@ -16,7 +16,7 @@ use crate::cpu::{
     threads::Parts,
 };
 
-use super::product::{Left, Panel, Rows, Size, Target, product};
+use super::product::{Left, Panel, Rows, Size, Sum, Target, product};
 
 /// Rows of a query tile.
 pub(crate) const QUERY_ROWS: usize = 24;
@@ -72,7 +72,14 @@ unsafe fn scores<S: Simd>(
     let panel = Panel::of_rows(turned.from(tile.sequence_start));
     // SAFETY: the instruction set is the caller's, and `out` is borrowed here.
     unsafe {
-        product::<S>(size, Left::Rows, rows.from(tile.start * rows.stride), panel, target, false);
+        product::<S>(
+            size,
+            Left::Rows,
+            rows.from(tile.start * rows.stride),
+            panel,
+            target,
+            Sum::New,
+        );
     }
 }
 
@@ -111,7 +118,7 @@ impl Kernel for Attend<'_> {
                 Rows::new(weights, span),
                 panel,
                 Target { start, ..out },
-                false,
+                Sum::New,
             );
         }
     }
@@ -194,7 +201,7 @@ impl Kernel for AttendBackRows<'_> {
                 Rows::new(ds, span),
                 panel,
                 Target { start, ..dq },
-                false,
+                Sum::New,
             );
         }
     }
@@ -260,7 +267,7 @@ impl Kernel for AttendBackKeys<'_> {
             let start = target.start + keys.start * target.stride;
             let target = Target { start, ..target };
             // SAFETY: the instruction set is the caller's; these keys of the head are this task's alone.
-            unsafe { product::<S>(size, Left::Columns, weights, panel, target, true) };
+            unsafe { product::<S>(size, Left::Columns, weights, panel, target, Sum::GoesOn) };
         }
     }
 }

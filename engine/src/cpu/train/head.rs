@@ -1,9 +1,12 @@
 //! Cross-entropy over the vocabulary, chunk by chunk: the logits of a chunk are all that is ever in memory.
 #![expect(unsafe_code, reason = "vector kernels")]
 
-use crate::cpu::simd::{Kernel, LANES, Simd};
+use crate::{
+    cpu::simd::{Kernel, LANES, Simd},
+    train::Likely,
+};
 
-/// Takes a chunk of logits into a target's running largest logit and sum of exponentials.
+/// Takes a chunk of logits into a row's running largest logit and sum of exponentials.
 pub(crate) struct FoldRow<'a> {
     /// Logits, padded to whole vectors.
     pub(crate) logits: &'a [f32],
@@ -39,16 +42,15 @@ impl Kernel for FoldRow<'_> {
     }
 }
 
-/// From a chunk of logits to `dL/dlogit = weight (1[target] − p)`, in place; padding becomes zero.
+/// From a chunk of logits to what all targets of a row have in common of `dL/dlogit = Σ_t slope_t (1[t] − p)`:
+/// `−p Σ_t slope_t`, in place; padding becomes zero.
 pub(crate) struct LogitsBackRow<'a> {
     pub(crate) logits: &'a mut [f32],
     pub(crate) n: usize,
     /// Logarithm of the sum of exponentials over the whole vocabulary.
     pub(crate) lse: f32,
-    /// `dL/dlogp`.
-    pub(crate) weight: f32,
-    /// The target, if it is in this chunk.
-    pub(crate) target: Option<usize>,
+    /// `Σ_t dL/dlogp_t`.
+    pub(crate) slope: f32,
 }
 
 impl Kernel for LogitsBackRow<'_> {
@@ -61,12 +63,25 @@ impl Kernel for LogitsBackRow<'_> {
             // SAFETY: the instruction set is the caller's; every vector has sixteen values.
             unsafe {
                 let p = S::exp(S::sub(S::load(vector.as_ptr()), S::splat(self.lse)));
-                let slope = S::mul(p, S::splat(-self.weight));
+                let slope = S::mul(p, S::splat(-self.slope));
                 S::store(vector.as_mut_ptr(), S::first(self.n - i * LANES, slope, S::splat(0.0)));
             }
         }
-        if let Some(target) = self.target {
-            self.logits[target] += self.weight;
+    }
+}
+
+/// Takes a chunk of logits, of tokens from `first` on, into a row's likeliest tokens so far, the likeliest first.
+pub(crate) fn take_likely(logits: &[f32], first: usize, top: &mut [Likely]) {
+    let Some(mut smallest) = top.last().map(|likely| likely.logp) else { return };
+    for (index, &logit) in logits.iter().enumerate() {
+        if logit > smallest {
+            // Equal ones stay before it: they are lower tokens.
+            let place = top.partition_point(|likely| likely.logp >= logit);
+            top[place..].rotate_right(1);
+            #[expect(clippy::cast_possible_truncation, reason = "tokens are u32")]
+            let token = (first + index) as u32;
+            top[place] = Likely { token, logp: logit };
+            smallest = top[top.len() - 1].logp;
         }
     }
 }

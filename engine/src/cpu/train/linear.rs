@@ -15,7 +15,7 @@ use crate::{
 use super::{
     dropout::Masks,
     panel::{PANEL, backward_panel, forward_panel},
-    product::{Left, Panel, Rows, Size, Target, product},
+    product::{Left, Panel, Rows, Size, Sum, Target, product},
 };
 
 /// The adapter's second half: `[T, rank]` times `[rank, n]`.
@@ -61,11 +61,12 @@ impl Kernel for LinearPanel<'_> {
             }
             let panel = forward_panel::<S>(matrix, tiles, scratch);
             let x = x.from(rows.start * x.stride);
-            product::<S>(size, Left::Rows, x, panel, out, accumulate);
+            product::<S>(size, Left::Rows, x, panel, out, Sum::goes_on(accumulate));
             if let Some(LowRank { rank, v, factor }) = low_rank {
                 let panel = Panel::of_rows(factor.from(column));
                 let size = Size { k: rank, ..size };
-                product::<S>(size, Left::Rows, v.from(rows.start * v.stride), panel, out, true);
+                let v = v.from(rows.start * v.stride);
+                product::<S>(size, Left::Rows, v, panel, out, Sum::GoesOn);
             }
         }
     }
@@ -109,7 +110,7 @@ pub(crate) struct LinearBackPanel<'a> {
     pub(crate) dropped: Option<Dropped<'a>>,
     /// `start` is input feature 0 in row 0.
     pub(crate) dx: Target<'a>,
-    pub(crate) accumulate: bool,
+    pub(crate) sum: Sum,
     pub(crate) scratch: &'a mut [f32],
 }
 
@@ -118,8 +119,7 @@ impl Kernel for LinearBackPanel<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { matrix, tiles, block, rows, dy, low_rank, dropped, dx, accumulate, scratch } =
-            self;
+        let Self { matrix, tiles, block, rows, dy, low_rank, dropped, dx, sum, scratch } = self;
         let column = block * BLOCK;
         let size = Size { m: rows.len(), n: PANEL, k: tiles.len() * LANES };
         let out = Target { start: dx.start + rows.start * dx.stride + column, ..dx };
@@ -127,13 +127,13 @@ impl Kernel for LinearBackPanel<'_> {
         unsafe {
             let panel = backward_panel::<S>(matrix, block, tiles, scratch);
             let dy = dy.from(rows.start * dy.stride);
-            product::<S>(size, Left::Rows, dy, panel, out, accumulate);
+            product::<S>(size, Left::Rows, dy, panel, out, sum);
             let Some(LowRank { rank, v, factor }) = low_rank else { return };
             let (size, v) = (Size { k: rank, ..size }, v.from(rows.start * v.stride));
             let factor = factor.from(column);
             match dropped {
                 None => {
-                    product::<S>(size, Left::Rows, v, Panel::of_rows(factor), out, true);
+                    product::<S>(size, Left::Rows, v, Panel::of_rows(factor), out, Sum::GoesOn);
                 }
                 Some(dropped) => {
                     let places = &dropped.places[rows];
@@ -161,7 +161,7 @@ unsafe fn add_dropped<S: Simd>(
         let v = low_rank.v.from(row * low_rank.v.stride);
         // SAFETY: the instruction set is the caller's; `delta` is this function's.
         unsafe {
-            product::<S>(size, Left::Rows, v, Panel::of_rows(low_rank.factor), target, false);
+            product::<S>(size, Left::Rows, v, Panel::of_rows(low_rank.factor), target, Sum::New);
         }
         dropped.masks.factors(place, dropped.site, column, &mut factors);
         let to = out.parts.at(out.start + row * out.stride, PANEL);

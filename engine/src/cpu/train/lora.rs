@@ -11,7 +11,7 @@ use crate::cpu::{
 
 use super::{
     panel::PANEL,
-    product::{Left, Panel, Rows, Size, Target, product},
+    product::{Left, Panel, Rows, Size, Sum, Target, product},
 };
 
 /// Columns that a rank takes.
@@ -42,7 +42,7 @@ impl Kernel for ShrinkRows<'_> {
         // SAFETY: the instruction set is the caller's; these rows are this task's alone.
         unsafe {
             let x = x.from(rows.start * x.stride);
-            product::<S>(size, Left::Rows, x, Panel::of_rows(factor), out, false);
+            product::<S>(size, Left::Rows, x, Panel::of_rows(factor), out, Sum::New);
             for row in 0..size.m {
                 let to = out.parts.at(out.start + row * out.stride, size.n);
                 for at in (0..size.n).step_by(LANES) {
@@ -110,7 +110,7 @@ impl Kernel for GradientPanel<'_> {
             let parts = Parts::new(scratch);
             let target = Target { parts: &parts, start: 0, stride: PANEL };
             let panel = Panel::of_rows(self.x.from(first));
-            product::<S>(size, Left::Columns, self.v, panel, target, true);
+            product::<S>(size, Left::Columns, self.v, panel, target, Sum::GoesOn);
             for (r, row) in scratch.chunks_exact(PANEL).enumerate() {
                 for c in self.columns.clone() {
                     *self.gradient.at(self.at(r, c), 1) = row[c - first];

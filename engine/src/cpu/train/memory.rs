@@ -144,11 +144,11 @@ pub(crate) struct Memory {
     pub(crate) dv: [BufferId; PARTS],
     /// An input with dropout.
     pub(crate) dropped: BufferId,
-    /// Target rows after the final norm, and the gradient there.
+    /// Head rows after the final norm, and the gradient there.
     pub(crate) head_input: BufferId,
     pub(crate) d_head_input: BufferId,
     pub(crate) logits: BufferId,
-    /// Largest logit and sum of exponentials so far, of each target.
+    /// Largest logit and sum of exponentials so far, of each head row.
     pub(crate) head_sums: BufferId,
     /// Copies of each part's factors in the order that products read.
     pub(crate) packed: [[BufferId; 2]; PARTS],

@@ -8,8 +8,8 @@ use crate::{
     site::Site,
     spec::ModelSpec,
     train::{
-        AdapterGradients, AdapterShape, MemoryNeed, MicroBatch, Progress, Purpose, TrainError,
-        TrainOptions, UnitCost,
+        AdapterGradients, AdapterShape, Likely, MemoryNeed, MicroBatch, Progress, Purpose, Slopes,
+        TrainError, TrainOptions, UnitCost,
     },
 };
 
@@ -50,10 +50,16 @@ pub struct TrainPass {
     pub(super) logps: Vec<f32>,
     /// Whether the target was the likeliest token.
     pub(super) hits: Vec<bool>,
-    /// Logarithm of the sum of exponentials of all logits, of every target.
+    /// Logarithm of the sum of exponentials of all logits, of every head row.
     pub(super) lse: Vec<f32>,
+    /// The likeliest tokens of every head row, `[head rows, top_k]`, the likeliest first; before the sums are finished,
+    /// their logits.
+    pub(super) top: Vec<Likely>,
+    pub(super) top_k: usize,
     /// `dL/dlogp` of every target.
-    pub(super) weights: Vec<f32>,
+    pub(super) d_logps: Vec<f32>,
+    /// `dL/dh` of every feature.
+    pub(super) d_features: Vec<f32>,
     state: State,
     learns: bool,
     program: Vec<Op>,
@@ -101,7 +107,10 @@ impl TrainPass {
             logps: Vec::new(),
             hits: Vec::new(),
             lse: Vec::new(),
-            weights: Vec::new(),
+            top: Vec::new(),
+            top_k: 0,
+            d_logps: Vec::new(),
+            d_features: Vec::new(),
             state: State::Idle,
             learns: false,
             program: Vec::new(),
@@ -130,9 +139,10 @@ impl TrainPass {
     ) -> Result<(), TrainError> {
         self.state = State::Idle;
         self.check(&batch, adapter.as_deref())?;
-        let dropout = match purpose {
-            Purpose::Score => None,
-            Purpose::Learn { dropout } => dropout,
+        let (dropout, top_k) = match purpose {
+            Purpose::Score => (None, 0),
+            Purpose::Rank { top_k } => (None, top_k.min(self.input.base.spec.vocab)),
+            Purpose::Learn { dropout } => (dropout, 0),
         };
         if let Some(dropout) = dropout
             && !(0.0..1.0).contains(&dropout.probability)
@@ -141,34 +151,33 @@ impl TrainPass {
             let expected = "at least 0 and below 1";
             return Err(TrainError::Setting { setting: "dropout", value, expected });
         }
-        let n_targets = batch.targets().len();
+        let (n_targets, n_head_rows) = (batch.targets().len(), batch.head_rows().len());
         let room = group_values(&self.memory);
         self.input.plan = BatchPlan::new(batch, &self.input.base.spec, room);
         self.input.masks = dropout.and_then(Masks::new);
         self.input.adapter = adapter;
-        self.learns = purpose != Purpose::Score;
-        for values in [&mut self.logps, &mut self.lse] {
-            values.clear();
-            values.resize(n_targets, 0.0);
-        }
-        self.hits.clear();
-        self.hits.resize(n_targets, false);
+        self.learns = matches!(purpose, Purpose::Learn { .. });
+        refill(&mut self.logps, n_targets, 0.0);
+        refill(&mut self.hits, n_targets, false);
+        refill(&mut self.lse, n_head_rows, 0.0);
+        self.top_k = top_k;
+        let none = Likely { token: 0, logp: f32::NEG_INFINITY };
+        refill(&mut self.top, n_head_rows * top_k, none);
         self.program = self.builder().forward();
         (self.cursor, self.state) = ((0, 0), State::Forward);
         Ok(())
     }
 
-    /// Begins the backward half. `weights` are `dL/dlogp` of the targets, in their order; what the adapter's gradients
-    /// come to is added to `gradients`.
+    /// Begins the backward half; what the adapter's gradients come to is added to `gradients`.
     ///
     /// # Errors
-    /// [`TrainError::Order`] unless a pass for learning, with an adapter, is scored; [`TrainError::Weights`].
+    /// [`TrainError::Order`] unless a pass for learning, with an adapter, is scored; [`TrainError::Slopes`].
     ///
     /// # Panics
     /// When the gradients are not of the adapter's shape.
     pub fn begin_backward(
         &mut self,
-        weights: &[f32],
+        slopes: Slopes<'_>,
         gradients: AdapterGradients,
     ) -> Result<(), TrainError> {
         let order = |needs| TrainError::Order { call: "a backward half", needs };
@@ -176,13 +185,22 @@ impl TrainPass {
         if self.state != State::Scored || !self.learns {
             return Err(order("a forward half for learning, done"));
         }
-        let expected = self.input.plan.targets().len();
-        if weights.len() != expected {
-            return Err(TrainError::Weights { found: weights.len(), expected });
+        let batch = &self.input.plan.batch;
+        for (what, found, expected) in [
+            ("logps", slopes.logps.len(), batch.targets().len()),
+            ("features", slopes.features.len(), batch.features().len() * self.hidden()),
+        ] {
+            if found != expected {
+                return Err(TrainError::Slopes { what, found, expected });
+            }
         }
         assert!(gradients.fit(adapter), "gradients of another adapter");
-        self.weights.clear();
-        self.weights.extend_from_slice(weights);
+        for (kept, given) in
+            [(&mut self.d_logps, slopes.logps), (&mut self.d_features, slopes.features)]
+        {
+            kept.clear();
+            kept.extend_from_slice(given);
+        }
         self.gradients = gradients;
         self.program = self.builder().backward();
         (self.cursor, self.state) = ((0, 0), State::Backward);
@@ -247,6 +265,32 @@ impl TrainPass {
         self.scored("hits").map(|()| self.hits.as_slice())
     }
 
+    /// The likeliest tokens at every row with targets or features, `[head rows, k]`, the likeliest first, `k` being
+    /// [`Purpose::Rank`]'s or the vocabulary's size; of equally likely ones, the lowest. Empty under other purposes.
+    ///
+    /// # Errors
+    /// As [`Self::logps`].
+    pub fn likeliest(&self) -> Result<&[Likely], TrainError> {
+        self.scored("likeliest").map(|()| self.top.as_slice())
+    }
+
+    /// Feature `index` of the batch: the hidden state, `[hidden]`, after the final norm.
+    ///
+    /// # Errors
+    /// As [`Self::logps`].
+    ///
+    /// # Panics
+    /// When there is no such feature.
+    pub fn feature(&self, index: usize) -> Result<&[f32], TrainError> {
+        self.scored("feature")?;
+        let row = self.input.plan.batch.features()[index];
+        Ok(&self.memory[self.memory.head_input].row(row)[..self.hidden()])
+    }
+
+    fn hidden(&self) -> usize {
+        self.input.base.spec.hidden
+    }
+
     fn scored(&self, call: &'static str) -> Result<(), TrainError> {
         match self.state {
             State::Scored | State::Backward | State::Learned => Ok(()),
@@ -289,6 +333,8 @@ impl TrainPass {
             n_layers: self.input.base.spec.n_layers,
             head_tiles: self.input.base.head.n_tiles(),
             n_groups: self.input.plan.groups.len(),
+            has_targets: !self.input.plan.batch.targets().is_empty(),
+            has_features: !self.input.plan.batch.features().is_empty(),
             dropout: self.input.masks.is_some(),
         }
     }
@@ -328,4 +374,9 @@ impl TrainPass {
         }
         Ok(())
     }
+}
+
+fn refill<T: Clone>(values: &mut Vec<T>, n: usize, value: T) {
+    values.clear();
+    values.resize(n, value);
 }

@@ -67,6 +67,10 @@ impl BatchPlan {
     pub(crate) fn targets(&self) -> &[Target] {
         self.batch.targets()
     }
+
+    pub(crate) fn head_rows(&self) -> &[usize] {
+        self.batch.head_rows()
+    }
 }
 
 /// Tiles in order, as many at a time as there is room for.

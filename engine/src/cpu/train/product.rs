@@ -68,6 +68,24 @@ impl<'a> Panel<'a> {
     }
 }
 
+/// What becomes of the values that are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sum {
+    /// They are overwritten.
+    New,
+    /// The chain of sums goes on from them.
+    GoesOn,
+    /// The product, a chain of its own, is added to them: for sums so long that small terms would be lost in one chain.
+    Added,
+}
+
+impl Sum {
+    /// Goes on, or begins.
+    pub(crate) fn goes_on(accumulate: bool) -> Self {
+        if accumulate { Self::GoesOn } else { Self::New }
+    }
+}
+
 /// Sizes of a product: `c` is `[m, n]`, the sum has `k` terms; `n` is a multiple of 16.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
@@ -90,7 +108,7 @@ pub(crate) unsafe fn product<S: Simd>(
     a: Rows<'_>,
     p: Panel<'_>,
     c: Target<'_>,
-    accumulate: bool,
+    sum: Sum,
 ) {
     let Size { m, n, k } = size;
     if m == 0 || n == 0 {
@@ -109,8 +127,8 @@ pub(crate) unsafe fn product<S: Simd>(
     // SAFETY: all that the blocks touch lies within the bounds checked above.
     unsafe {
         match left {
-            Left::Rows => blocks::<S, false>(size, a, p, out, c.stride, accumulate),
-            Left::Columns => blocks::<S, true>(size, a, p, out, c.stride, accumulate),
+            Left::Rows => blocks::<S, false>(size, a, p, out, c.stride, sum),
+            Left::Columns => blocks::<S, true>(size, a, p, out, c.stride, sum),
         }
     }
 }
@@ -122,7 +140,7 @@ unsafe fn blocks<S: Simd, const COLUMNS: bool>(
     p: Panel<'_>,
     out: *mut f32,
     out_stride: usize,
-    accumulate: bool,
+    sum: Sum,
 ) {
     let n_vectors = size.n / LANES;
     let mut vector = 0;
@@ -143,7 +161,7 @@ unsafe fn blocks<S: Simd, const COLUMNS: bool>(
                                     (p.values.as_ptr().add(vector * p.vector_stride), p),
                                     out.add(row * out_stride + vector * LANES),
                                     out_stride,
-                                    accumulate,
+                                    sum,
                                 );
                             }
                             row += $m;
@@ -171,15 +189,15 @@ unsafe fn micro<S: Simd, const COLUMNS: bool, const M: usize, const W: usize>(
     (panel, p): (*const f32, Panel<'_>),
     out: *mut f32,
     out_stride: usize,
-    accumulate: bool,
+    sum: Sum,
 ) {
     // SAFETY: the caller checked every row, panel and result.
     unsafe {
         let mut sums = [[S::splat(0.0); W]; M];
-        if accumulate {
+        if sum == Sum::GoesOn {
             for (r, sums) in sums.iter_mut().enumerate() {
-                for (w, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::load(out.add(r * out_stride + w * LANES));
+                for (w, value) in sums.iter_mut().enumerate() {
+                    *value = S::load(out.add(r * out_stride + w * LANES));
                 }
             }
         }
@@ -197,8 +215,9 @@ unsafe fn micro<S: Simd, const COLUMNS: bool, const M: usize, const W: usize>(
             }
         }
         for (r, sums) in sums.into_iter().enumerate() {
-            for (w, sum) in sums.into_iter().enumerate() {
-                S::store(out.add(r * out_stride + w * LANES), sum);
+            for (w, value) in sums.into_iter().enumerate() {
+                let out = out.add(r * out_stride + w * LANES);
+                S::store(out, if sum == Sum::Added { S::add(S::load(out), value) } else { value });
             }
         }
     }

@@ -139,13 +139,13 @@ pub(crate) enum Op {
     SwiGluBack {
         gate_up: BufferId,
     },
-    /// Final norm of the target rows.
+    /// Final norm of the head rows.
     HeadInput,
     /// Logits of some tiles of the vocabulary.
     Logits {
         tiles: Range<usize>,
     },
-    /// Takes them into the targets' sums.
+    /// Takes them into the head rows' sums.
     FoldLogits {
         tiles: Range<usize>,
     },
@@ -159,7 +159,9 @@ pub(crate) enum Op {
     HeadBack {
         tiles: Range<usize>,
     },
-    /// Back through the final norm, to the targets' rows.
+    /// Adds the slopes of features to `d_head_input`.
+    FeaturesBack,
+    /// Back through the final norm, to the head rows.
     HeadInputBack,
 }
 
@@ -173,6 +175,8 @@ pub(crate) struct Builder<'a> {
     pub(crate) head_tiles: usize,
     /// Groups of query tiles.
     pub(crate) n_groups: usize,
+    pub(crate) has_targets: bool,
+    pub(crate) has_features: bool,
     pub(crate) dropout: bool,
 }
 
@@ -180,7 +184,7 @@ const QKV: [M; 3] = [M::QProj, M::KProj, M::VProj];
 const GATE_UP: [M; 2] = [M::GateProj, M::UpProj];
 
 impl Builder<'_> {
-    /// From tokens to log-probabilities of the targets.
+    /// From tokens to log-probabilities of the targets, and to features.
     pub(crate) fn forward(&self) -> Vec<Op> {
         let mut ops = vec![Op::Embed];
         for layer in 0..self.n_layers {
@@ -220,7 +224,7 @@ impl Builder<'_> {
         ops.push(Op::Turn { from: keys, to: memory.k_turned });
     }
 
-    /// From weights of the targets to gradients of the adapter. Layers below its lowest site have none.
+    /// From slopes of targets and features to gradients of the adapter. Layers below its lowest site have none.
     pub(crate) fn backward(&self) -> Vec<Op> {
         let memory = self.memory;
         let Some(lowest) = self.shape.and_then(|shape| shape.sites.first()) else {
@@ -231,6 +235,9 @@ impl Builder<'_> {
             ops.push(Op::Logits { tiles: tiles.clone() });
             ops.push(Op::LogitsBack { tiles: tiles.clone() });
             ops.push(Op::HeadBack { tiles });
+        }
+        if self.has_features {
+            ops.push(Op::FeaturesBack);
         }
         ops.push(Op::HeadInputBack);
         for layer in (lowest.0.layer..self.n_layers).rev() {
@@ -356,8 +363,10 @@ impl Builder<'_> {
         Some(SiteAt { index, part, v })
     }
 
+    /// Tiles of the head, as many at a time as there is memory for logits; none where no token's logit is wanted.
     fn vocab_chunks(&self) -> impl Iterator<Item = Range<usize>> {
-        let (tiles, n) = (VOCAB_CHUNK / LANES, self.head_tiles);
+        let n = if self.has_targets { self.head_tiles } else { 0 };
+        let tiles = VOCAB_CHUNK / LANES;
         (0..n).step_by(tiles).map(move |first| first..n.min(first + tiles))
     }
 }

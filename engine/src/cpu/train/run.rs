@@ -26,7 +26,7 @@ impl TrainPass {
     pub(super) fn extent(&self, op: &Op) -> (usize, u64) {
         let (input, widths) = (&self.input, &self.memory.widths);
         let (spec, plan) = (&input.base.spec, &input.plan);
-        let (rows, n_targets) = (plan.n_rows(), plan.targets().len());
+        let (rows, n_head_rows) = (plan.n_rows(), plan.head_rows().len());
         let by_rows =
             |rows: usize, width: usize| (rows.div_ceil(ROWS), rows.min(ROWS) * width * VALUE_WORK);
         // Panels of `outer` features by blocks of rows.
@@ -83,11 +83,14 @@ impl TrainPass {
                 (tasks, chunks * work / tasks.max(1))
             }
             Op::SwiGlu { .. } | Op::SwiGluBack { .. } => by_rows(rows, 4 * widths.ffn),
-            Op::HeadInput | Op::HeadInputBack => by_rows(n_targets, spec.hidden),
-            Op::Logits { .. } => by_panels(n_targets, VOCAB_CHUNK, spec.hidden),
-            Op::HeadBack { .. } => by_panels(n_targets, spec.hidden, VOCAB_CHUNK),
-            Op::FoldLogits { .. } | Op::LogitsBack { .. } => by_rows(n_targets, 2 * VOCAB_CHUNK),
-            Op::FinishScores => (1, n_targets * VALUE_WORK),
+            Op::HeadInput | Op::HeadInputBack => by_rows(n_head_rows, spec.hidden),
+            Op::Logits { .. } => by_panels(n_head_rows, VOCAB_CHUNK, spec.hidden),
+            Op::HeadBack { .. } => by_panels(n_head_rows, spec.hidden, VOCAB_CHUNK),
+            Op::FoldLogits { .. } | Op::LogitsBack { .. } => by_rows(n_head_rows, 2 * VOCAB_CHUNK),
+            Op::FinishScores => {
+                (1, (n_head_rows * (1 + self.top_k) + plan.targets().len()) * VALUE_WORK)
+            }
+            Op::FeaturesBack => (1, plan.batch.features().len() * spec.hidden),
         };
         (chunks, work as u64)
     }
@@ -126,6 +129,7 @@ impl TrainPass {
             Op::FinishScores => self.finish_scores(),
             Op::LogitsBack { ref tiles } => self.logits_back(chunks, tiles),
             Op::HeadBack { ref tiles } => self.head_back(chunks, tiles.clone()),
+            Op::FeaturesBack => self.features_back(),
             Op::HeadInputBack => self.head_input_back(chunks),
         }
     }

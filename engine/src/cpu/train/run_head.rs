@@ -1,4 +1,4 @@
-//! The head: log-probabilities of targets and their gradients, a chunk of the vocabulary at a time.
+//! The head: features, log-probabilities of targets, and their gradients, a chunk of the vocabulary at a time.
 
 use std::ops::Range;
 
@@ -6,11 +6,11 @@ use crate::cpu::{elementwise::RmsNorm, packed::BLOCK, simd::LANES, threads::Part
 
 use super::{
     elementwise::RmsNormBack,
-    head::{FoldRow, LogitsBackRow},
+    head::{FoldRow, LogitsBackRow, take_likely},
     linear::{LinearBackPanel, LinearPanel},
     panel::PANEL,
     pass::TrainPass,
-    product::{Rows, Target},
+    product::{Rows, Sum, Target},
     run_products::panel_and_rows,
     run_rows::for_rows,
 };
@@ -28,11 +28,11 @@ impl TrainPass {
         let (stride, sums_stride) = (out.stride, sums.stride);
         let x = &self.memory[self.memory.residual[base.spec.n_layers]];
         let (weight, eps) = (base.final_norm.as_slice(), base.spec.rms_eps);
-        let targets = self.input.plan.targets();
+        let rows = self.input.plan.head_rows();
         let (parts, sum_parts) = (Parts::new(&mut out.values), Parts::new(&mut sums.values));
-        for_rows(&mut self.team, chunks, targets.len(), |index| {
+        for_rows(&mut self.team, chunks, rows.len(), |index| {
             let out = &mut parts.row(index, stride)[..weight.len()];
-            isa.run(RmsNorm { x: x.row(targets[index].row), weight, eps, out });
+            isa.run(RmsNorm { x: x.row(rows[index]), weight, eps, out });
             sum_parts.row(index, sums_stride)[..2].copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
         });
         self.memory.put(ids[0], out);
@@ -44,14 +44,14 @@ impl TrainPass {
         let mut out = self.memory.take(id);
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, out.stride);
-        let n_targets = self.input.plan.targets().len();
+        let n_rows = self.input.plan.head_rows().len();
         let x = &self.memory[self.memory.head_input];
         let x = Rows::new(&x.values, x.stride);
         let (parts, scratch_parts) = (Parts::new(&mut out.values), Parts::new(&mut scratch));
         let per_panel = PANEL / LANES;
         let (first, n_panels) = (chunks.start, super::memory::VOCAB_CHUNK / PANEL);
         self.team.run(chunks.len(), |chunk, thread| {
-            let (panel, rows) = panel_and_rows(first + chunk, n_panels, n_targets);
+            let (panel, rows) = panel_and_rows(first + chunk, n_panels, n_rows);
             let from = tiles.start + panel * per_panel;
             // The last chunk of the vocabulary may have fewer panels.
             if from < tiles.end {
@@ -77,15 +77,23 @@ impl TrainPass {
         let mut sums = self.memory.take(id);
         let (isa, stride) = (self.input.isa, sums.stride);
         let tokens = tokens_of(tiles, self.input.base.spec.vocab);
-        let (logits, targets) = (&self.memory[self.memory.logits], self.input.plan.targets());
+        let (logits, batch) = (&self.memory[self.memory.logits], &self.input.plan.batch);
         let (parts, logps) = (Parts::new(&mut sums.values), Parts::new(&mut self.logps));
-        for_rows(&mut self.team, chunks, targets.len(), |index| {
+        let (top, top_k) = (Parts::new(&mut self.top), self.top_k);
+        for_rows(&mut self.team, chunks, batch.head_rows().len(), |index| {
             let (largest, rest) = parts.row(index, stride).split_at_mut(1);
-            let (row, token) = (logits.row(index), targets[index].token as usize);
+            let row = logits.row(index);
             let (largest, sum) = (&mut largest[0], &mut rest[0]);
             isa.run(FoldRow { logits: row, n: tokens.len(), largest, sum });
-            if tokens.contains(&token) {
-                logps.row(index, 1)[0] = row[token - tokens.start];
+            for target in batch.targets_at(index) {
+                let token = batch.targets()[target].token as usize;
+                if tokens.contains(&token) {
+                    // A target is of one head row.
+                    logps.row(target, 1)[0] = row[token - tokens.start];
+                }
+            }
+            if top_k > 0 {
+                take_likely(&row[..tokens.len()], tokens.start, top.row(index, top_k));
             }
         });
         self.memory.put(id, sums);
@@ -94,12 +102,18 @@ impl TrainPass {
     /// From sums and targets' logits to log-probabilities.
     pub(super) fn finish_scores(&mut self) {
         let sums = &self.memory[self.memory.head_sums];
-        let targets = self.logps.iter_mut().zip(&mut self.lse).zip(&mut self.hits);
-        for (index, ((logp, lse), hit)) in targets.enumerate() {
-            *hit = *logp >= sums.row(index)[0];
+        let batch = &self.input.plan.batch;
+        for (index, lse) in self.lse.iter_mut().enumerate() {
             let (largest, log_sum) = (sums.row(index)[0], sums.row(index)[1].ln());
-            *logp = (*logp - largest) - log_sum;
             *lse = largest + log_sum;
+            for target in batch.targets_at(index) {
+                let logp = &mut self.logps[target];
+                self.hits[target] = *logp >= largest;
+                *logp = (*logp - largest) - log_sum;
+            }
+            for likely in &mut self.top[index * self.top_k..(index + 1) * self.top_k] {
+                likely.logp = (likely.logp - largest) - log_sum;
+            }
         }
     }
 
@@ -108,18 +122,19 @@ impl TrainPass {
         let mut logits = self.memory.take(id);
         let (isa, stride) = (self.input.isa, logits.stride);
         let tokens = tokens_of(tiles, self.input.base.spec.vocab);
-        let targets = self.input.plan.targets();
-        let (lse, weights) = (&self.lse, &self.weights);
+        let batch = &self.input.plan.batch;
+        let (lse, slopes) = (&self.lse, &self.d_logps);
         let parts = Parts::new(&mut logits.values);
-        for_rows(&mut self.team, chunks, targets.len(), |index| {
-            let token = targets[index].token as usize;
-            isa.run(LogitsBackRow {
-                logits: parts.row(index, stride),
-                n: tokens.len(),
-                lse: lse[index],
-                weight: weights[index],
-                target: tokens.contains(&token).then(|| token - tokens.start),
-            });
+        for_rows(&mut self.team, chunks, batch.head_rows().len(), |index| {
+            let (row, targets) = (parts.row(index, stride), batch.targets_at(index));
+            let slope = slopes[targets.clone()].iter().sum();
+            isa.run(LogitsBackRow { logits: row, n: tokens.len(), lse: lse[index], slope });
+            for target in targets {
+                let token = batch.targets()[target].token as usize;
+                if tokens.contains(&token) {
+                    row[token - tokens.start] += slopes[target];
+                }
+            }
         });
         self.memory.put(id, logits);
     }
@@ -129,13 +144,13 @@ impl TrainPass {
         let mut dx = self.memory.take(id);
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, dx.stride);
-        let n_targets = self.input.plan.targets().len();
+        let n_rows = self.input.plan.head_rows().len();
         let dy = &self.memory[self.memory.logits];
         let dy = Rows::new(&dy.values, dy.stride);
         let (parts, scratch_parts) = (Parts::new(&mut dx.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_in / BLOCK);
         self.team.run(chunks.len(), |chunk, thread| {
-            let (block, rows) = panel_and_rows(first + chunk, n_panels, n_targets);
+            let (block, rows) = panel_and_rows(first + chunk, n_panels, n_rows);
             isa.run(LinearBackPanel {
                 matrix,
                 tiles: tiles.clone(),
@@ -145,12 +160,23 @@ impl TrainPass {
                 low_rank: None,
                 dropped: None,
                 dx: Target { parts: &parts, start: 0, stride },
-                accumulate: true,
+                // Over the whole vocabulary, what many unlikely tokens add would be lost in one chain.
+                sum: Sum::Added,
                 scratch: &mut scratch_parts.row(thread, 1)[0],
             });
         });
         self.memory.scratch = scratch;
         self.memory.put(id, dx);
+    }
+
+    pub(super) fn features_back(&mut self) {
+        let (hidden, id) = (self.input.base.spec.hidden, self.memory.d_head_input);
+        let slopes = self.d_features.chunks_exact(hidden);
+        for (row, slopes) in self.input.plan.batch.features().iter().zip(slopes) {
+            let to = &mut self.memory[id];
+            let to = &mut to.values[row * to.stride..][..hidden];
+            to.iter_mut().zip(slopes).for_each(|(to, slope)| *to += slope);
+        }
     }
 
     pub(super) fn head_input_back(&mut self, chunks: Range<usize>) {
@@ -160,11 +186,11 @@ impl TrainPass {
         let x = &self.memory[self.memory.residual[base.spec.n_layers]];
         let dy = &self.memory[self.memory.d_head_input];
         let (weight, eps) = (base.final_norm.as_slice(), base.spec.rms_eps);
-        let targets = self.input.plan.targets();
+        let rows = self.input.plan.head_rows();
         let parts = Parts::new(&mut out.values);
-        // Every row is at most one target's.
-        for_rows(&mut self.team, chunks, targets.len(), |index| {
-            let row = targets[index].row;
+        // Head rows are all different.
+        for_rows(&mut self.team, chunks, rows.len(), |index| {
+            let row = rows[index];
             let (x, dy, dx) = (x.row(row), dy.row(index), parts.row(row, stride));
             isa.run(RmsNormBack { x, weight, eps, dy, dx });
         });

@@ -10,7 +10,7 @@ use super::{
     memory::BufferId,
     panel::PANEL,
     pass::TrainPass,
-    product::{Rows, Target},
+    product::{Rows, Sum, Target},
     program::{Columns, LinearAt, SiteAt},
     run::{PACK_FEATURES, PANEL_ROWS, SHRINK_ROWS},
 };
@@ -109,7 +109,7 @@ impl TrainPass {
                 low_rank,
                 dropped,
                 dx: Target { parts: &parts, start: 0, stride },
-                accumulate,
+                sum: Sum::goes_on(accumulate),
                 scratch: &mut scratch_parts.row(thread, 1)[0],
             });
         });

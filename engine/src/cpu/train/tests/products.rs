@@ -17,7 +17,7 @@ use crate::{
             linear::{LinearBackPanel, LinearPanel, LowRank},
             lora::{Factor, GradientPanel},
             panel::PANEL,
-            product::{Left, Panel, Rows, Size, Target, product},
+            product::{Left, Panel, Rows, Size, Sum, Target, product},
         },
     },
     quant::BlockFormat,
@@ -33,7 +33,7 @@ struct OneProduct<'a> {
     a: Rows<'a>,
     p: Panel<'a>,
     c: Target<'a>,
-    accumulate: bool,
+    sum: Sum,
 }
 
 impl Kernel for OneProduct<'_> {
@@ -43,7 +43,7 @@ impl Kernel for OneProduct<'_> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the instruction set is the caller's, and `c` is the test's alone.
         unsafe {
-            product::<S>(self.size, self.left, self.a, self.p, self.c, self.accumulate);
+            product::<S>(self.size, self.left, self.a, self.p, self.c, self.sum);
         }
     }
 }
@@ -65,7 +65,7 @@ fn products_of_all_sizes_equal_the_reference_and_rows_know_nothing_of_each_other
                 let p = random.units(k * (n + 5) + 5);
                 let initial = random.units(m * n);
                 let (a_of, p_of) = (Rows::new(&a, a_columns + 3), Rows::new(&p, n + 5));
-                let run = |rows: std::ops::Range<usize>, accumulate: bool| {
+                let run = |rows: std::ops::Range<usize>, sum: Sum| {
                     let stride = n + 16;
                     let mut out = Guarded::new(rows.len() * stride);
                     for (out, row) in out.values().chunks_exact_mut(stride).zip(rows.clone()) {
@@ -79,7 +79,7 @@ fn products_of_all_sizes_equal_the_reference_and_rows_know_nothing_of_each_other
                         a: a_of.from(first),
                         p: Panel::of_rows(p_of),
                         c: Target { parts: &parts, start: 0, stride },
-                        accumulate,
+                        sum,
                     });
                     let out = out.checked("product");
                     let mut values = Vec::new();
@@ -99,22 +99,22 @@ fn products_of_all_sizes_equal_the_reference_and_rows_know_nothing_of_each_other
                     left_factor = turned(&left_factor, m);
                 }
                 let right = turned(&compact(p_of, k, n), n);
-                for accumulate in [false, true] {
-                    let found = run(0..m, accumulate);
+                for sum in [Sum::New, Sum::GoesOn, Sum::Added] {
+                    let found = run(0..m, sum);
                     let (mut expected, mut magnitude) = (vec![0.0; m * n], vec![1e-6; m * n]);
                     if k > 0 {
                         expected = matmul(&right, &left_factor, k);
                         magnitude = matmul_magnitude(&right, &left_factor, k);
                     }
-                    if accumulate {
+                    if sum != Sum::New {
                         let initial = widen(&initial);
                         expected.iter_mut().zip(&initial).for_each(|(e, i)| *e += i);
                         magnitude.iter_mut().zip(&initial).for_each(|(e, i)| *e += i.abs());
                     }
-                    let what = format!("{isa} {left:?} {m} {n} {k} {accumulate}");
+                    let what = format!("{isa} {left:?} {m} {n} {k} {sum:?}");
                     assert_close(&what, &found, &expected, &magnitude, TOLERANCE);
                     for row in 0..m {
-                        let alone = run(row..row + 1, accumulate);
+                        let alone = run(row..row + 1, sum);
                         assert_eq!(bits(&alone), bits(&found[row * n..][..n]), "{what}: row {row}");
                     }
                 }
@@ -207,7 +207,7 @@ fn check_format(random: &mut Random, isa: Isa, format: BlockFormat, n_out: usize
                 low_rank,
                 dropped: None,
                 dx: Target { parts: &parts, start: 0, stride: matrix.n_in },
-                accumulate,
+                sum: Sum::goes_on(accumulate),
                 scratch: &mut scratch,
             });
         }

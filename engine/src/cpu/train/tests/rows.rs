@@ -6,12 +6,12 @@ use crate::{
         train::{
             dropout::Masks,
             elementwise::{HeadNormBack, RmsNormBack, SwiGluBack},
-            head::{FoldRow, LogitsBackRow},
+            head::{FoldRow, LogitsBackRow, take_likely},
         },
     },
     reference::backward,
     site::{Site, TargetModule},
-    train::Dropout,
+    train::{Dropout, Likely},
 };
 
 /// Share of the largest term by which a derivative may differ.
@@ -111,10 +111,11 @@ fn log_probabilities_chunk_by_chunk_and_their_gradients() {
             for (index, part) in logits.chunks(chunk).enumerate() {
                 let mut logits = padded(part);
                 let first = index * chunk;
-                let inside = (first..first + part.len()).contains(&target);
-                let target = inside.then(|| target - first);
                 let n = part.len();
-                isa.run(LogitsBackRow { logits: &mut logits, n, lse, weight, target });
+                isa.run(LogitsBackRow { logits: &mut logits, n, lse, slope: weight });
+                if (first..first + n).contains(&target) {
+                    logits[target - first] += weight;
+                }
                 let whole = n.next_multiple_of(16);
                 assert!(logits[n..whole].iter().all(|value| value.abs() < f32::MIN_POSITIVE));
                 found.extend_from_slice(&logits[..n]);
@@ -124,6 +125,25 @@ fn log_probabilities_chunk_by_chunk_and_their_gradients() {
             magnitude[target] = 0.1;
             assert_close(&format!("{isa} {vocab}"), &found, &expected, &magnitude, 1e-5);
         }
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_chunk_by_chunk() {
+    let mut random = Random::new(case_seed(213));
+    for (vocab, chunk, k) in [(1, 16, 1), (40, 16, 40), (1000, 512, 20), (1000, 7, 3)] {
+        // Few values: many ties.
+        let logits: Vec<f32> =
+            random.units(vocab).into_iter().map(|value| (value * 30.0).round()).collect();
+        let mut top = vec![Likely { token: 0, logp: f32::NEG_INFINITY }; k];
+        for (index, part) in logits.chunks(chunk).enumerate() {
+            take_likely(part, index * chunk, &mut top);
+        }
+        let mut expected: Vec<usize> = (0..vocab).collect();
+        expected.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+        let found: Vec<usize> = top.iter().map(|likely| likely.token as usize).collect();
+        assert_eq!(found, expected[..k], "{vocab} {chunk} {k}");
+        assert!(top.iter().all(|likely| likely.logp == logits[likely.token as usize]));
     }
 }
 
