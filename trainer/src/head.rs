@@ -34,7 +34,7 @@ impl Head {
         Ok(Self { hidden, weights })
     }
 
-    /// A head to begin with: uniform in `±1/√hidden`, as PyTorch begins linears.
+    /// A head to begin with: uniform in `±1/√hidden`, as `PyTorch` begins linears.
     pub fn fresh(n_outputs: usize, hidden: usize, seed: u64) -> Self {
         let bound = 1.0 / (hidden as f32).sqrt();
         let [low, high] =

@@ -12,6 +12,7 @@
 //! hidden states that a head reads.
 
 pub mod data;
+mod diagnosis;
 mod early_stopping;
 mod error;
 mod files;
@@ -23,6 +24,7 @@ mod optimizer;
 mod peft;
 mod state;
 
+pub use diagnosis::{Diagnosis, Symptom};
 pub use early_stopping::{Better, EarlyStopping, Verdict};
 pub use error::TrainerError;
 pub use head::Head;

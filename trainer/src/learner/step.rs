@@ -145,7 +145,11 @@ impl Step {
         let scores: Vec<SequenceScores> = sequences.iter().map(score).collect();
         let of_sample = |sample: &Sample| match sample {
             Sample::Labelled { weight, .. } => f64::from(*weight),
-            _ => 1.0,
+            Sample::Supervised(_)
+            | Sample::Preference { .. }
+            | Sample::Rated { .. }
+            | Sample::Rollout { .. }
+            | Sample::Scored { .. } => 1.0,
         };
         let (total_weight, targets) = match asks {
             Asked::Outputs => (batch.iter().map(of_sample).sum(), n_own),
@@ -231,10 +235,8 @@ impl Step {
                     return Ok(Progress::Paused);
                 }
                 self.running = false;
-            } else {
-                if !go_on(UnitCost { work: weight_work(learner, &task) }) {
-                    return Ok(Progress::Paused);
-                }
+            } else if !go_on(UnitCost { work: weight_work(learner, &task) }) {
+                return Ok(Progress::Paused);
             }
             self.tasks.pop_front();
             self.finish_task(learner, task)?;

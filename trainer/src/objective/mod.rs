@@ -110,8 +110,12 @@ impl Objective {
             Self::Distillation(distillation) if distillation.kl_weight > 0.0 => {
                 Asked::Candidates { top_k: distillation.top_k }
             }
-            _ if self.n_outputs().is_some() => Asked::Outputs,
-            _ => Asked::Targets,
+            Self::Classification { .. } | Self::Regression | Self::Reward => Asked::Outputs,
+            Self::Sft
+            | Self::Dpo(_)
+            | Self::Kto(_)
+            | Self::Distillation(_)
+            | Self::PolicyGradient(_) => Asked::Targets,
         }
     }
 

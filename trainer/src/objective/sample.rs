@@ -40,6 +40,7 @@ impl Targeted {
 
     /// The answer of `self`, from its first target on, behind the prompt of `other`: what KTO estimates a KL divergence
     /// from.
+    #[must_use]
     pub fn after_prompt_of(&self, other: &Self) -> Self {
         let prompt = |sequence: &Self| {
             sequence.mask().iter().position(|flag| *flag).unwrap_or(sequence.tokens.len())

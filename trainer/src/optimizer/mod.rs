@@ -5,7 +5,7 @@
 //! m ← β₁ m + (1 − β₁) g      v ← β₂ v + (1 − β₂) g²
 //! p ← p − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
 //! ```
-//! `g` is clipped before: all of it times `c / (‖g‖ + 10⁻⁶)` where its norm is above `c`, as PyTorch does.
+//! `g` is clipped before: all of it times `c / (‖g‖ + 10⁻⁶)` where its norm is above `c`, as `PyTorch` does.
 
 mod schedule;
 

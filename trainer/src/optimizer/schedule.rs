@@ -38,8 +38,11 @@ mod tests {
     fn rises_and_falls() {
         let factors =
             |schedule: Schedule| [0, 1, 2, 4, 6, 9].map(|step| schedule.factor(step, 2, 6));
-        assert_eq!(factors(Schedule::Constant), [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]);
-        assert_eq!(factors(Schedule::Linear), [0.5, 1.0, 1.0, 0.5, 0.0, 0.0]);
+        // All are exact.
+        let bits = |factors: [f64; 6]| factors.map(f64::to_bits);
+        let expected = bits([0.5, 1.0, 1.0, 1.0, 1.0, 1.0]);
+        assert_eq!(bits(factors(Schedule::Constant)), expected);
+        assert_eq!(bits(factors(Schedule::Linear)), bits([0.5, 1.0, 1.0, 0.5, 0.0, 0.0]));
         let [first, second, third, middle, end, beyond] = factors(Schedule::Cosine);
         assert!((first - 0.5).abs() < 1e-12 && (second - 1.0).abs() < 1e-12);
         assert!((third - 1.0).abs() < 1e-12 && (middle - 0.5).abs() < 1e-12);

@@ -11,7 +11,7 @@ use pleach_engine::{
 use pleach_trainer::Targeted;
 use serde_json::Value;
 
-/// Twisted 32-bit numbers as PyTorch's CPU generator draws them (Matsumoto and Nishimura, `mt19937ar.c`).
+/// Twisted 32-bit numbers as `PyTorch`'s CPU generator draws them (Matsumoto and Nishimura, `mt19937ar.c`).
 struct MersenneTwister {
     state: [u32; 624],
     next: usize,

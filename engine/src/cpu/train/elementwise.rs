@@ -162,7 +162,7 @@ impl Kernel for Transpose<'_> {
                 for i in column..column + LANES {
                     // SAFETY: within both, by the assertions.
                     unsafe {
-                        *out.add(i * self.out_stride + row) = self.rows[row * self.stride + i]
+                        *out.add(i * self.out_stride + row) = self.rows[row * self.stride + i];
                     };
                 }
             }

@@ -228,7 +228,7 @@ impl TrainPass {
         self.state = match self.state {
             State::Forward => State::Scored,
             State::Backward => State::Learned,
-            other => other,
+            State::Idle | State::Scored | State::Learned => self.state,
         };
         Progress::Done
     }

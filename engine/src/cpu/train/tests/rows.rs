@@ -143,7 +143,8 @@ fn the_likeliest_tokens_chunk_by_chunk() {
         expected.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
         let found: Vec<usize> = top.iter().map(|likely| likely.token as usize).collect();
         assert_eq!(found, expected[..k], "{vocab} {chunk} {k}");
-        assert!(top.iter().all(|likely| likely.logp == logits[likely.token as usize]));
+        let bits = |value: f32| value.to_bits();
+        assert!(top.iter().all(|l| bits(l.logp) == bits(logits[l.token as usize])));
     }
 }
 
