@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::data::{Example, Record};
+
 /// A sequence of tokens and the weight of each as a target; 0 where it is none. The first token can be no target.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Targeted {
@@ -53,8 +55,8 @@ impl Targeted {
     }
 }
 
-impl From<&crate::data::Example> for Targeted {
-    fn from(example: &crate::data::Example) -> Self {
+impl From<&Example> for Targeted {
+    fn from(example: &Example) -> Self {
         let mut weights = vec![0.0; example.ids.len()];
         for (index, weight) in example.targets() {
             weights[index] = weight;
@@ -110,6 +112,29 @@ pub enum Sample {
 }
 
 impl Sample {
+    /// The sample of a record. `class` gives a label its number and the weight of its class. `None` for a prompt without an
+    /// answer and for a label without a number.
+    pub fn of_record(
+        record: &Record,
+        class: impl Fn(&str) -> Option<(usize, f32)>,
+    ) -> Option<Self> {
+        Some(match record {
+            Record::Supervised(example) => Self::Supervised(example.into()),
+            Record::Preference { preferred, rejected } => {
+                Self::Preference { preferred: preferred.into(), rejected: rejected.into() }
+            }
+            Record::Rated { example, desirable } => {
+                Self::Rated { answer: example.into(), desirable: *desirable }
+            }
+            Record::Labelled { ids, label } => {
+                let (label, weight) = class(label)?;
+                Self::Labelled { tokens: ids.clone(), label, weight }
+            }
+            Record::Scored { ids, score } => Self::Scored { tokens: ids.clone(), score: *score },
+            Record::Prompt { .. } => return None,
+        })
+    }
+
     /// In words.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -141,7 +166,7 @@ impl Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{Example, TargetSpan};
+    use crate::data::TargetSpan;
 
     #[test]
     fn an_answer_moves_behind_another_prompt() {
@@ -164,5 +189,21 @@ mod tests {
             (&[7, 8, 9, 10][..], &[0.0, 1.0, 0.0, 0.5][..])
         );
         assert_eq!(found.mask(), [false, true, false, true]);
+    }
+
+    #[test]
+    fn records_become_samples() {
+        let class = |label: &str| (label == "spam").then_some((1, 2.5));
+        let labelled = |label: &str| Record::Labelled { ids: [4, 5].into(), label: label.into() };
+        let expected = Sample::Labelled { tokens: [4, 5].into(), label: 1, weight: 2.5 };
+        assert_eq!(Sample::of_record(&labelled("spam"), class), Some(expected));
+        assert_eq!(Sample::of_record(&labelled("other"), class), None);
+        let span = TargetSpan { start: 1, end: 2, weight: 1.0 };
+        let example = Example::new(vec![7, 8], [span]);
+        let rated = Record::Rated { example: example.clone(), desirable: true };
+        let expected = Sample::Rated { answer: (&example).into(), desirable: true };
+        assert_eq!(Sample::of_record(&rated, class), Some(expected));
+        let prompt = Record::Prompt { ids: [1].into(), fields: "{}".into() };
+        assert_eq!(Sample::of_record(&prompt, class), None);
     }
 }
