@@ -12,7 +12,7 @@ pub struct TrainOptions {
     /// Most rows of a micro-batch.
     pub rows_max: usize,
     /// Bytes for activations that are kept for the backward half. What does not fit is computed again, layer by layer:
-    /// a third more work, at equal results.
+    /// a third more work, at equal results. Where all layers are kept, what is left may keep the logits.
     pub activation_bytes: usize,
     /// Work of a unit, in multiply-adds: about what all threads together do between two questions whether to go on.
     pub unit_work: u64,

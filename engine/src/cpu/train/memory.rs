@@ -147,7 +147,9 @@ pub(crate) struct Memory {
     /// Head rows after the final norm, and the gradient there.
     pub(crate) head_input: BufferId,
     pub(crate) d_head_input: BufferId,
-    pub(crate) logits: BufferId,
+    /// One chunk of the vocabulary, or all of them if they are kept for the backward half.
+    logits: Vec<BufferId>,
+    pub(crate) keeps_logits: bool,
     /// Largest logit and sum of exponentials so far, of each head row.
     pub(crate) head_sums: BufferId,
     /// Copies of each part's factors in the order that products read.
@@ -226,6 +228,12 @@ impl Memory {
         if kept_layers == n_layers {
             kept.insert(0, shared);
         }
+        // Logits of all chunks save less work for their bytes than layers do, so they come after them.
+        let n_chunks = spec.vocab.div_ceil(VOCAB_CHUNK);
+        let logits_bytes = n_chunks * rows * VOCAB_CHUNK * size_of::<f32>();
+        let left = options.activation_bytes.saturating_sub(kept_layers * record_bytes);
+        let keeps_logits = kept_layers == n_layers && left >= logits_bytes;
+        let n_logits = if keeps_logits { n_chunks } else { 1 };
         let turned = rows.next_multiple_of(LANES) + LANES;
         let group_floats = (GROUP_BYTES / size_of::<f32>()).max(tile_values(spec, rows));
         let mut take = |n_rows, width| taker.take(n_rows, width);
@@ -246,7 +254,8 @@ impl Memory {
             dropped: take(rows, widths.widest),
             head_input: take(rows, spec.hidden),
             d_head_input: take(rows, spec.hidden),
-            logits: take(rows, VOCAB_CHUNK),
+            logits: (0..n_logits).map(|_| take(rows, VOCAB_CHUNK)).collect(),
+            keeps_logits,
             head_sums: take(rows, 2),
             packed: std::array::from_fn(|_| {
                 [take(widths.widest, widths.rank), take(widths.widest, widths.rank)]
@@ -272,6 +281,15 @@ impl Memory {
         }
         memory.buffers = taker.buffers;
         memory
+    }
+
+    /// Where logits of a chunk of the vocabulary are, by its first tile.
+    pub(crate) fn logits(&self, first_tile: usize) -> BufferId {
+        if self.keeps_logits {
+            self.logits[first_tile / (VOCAB_CHUNK / LANES)]
+        } else {
+            self.logits[0]
+        }
     }
 
     /// Whether the layer's activations stay until its backward half.

@@ -232,7 +232,9 @@ impl Builder<'_> {
         };
         let mut ops = vec![Op::Zero(memory.d_head_input), Op::Zero(memory.d_residual)];
         for tiles in self.vocab_chunks() {
-            ops.push(Op::Logits { tiles: tiles.clone() });
+            if !memory.keeps_logits {
+                ops.push(Op::Logits { tiles: tiles.clone() });
+            }
             ops.push(Op::LogitsBack { tiles: tiles.clone() });
             ops.push(Op::HeadBack { tiles });
         }

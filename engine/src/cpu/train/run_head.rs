@@ -40,7 +40,7 @@ impl TrainPass {
     }
 
     pub(super) fn logits(&mut self, chunks: Range<usize>, tiles: Range<usize>) {
-        let id = self.memory.logits;
+        let id = self.memory.logits(tiles.start);
         let mut out = self.memory.take(id);
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, out.stride);
@@ -77,7 +77,8 @@ impl TrainPass {
         let mut sums = self.memory.take(id);
         let (isa, stride) = (self.input.isa, sums.stride);
         let tokens = tokens_of(tiles, self.input.base.spec.vocab);
-        let (logits, batch) = (&self.memory[self.memory.logits], &self.input.plan.batch);
+        let (logits, batch) =
+            (&self.memory[self.memory.logits(tiles.start)], &self.input.plan.batch);
         let (parts, logps) = (Parts::new(&mut sums.values), Parts::new(&mut self.logps));
         let (top, top_k) = (Parts::new(&mut self.top), self.top_k);
         for_rows(&mut self.team, chunks, batch.head_rows().len(), |index| {
@@ -118,7 +119,7 @@ impl TrainPass {
     }
 
     pub(super) fn logits_back(&mut self, chunks: Range<usize>, tiles: &Range<usize>) {
-        let id = self.memory.logits;
+        let id = self.memory.logits(tiles.start);
         let mut logits = self.memory.take(id);
         let (isa, stride) = (self.input.isa, logits.stride);
         let tokens = tokens_of(tiles, self.input.base.spec.vocab);
@@ -145,7 +146,7 @@ impl TrainPass {
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, dx.stride);
         let n_rows = self.input.plan.head_rows().len();
-        let dy = &self.memory[self.memory.logits];
+        let dy = &self.memory[self.memory.logits(tiles.start)];
         let dy = Rows::new(&dy.values, dy.stride);
         let (parts, scratch_parts) = (Parts::new(&mut dx.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_in / BLOCK);
