@@ -25,6 +25,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{FairOrder, FlowSettings, Tenants, TokenPrices},
+    training::FileChecks,
 };
 use pleach_engine::{
     backend::{RunError, StepRunner},
@@ -182,6 +183,8 @@ async fn app(
         live_limits: RwLock::new(HttpLimits::default()),
         tenants,
         cpu: CpuWork::default(),
+        capture: Capture::start(store.clone(), Arc::clone(&telemetry), false),
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     })
 }

@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     adapter_service::{AdapterService, AdapterSettings},
+    feedback::{Capture, maintenance},
     http::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
@@ -30,6 +31,7 @@ use crate::{
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
+    training::FileChecks,
 };
 
 /// Share of the free memory that keys and values take unless told otherwise.
@@ -121,6 +123,8 @@ pub struct LoadSettings {
     pub engine: EngineConfig,
     /// Limits on what clients send.
     pub limits: HttpLimits,
+    /// Whether the operator's completions are kept that did not ask for it.
+    pub capture: bool,
     /// The operator's key; tenants' are in the store.
     pub operator_key: Option<OperatorKey>,
 }
@@ -193,6 +197,8 @@ pub async fn load(
         Arc::clone(&telemetry),
     );
     tenants.maintain();
+    let capture = Capture::start(store.clone(), Arc::clone(&telemetry), settings.capture);
+    maintenance::sweep_now_and_then(&store);
     let state = AppState {
         engine: opened.engine,
         base: opened.base,
@@ -202,6 +208,8 @@ pub async fn load(
         live_limits: RwLock::new(settings.limits),
         tenants,
         cpu: CpuWork::default(),
+        capture,
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     };
     Ok((Arc::new(state), report))

@@ -116,6 +116,7 @@ impl Serving {
             Ok(server) => server.finish().await,
             Err(error) => tracing::error!(%error, "the accept loop died"),
         }
+        self.state.capture.settled().await;
         if let Err(error) = self.state.store.clone().close().await {
             tracing::warn!(%error, "last uses of keys are not kept");
         }

@@ -19,6 +19,8 @@ pub mod choice;
 pub mod completions;
 pub mod cpu_work;
 pub mod error;
+pub mod files;
+mod form;
 pub mod generate;
 pub mod head;
 pub mod ids;
@@ -26,6 +28,7 @@ pub mod json_body;
 pub mod lora;
 pub mod models;
 pub mod observe;
+mod paging;
 pub mod probes;
 pub mod rate_limits;
 pub mod request_context;
@@ -33,7 +36,9 @@ pub mod scores;
 pub mod server;
 pub mod sse;
 pub mod state;
+pub mod stored_refusal;
 pub mod tenant_refusal;
+pub mod uploads;
 pub mod wire;
 
 use std::sync::Arc;
@@ -74,6 +79,7 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         // Shared ones are the administrator's, which the handlers tell apart.
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
+        .merge(files(&[Scope::Train]))
         .merge(administration(&[Scope::Admin]))
 }
 
@@ -119,6 +125,20 @@ fn adapters_loaded(scopes: AnyOf) -> Routes {
     Router::new()
         .route("/v1/load_lora_adapter", post(lora::load))
         .route("/v1/unload_lora_adapter", post(lora::unload))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn files(scopes: AnyOf) -> Routes {
+    // Uploads have limits of their own, part by part.
+    let unlimited = DefaultBodyLimit::disable;
+    Router::new()
+        .route("/v1/files", get(files::list).merge(post(files::create).layer(unlimited())))
+        .route("/v1/files/{id}", get(files::get).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/uploads", post(uploads::create))
+        .route("/v1/uploads/{id}/parts", post(uploads::add_part).layer(unlimited()))
+        .route("/v1/uploads/{id}/complete", post(uploads::complete))
+        .route("/v1/uploads/{id}/cancel", post(uploads::cancel))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

@@ -22,6 +22,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
+    training::FileChecks,
 };
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -325,6 +326,8 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         live_limits: RwLock::new(setup.limits),
         tenants,
         cpu: CpuWork::default(),
+        capture: Capture::start(store.clone(), Arc::clone(&telemetry), false),
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });
     Server { router: router(Arc::clone(&state)), state, script, world, root, spool, blobs }
