@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,6 +46,8 @@ struct Shared {
     changed: Notify,
     /// How many that waited were written or given up.
     n_done: watch::Sender<u64>,
+    /// Compiled when it is first needed: most servers keep nothing.
+    redactor: OnceLock<Redactor>,
     telemetry: Arc<Telemetry>,
 }
 
@@ -66,6 +68,7 @@ impl Capture {
             queue: Mutex::default(),
             changed: Notify::new(),
             n_done: watch::Sender::new(0),
+            redactor: OnceLock::new(),
             telemetry,
         });
         tokio::spawn(write_all(Arc::clone(&shared), store));
@@ -109,6 +112,17 @@ impl Capture {
         }
     }
 
+    /// Takes personal data and secrets out of a text.
+    ///
+    /// # Errors
+    /// When the patterns do not compile: a bug.
+    pub async fn redact(&self, text: String) -> Result<String, String> {
+        let shared = Arc::clone(&self.shared);
+        let redact = move || Ok(shared.redactor()?.conversation().redact(&text).into_owned());
+        let redacted = tokio::task::spawn_blocking(redact).await;
+        redacted.unwrap_or_else(|_| Err("redaction panicked".to_owned()))
+    }
+
     /// Whether completions wait to be written.
     pub fn is_busy(&self) -> bool {
         self.shared.queue().n_taken > *self.shared.n_done.borrow()
@@ -135,6 +149,14 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn redactor(&self) -> Result<&Redactor, String> {
+        if let Some(compiled) = self.redactor.get() {
+            return Ok(compiled);
+        }
+        let compiled = Redactor::new().map_err(|error| error.to_string())?;
+        Ok(self.redactor.get_or_init(|| compiled))
+    }
+
     /// What is written next; empty when nothing waits. `None`: nothing will come.
     fn take(&self) -> Option<Vec<Record>> {
         let mut queue = self.queue();
@@ -154,15 +176,13 @@ impl Shared {
 }
 
 async fn write_all(shared: Arc<Shared>, store: Store) {
-    // Compiled once, on the first completion: most servers keep none.
-    let redactor = Arc::new(std::sync::OnceLock::new());
     while let Some(batch) = shared.take() {
         if batch.is_empty() {
             shared.changed.notified().await;
             continue;
         }
         let n_records = batch.len() as u64;
-        let result = match write(&store, &redactor, batch).await {
+        let result = match write(&store, &shared, batch).await {
             Ok(()) => "kept",
             Err(error) => {
                 tracing::warn!(error, n_records, "completions are not kept");
@@ -175,21 +195,11 @@ async fn write_all(shared: Arc<Shared>, store: Store) {
 }
 
 /// Redacts and writes, all or none.
-async fn write(
-    store: &Store,
-    redactor: &Arc<std::sync::OnceLock<Redactor>>,
-    mut batch: Vec<Record>,
-) -> Result<(), String> {
-    let redactor = Arc::clone(redactor);
+async fn write(store: &Store, shared: &Arc<Shared>, mut batch: Vec<Record>) -> Result<(), String> {
+    let shared = Arc::clone(shared);
     let redact = move || {
-        let compiled = match redactor.get() {
-            Some(compiled) => compiled,
-            None => {
-                let compiled = Redactor::new().map_err(|error| error.to_string())?;
-                redactor.get_or_init(|| compiled)
-            }
-        };
-        batch.iter_mut().for_each(|record| record.redact(compiled));
+        let redactor = shared.redactor()?;
+        batch.iter_mut().for_each(|record| record.redact(redactor));
         let stored = batch.into_iter().map(Record::into_stored).collect::<Result<Vec<_>, _>>();
         stored.map_err(|error| error.to_string())
     };

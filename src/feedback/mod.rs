@@ -13,4 +13,6 @@ pub mod maintenance;
 mod record;
 
 pub use capture::{Capture, QUEUE_MAX};
-pub use record::{CompletionBody, KeptChoice, KeptPart, KeptSampling, KeptUsage, Record, Recorder, user_digest};
+pub use record::{
+    CompletionBody, KeptChoice, KeptPart, KeptSampling, KeptUsage, Record, Recorder, user_digest,
+};

@@ -134,9 +134,7 @@ pub(super) async fn check(
             Err(ApiError::Stored { refusal: StoredRefusal::File, message })
         }
         Err(FileProblem::Store(error)) => Err(ApiError::from_stored(error)),
-        Err(error @ FileProblem::Panicked) => {
-            Err(ApiError::Internal { detail: error.to_string() })
-        }
+        Err(error @ FileProblem::Panicked) => Err(ApiError::Internal { detail: error.to_string() }),
     }
 }
 

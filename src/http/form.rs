@@ -65,9 +65,8 @@ impl Part<'_> {
                 ));
             }
         }
-        String::from_utf8(bytes).map_err(|error| ApiError::InvalidUtf8 {
-            offset: error.utf8_error().valid_up_to(),
-        })
+        String::from_utf8(bytes)
+            .map_err(|error| ApiError::InvalidUtf8 { offset: error.utf8_error().valid_up_to() })
     }
 
     /// Writes it as a blob of at most `bytes_max` bytes.

@@ -19,6 +19,7 @@ pub mod choice;
 pub mod completions;
 pub mod cpu_work;
 pub mod error;
+pub mod feedback;
 pub mod files;
 mod form;
 pub mod generate;
@@ -36,6 +37,7 @@ pub mod scores;
 pub mod server;
 pub mod sse;
 pub mod state;
+pub mod stored_completions;
 pub mod stored_refusal;
 pub mod tenant_refusal;
 pub mod uploads;
@@ -47,7 +49,7 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
     middleware::{from_fn, from_fn_with_state},
-    routing::{delete, get, post, put},
+    routing::{delete, get, patch, post, put},
 };
 use pleach_store::Scope;
 
@@ -80,6 +82,9 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
         .merge(files(&[Scope::Train]))
+        .merge(stored_completions(&[Scope::Train]))
+        .merge(feedback_given(&[Scope::Feedback]))
+        .merge(feedback_read(&[Scope::Train]))
         .merge(administration(&[Scope::Admin]))
 }
 
@@ -139,6 +144,32 @@ fn files(scopes: AnyOf) -> Routes {
         .route("/v1/uploads/{id}/parts", post(uploads::add_part).layer(unlimited()))
         .route("/v1/uploads/{id}/complete", post(uploads::complete))
         .route("/v1/uploads/{id}/cancel", post(uploads::cancel))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+/// They hold what all users of a tenant asked.
+fn stored_completions(scopes: AnyOf) -> Routes {
+    let one = get(stored_completions::get).post(stored_completions::update);
+    Router::new()
+        .route("/v1/chat/completions", get(stored_completions::list))
+        .route("/v1/chat/completions/{id}", one.delete(stored_completions::delete))
+        .route("/v1/chat/completions/{id}/messages", get(stored_completions::messages))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn feedback_given(scopes: AnyOf) -> Routes {
+    let one = patch(feedback::change).delete(feedback::withdraw);
+    Router::new()
+        .route("/v1/feedback", post(feedback::create))
+        .route("/v1/feedback/{id}", one)
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn feedback_read(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/feedback", get(feedback::list))
+        .route("/v1/feedback/{id}", get(feedback::get))
+        .route("/v1/feedback/users/{user}", delete(feedback::erase_user))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

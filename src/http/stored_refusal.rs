@@ -50,11 +50,6 @@ fn not_found_code(kind: &'static str) -> &'static str {
 }
 
 impl ApiError {
-    /// No such thing, whether or not another has it.
-    pub(super) fn no_such(kind: &'static str, id: &str) -> Self {
-        Self::from_stored(StoreError::NotFound { kind, id: id.to_owned() })
-    }
-
     /// Why something of a tenant's could not be kept, read or changed.
     // By value: it is what `map_err` gives.
     #[expect(clippy::needless_pass_by_value, reason = "an error at the end of its life")]

@@ -31,8 +31,7 @@ pub async fn create(
     body: JsonBody,
 ) -> Result<Json<UploadCard>, ApiError> {
     let UploadRequest { filename, purpose, bytes, keep_ms } = UploadRequest::read(&body.fields)?;
-    let upload =
-        NewUpload { owner: caller.owner, filename, purpose, bytes, file_keep_ms: keep_ms };
+    let upload = NewUpload { owner: caller.owner, filename, purpose, bytes, file_keep_ms: keep_ms };
     let made = state.store.create_upload(&upload).await.map_err(ApiError::from_stored)?;
     Ok(Json(UploadCard::new(made, None)))
 }

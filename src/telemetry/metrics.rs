@@ -191,7 +191,10 @@ impl Metrics {
                 .buckets(names::FINE_BUCKETS.to_vec()),
             )?)?,
             captured: make.register(IntCounterVec::new(
-                Opts::new(names::CAPTURED, "Completions that were to be kept, by what became of them."),
+                Opts::new(
+                    names::CAPTURED,
+                    "Completions that were to be kept, by what became of them.",
+                ),
                 &[names::LABEL_RESULT],
             )?)?,
             feedback: make.register(IntCounterVec::new(

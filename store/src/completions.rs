@@ -241,7 +241,8 @@ impl Store {
         let failed = |source| StoreError::database(&action, source);
         let mut change = self.database.begin_for(owner, &action).await?;
         let mut erased = Erased::default();
-        let bound = |query: &'static str| sqlx::query(query).bind(owner.as_str()).bind(key.to_owned());
+        let bound =
+            |query: &'static str| sqlx::query(query).bind(owner.as_str()).bind(key.to_owned());
         for query in also_feedback.into_iter().chain([*feedback]) {
             let done = bound(query).execute(&mut *change).await.map_err(failed)?;
             erased.feedback += done.rows_affected();

@@ -3,11 +3,7 @@
 use sqlx::any::AnyRow;
 
 use crate::{
-    clock::now_ms,
-    digest::BlobDigest,
-    error::StoreError,
-    row::Fields,
-    store::Store,
+    clock::now_ms, digest::BlobDigest, error::StoreError, row::Fields, store::Store,
     uploads::drop_parts,
 };
 

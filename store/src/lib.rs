@@ -7,6 +7,7 @@
 //! a server that starts ── Store::catalog ──> all aliases and generations
 //! bytes ── Store::put_blob ──> StagedBlob ── Store::create_file, add_part ──> files to train on
 //! completions ── Store::put_completions ──> what feedback is about ── Store::put_feedback
+//! Store::create_job ── claim_job, report_job … ── finish_job ──> a training job, by whichever process lives
 //! ```
 //!
 //! Rows are in SQLite (a file) or PostgreSQL (a URL), in one SQL for both; blobs are in a folder or an object store,
@@ -37,6 +38,9 @@ mod expiry;
 mod feedback;
 mod files;
 mod generations;
+mod job_changes;
+mod job_records;
+mod jobs;
 mod key_text;
 mod key_uses;
 mod metadata;
@@ -73,6 +77,9 @@ pub use self::{
     },
     files::{NewFile, StoredFile},
     generations::{GenerationFile, GenerationMetadata, Origin, StoredGeneration},
+    job_changes::{JobEnd, JobReport, JobSignal, NewCheckpoint},
+    job_records::{EventLevel, JobEvent, StoredCheckpoint, StoredEvent},
+    jobs::{JobError, JobStatus, NewJob, StoredJob},
     key_text::ApiKeyText,
     metadata::Metadata,
     owner::{Owner, TenantId, time_id},

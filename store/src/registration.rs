@@ -192,11 +192,13 @@ pub(crate) async fn quota_of(
     owner: &Owner,
     column: &'static str,
 ) -> Result<Option<u64>, StoreError> {
-    let row = sqlx::query("SELECT adapters, adapter_bytes, file_bytes, training_jobs FROM tenants WHERE id = $1")
-        .bind(owner.as_str())
-        .fetch_one(&mut **change)
-        .await
-        .map_err(|source| StoreError::database(format!("read the quotas of {owner}"), source))?;
+    let row = sqlx::query(
+        "SELECT adapters, adapter_bytes, file_bytes, training_jobs FROM tenants WHERE id = $1",
+    )
+    .bind(owner.as_str())
+    .fetch_one(&mut **change)
+    .await
+    .map_err(|source| StoreError::database(format!("read the quotas of {owner}"), source))?;
     Fields { row: &row, table: "tenants" }.maybe_number(column)
 }
 

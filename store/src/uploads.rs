@@ -205,7 +205,8 @@ impl Store {
         }
         let bytes = fields.number::<u64>("bytes")?.saturating_add(blob.bytes);
         if bytes > found.bytes {
-            let state = format!("announced with {} bytes, this part would make {bytes}", found.bytes);
+            let state =
+                format!("announced with {} bytes, this part would make {bytes}", found.bytes);
             return Err(StoreError::WrongState { kind: KIND, id: upload.to_owned(), state });
         }
         hold(&mut change, blob, &action).await?;

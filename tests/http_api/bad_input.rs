@@ -158,7 +158,6 @@ async fn unsupported_fields_are_named_and_unknown_ones_ignored() {
         ("web_search_options", json!({})),
         ("guided_json", json!({})),
         ("structured_outputs", json!({"json": {}})),
-        ("store", json!(true)),
         ("add_special_tokens", json!(true)),
     ] {
         refuses(&server, json!({param: value}), Some(param), "unsupported_parameter").await;

@@ -14,6 +14,7 @@ use axum::{
 };
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
+    feedback::Capture,
     http::{
         cpu_work::CpuWork,
         router,
@@ -173,6 +174,8 @@ pub(crate) struct Setup {
     pub(crate) remote_root: Option<RemoteFolder>,
     /// SHA-256 of the base's file.
     pub(crate) base_digest: String,
+    /// Whether the operator's completions are kept unasked.
+    pub(crate) capture: bool,
 }
 
 impl Default for Setup {
@@ -195,6 +198,7 @@ impl Default for Setup {
             blobs: None,
             remote_root: None,
             base_digest: "ab".repeat(32),
+            capture: false,
         }
     }
 }
@@ -310,6 +314,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
     let operator_key = setup.api_key.map(OperatorKey::new);
     let tenants = Tenants::new(store.clone(), operator_key, &engine, flows, Arc::clone(&telemetry));
+    let capture = Capture::start(store.clone(), Arc::clone(&telemetry), setup.capture);
     let state = Arc::new(AppState {
         engine,
         base: Base {
@@ -326,7 +331,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         live_limits: RwLock::new(setup.limits),
         tenants,
         cpu: CpuWork::default(),
-        capture: Capture::start(store.clone(), Arc::clone(&telemetry), false),
+        capture,
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });

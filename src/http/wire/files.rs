@@ -158,7 +158,12 @@ impl UploadRequest {
         };
         let purpose = text("purpose")?;
         check_purpose(&purpose)?;
-        Ok(Self { filename: text("filename")?, purpose, bytes: bytes.unsigned_abs(), keep_ms: keep })
+        Ok(Self {
+            filename: text("filename")?,
+            purpose,
+            bytes: bytes.unsigned_abs(),
+            keep_ms: keep,
+        })
     }
 }
 
@@ -181,7 +186,10 @@ pub fn check_purpose(purpose: &str) -> Result<(), ApiError> {
     if purpose == FINE_TUNE {
         return Ok(());
     }
-    Err(ApiError::invalid("purpose", format!("{purpose:?} is not supported, only {FINE_TUNE:?} is")))
+    Err(ApiError::invalid(
+        "purpose",
+        format!("{purpose:?} is not supported, only {FINE_TUNE:?} is"),
+    ))
 }
 
 /// `expires_after`, in milliseconds.

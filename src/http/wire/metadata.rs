@@ -51,9 +51,8 @@ fn read_pair(param: &str, name: &str, value: &Value) -> Result<(String, String),
 pub fn read_episode(text: &str, param: &str) -> Result<String, ApiError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
     if text.is_empty() || text.len() > EPISODE_BYTES_MAX || !text.bytes().all(is_plain) {
-        let reason = format!(
-            "it has to be 1 to {EPISODE_BYTES_MAX} letters, digits, `-`, `_`, `.` or `:`"
-        );
+        let reason =
+            format!("it has to be 1 to {EPISODE_BYTES_MAX} letters, digits, `-`, `_`, `.` or `:`");
         return Err(ApiError::invalid(param, reason));
     }
     Ok(text.to_owned())
