@@ -244,6 +244,33 @@ impl AdapterWeights {
             _ => Ok(ends),
         }
     }
+
+    /// Checks that the adapter is plain `LoRA` on linears of layers, the kind that can be trained.
+    ///
+    /// # Errors
+    /// [`AdapterWeightsError::Unsupported`] with the first kind beyond it.
+    pub(crate) fn check_plain(&self, device: &'static str) -> Result<(), AdapterWeightsError> {
+        let refuse = |site, kind| Err(AdapterWeightsError::Unsupported { site, kind, device });
+        for weights in &self.sites {
+            let site = weights.site;
+            let kind = if site == Site::EMBEDDING {
+                "LoRA on the embedding"
+            } else if site == Site::HEAD {
+                "LoRA on the head"
+            } else if weights.magnitude.is_some() {
+                "DoRA (`use_dora`)"
+            } else if weights.bias.is_some() {
+                "a bias of lora_B (`lora_bias`)"
+            } else {
+                continue;
+            };
+            return refuse(site, kind);
+        }
+        match self.own_matrices().next() {
+            Some((site, _)) => refuse(site, "a whole matrix of the adapter's own"),
+            None => Ok(()),
+        }
+    }
 }
 
 fn check_values(
@@ -314,5 +341,43 @@ mod tests {
         assert_eq!(ends(own(1.0, false), None, true), Ok([Some(1.0), None]));
         assert_eq!(ends(own(1.0, false), own(2.0, false), true), Ok([Some(1.0), Some(2.0)]));
         assert_eq!(ends(own(1.0, true), own(2.0, true), false), Ok([Some(1.0), Some(2.0)]));
+    }
+
+    #[test]
+    fn the_trainer_refuses_every_other_kind_by_name() {
+        let plain = |site| SiteWeights::lora(site, 1, 1.0, vec![0.5], vec![1.0]);
+        let linear = Site { layer: 2, module: TargetModule::QProj };
+        let own = || Some(OwnMatrix { values: vec![0.0], of_base: true });
+        let with = |edit: fn(&mut SiteWeights)| {
+            let mut site = plain(linear);
+            edit(&mut site);
+            AdapterWeights { sites: vec![site], ..AdapterWeights::default() }
+        };
+        let of_sites =
+            |sites: Vec<SiteWeights>| AdapterWeights { sites, ..AdapterWeights::default() };
+        for (weights, message) in [
+            (
+                with(|site| site.magnitude = Some(vec![1.0])),
+                "model.layers.2.self_attn.q_proj: DoRA (`use_dora`)",
+            ),
+            (
+                with(|site| site.bias = Some(vec![1.0])),
+                "model.layers.2.self_attn.q_proj: a bias of lora_B (`lora_bias`)",
+            ),
+            (of_sites(vec![plain(linear), plain(Site::HEAD)]), "lm_head: LoRA on the head"),
+            (of_sites(vec![plain(Site::EMBEDDING)]), "model.embed_tokens: LoRA on the embedding"),
+            (
+                AdapterWeights { head: own(), ..AdapterWeights::default() },
+                "lm_head: a whole matrix of the adapter's own",
+            ),
+            (
+                AdapterWeights { embedding: own(), ..AdapterWeights::default() },
+                "model.embed_tokens: a whole matrix of the adapter's own",
+            ),
+        ] {
+            let error = weights.check_plain("the trainer").unwrap_err().to_string();
+            assert_eq!(error, format!("{message} is not supported on the trainer"));
+        }
+        assert_eq!(of_sites(vec![plain(linear)]).check_plain("the trainer"), Ok(()));
     }
 }

@@ -22,3 +22,4 @@ pub mod sequence;
 pub mod site;
 pub mod spec;
 pub mod step_batch;
+pub mod train;

@@ -13,7 +13,7 @@ pub(crate) struct RmsNorm<'a> {
 
 /// Sum of squares in sixteen chains, then the lanes, then the tail.
 #[inline(always)]
-unsafe fn sum_of_squares<S: Simd>(x: &[f32]) -> f32 {
+pub(super) unsafe fn sum_of_squares<S: Simd>(x: &[f32]) -> f32 {
     let (chunks, tail) = x.as_chunks::<LANES>();
     // SAFETY: each chunk has 16 values; the instruction set is the caller's.
     let mut sum = unsafe {

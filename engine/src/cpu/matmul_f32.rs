@@ -116,56 +116,70 @@ pub(super) unsafe fn dequantize_tile<S: Simd>(
     tile: &[u8],
     out: &mut [f32],
 ) {
+    assert!(out.len() >= n_in * LANES);
+    for (block, out) in
+        out.as_chunks_mut::<{ BLOCK * LANES }>().0[..n_in / BLOCK].iter_mut().enumerate()
+    {
+        // SAFETY: the instruction set is the caller's; the tile is checked there.
+        unsafe { dequantize_block::<S>(layout, n_in, tile, block, out) };
+    }
+}
+
+/// Writes the values of one block of a tile of codes, `[32, 16]`.
+#[inline(always)]
+pub(super) unsafe fn dequantize_block<S: Simd>(
+    layout: CodeLayout,
+    n_in: usize,
+    tile: &[u8],
+    block: usize,
+    out: &mut [f32; BLOCK * LANES],
+) {
     let at = TileLayout::of(layout, n_in);
-    assert!(tile.len() >= at.tile_bytes && out.len() >= n_in * LANES);
+    assert!(tile.len() >= at.tile_bytes && block < n_in / BLOCK);
     let parts = if layout.has_min { 2 } else { 1 };
-    // SAFETY: offsets stay within the tile by `TileLayout`, and within `out` by the assertion.
+    // SAFETY: offsets stay within the tile by `TileLayout`, and within `out`, which is one block.
     unsafe {
         let scales = tile.as_ptr().add(at.scales);
         let supers = tile.as_ptr().add(at.supers).cast::<u16>();
-        for block in 0..n_in / BLOCK {
-            let codes = tile.as_ptr().add(block * at.block_bytes);
-            let planes = match layout.bits {
-                4 => load_planes::<S, 4>(codes),
-                5 => load_planes::<S, 5>(codes),
-                6 => load_planes::<S, 6>(codes),
-                _ => load_planes::<S, 8>(codes),
-            };
-            let offset = S::splat(layout.offset as f32);
-            for (i, plane) in planes.into_iter().enumerate() {
-                let group = (block * BLOCK + 4 * i) / layout.group;
-                let (scale, min) = if layout.super_block {
-                    let d16 = supers.add(block * BLOCK / SUPER * parts * LANES);
-                    let sc = scales.add(group * parts * LANES);
-                    let min = if layout.has_min {
-                        let product =
-                            S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
-                        // Not 0 − product: a minimum of zero must not change the sign of a zero.
-                        S::mul(product, S::splat(-1.0))
-                    } else {
-                        S::splat(0.0)
-                    };
-                    (S::mul(S::load_f16(d16), S::load_i8(sc.cast())), min)
+        let codes = tile.as_ptr().add(block * at.block_bytes);
+        let planes = match layout.bits {
+            4 => load_planes::<S, 4>(codes),
+            5 => load_planes::<S, 5>(codes),
+            6 => load_planes::<S, 6>(codes),
+            _ => load_planes::<S, 8>(codes),
+        };
+        let offset = S::splat(layout.offset as f32);
+        for (i, plane) in planes.into_iter().enumerate() {
+            let group = (block * BLOCK + 4 * i) / layout.group;
+            let (scale, min) = if layout.super_block {
+                let d16 = supers.add(block * BLOCK / SUPER * parts * LANES);
+                let sc = scales.add(group * parts * LANES);
+                let min = if layout.has_min {
+                    let product = S::mul(S::load_f16(d16.add(LANES)), S::load_u8(sc.add(LANES)));
+                    // Not 0 − product: a minimum of zero must not change the sign of a zero.
+                    S::mul(product, S::splat(-1.0))
                 } else {
-                    let d16 = scales.cast::<u16>().add(group * parts * LANES);
-                    let min =
-                        if layout.has_min { S::load_f16(d16.add(LANES)) } else { S::splat(0.0) };
-                    (S::load_f16(d16), min)
+                    S::splat(0.0)
                 };
-                let lanes = [
-                    S::byte_lane::<0>(plane),
-                    S::byte_lane::<1>(plane),
-                    S::byte_lane::<2>(plane),
-                    S::byte_lane::<3>(plane),
-                ];
-                for (b, lane) in lanes.into_iter().enumerate() {
-                    // The product is exact in f32 (at most 24 bits), so a fused multiply-add rounds as the format's
-                    // definition does: once.
-                    let code = S::sub(S::to_f(lane), offset);
-                    let value =
-                        if layout.has_min { S::fma(code, scale, min) } else { S::mul(code, scale) };
-                    S::store(out.as_mut_ptr().add((block * BLOCK + 4 * i + b) * LANES), value);
-                }
+                (S::mul(S::load_f16(d16), S::load_i8(sc.cast())), min)
+            } else {
+                let d16 = scales.cast::<u16>().add(group * parts * LANES);
+                let min = if layout.has_min { S::load_f16(d16.add(LANES)) } else { S::splat(0.0) };
+                (S::load_f16(d16), min)
+            };
+            let lanes = [
+                S::byte_lane::<0>(plane),
+                S::byte_lane::<1>(plane),
+                S::byte_lane::<2>(plane),
+                S::byte_lane::<3>(plane),
+            ];
+            for (b, lane) in lanes.into_iter().enumerate() {
+                // The product is exact in f32 (at most 24 bits), so a fused multiply-add rounds as the format's
+                // definition does: once.
+                let code = S::sub(S::to_f(lane), offset);
+                let value =
+                    if layout.has_min { S::fma(code, scale, min) } else { S::mul(code, scale) };
+                S::store(out.as_mut_ptr().add((4 * i + b) * LANES), value);
             }
         }
     }

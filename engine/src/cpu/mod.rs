@@ -9,6 +9,7 @@
 //! | `resident`, `dora` | adapters as the kernels read them |
 //! | `kv_cache`, `attention`, `elementwise` | the rest of a layer |
 //! | `plan`, `backend` | a step |
+//! | `train` | training of adapters through the same weights |
 #![allow(
     clippy::inline_always,
     clippy::multiple_unsafe_ops_per_block,
@@ -37,9 +38,11 @@ mod project;
 mod resident;
 mod simd;
 mod threads;
+mod train;
 
 #[cfg(test)]
 mod tests;
 
 pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
 pub use isa::Isa;
+pub use train::{FrozenBase, TrainPass};

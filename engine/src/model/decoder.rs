@@ -93,6 +93,14 @@ impl<B: Backend> Decoder<B> {
         Ok(Self { spec, backend, weights, buffers })
     }
 
+    pub(crate) fn model_spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    pub(crate) fn weights(&self) -> &DecoderWeights<B::Matrix, B::Vector> {
+        &self.weights
+    }
+
     /// The device's side, for settings and measurements of its own.
     pub fn backend_mut(&mut self) -> &mut B {
         &mut self.backend

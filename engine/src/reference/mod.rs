@@ -9,8 +9,10 @@
 //! | `lora` | low-rank adapters |
 //! | `attention` | causal attention |
 //! | `norm`, `rope`, `swiglu` | the rest of a layer |
+//! | `backward` | derivatives, for training |
 
 pub mod attention;
+pub mod backward;
 pub mod lora;
 pub mod matmul;
 pub mod norm;

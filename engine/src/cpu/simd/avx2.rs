@@ -14,7 +14,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
@@ -66,11 +66,37 @@ unsafe fn lanes_below(n: usize, base: i32) -> __m256 {
     }
 }
 
+/// Eight by eight.
+#[inline(always)]
+unsafe fn transpose_half(r: [__m256; 8]) -> [__m256; 8] {
+    unsafe {
+        // Pairs of rows, then 4 × 4 squares within the 128-bit halves, then the halves themselves.
+        let mut squares = r;
+        for g in [0, 4] {
+            let [low, low2] =
+                [_mm256_unpacklo_ps(r[g], r[g + 1]), _mm256_unpacklo_ps(r[g + 2], r[g + 3])];
+            let [high, high2] =
+                [_mm256_unpackhi_ps(r[g], r[g + 1]), _mm256_unpackhi_ps(r[g + 2], r[g + 3])];
+            squares[g] = _mm256_shuffle_ps::<0x44>(low, low2);
+            squares[g + 1] = _mm256_shuffle_ps::<0xee>(low, low2);
+            squares[g + 2] = _mm256_shuffle_ps::<0x44>(high, high2);
+            squares[g + 3] = _mm256_shuffle_ps::<0xee>(high, high2);
+        }
+        let mut out = squares;
+        for c in 0..4 {
+            out[c] = _mm256_permute2f128_ps::<0x20>(squares[c], squares[4 + c]);
+            out[4 + c] = _mm256_permute2f128_ps::<0x31>(squares[c], squares[4 + c]);
+        }
+        out
+    }
+}
+
 unsafe impl Simd for Avx2 {
     type F = Pair<__m256>;
     type I = Pair<__m256i>;
     const INT8_ROWS: usize = 2;
     const F32_ROWS: usize = 1;
+    const PRODUCT_BLOCK: (usize, usize) = (6, 1);
     const BYTES_ARE_SIGNED: bool = true;
 
     #[inline(always)]
@@ -332,5 +358,25 @@ unsafe impl Simd for Avx2 {
                 _mm256_blendv_ps(b.1, a.1, _mm256_cmp_ps::<_CMP_LT_OQ>(x.1, limit.1)),
             )
         }
+    }
+    #[inline(always)]
+    unsafe fn transpose(r: [Self::F; LANES]) -> [Self::F; LANES] {
+        let mut out = r;
+        unsafe {
+            // Quarters: rows 0–7 or 8–15, lanes 0–7 or 8–15.
+            let [mut top_left, mut top_right] = [[r[0].0; 8]; 2];
+            let [mut low_left, mut low_right] = [[r[0].0; 8]; 2];
+            for i in 0..8 {
+                (top_left[i], top_right[i]) = (r[i].0, r[i].1);
+                (low_left[i], low_right[i]) = (r[8 + i].0, r[8 + i].1);
+            }
+            let (top_left, top_right) = (transpose_half(top_left), transpose_half(top_right));
+            let (low_left, low_right) = (transpose_half(low_left), transpose_half(low_right));
+            for i in 0..8 {
+                out[i] = Pair(top_left[i], low_left[i]);
+                out[8 + i] = Pair(top_right[i], low_right[i]);
+            }
+        }
+        out
     }
 }

@@ -14,7 +14,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, Simd};
+use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
@@ -34,6 +34,7 @@ unsafe impl Simd for Avx512 {
     type I = __m512i;
     const INT8_ROWS: usize = 8;
     const F32_ROWS: usize = 4;
+    const PRODUCT_BLOCK: (usize, usize) = (12, 2);
     const BYTES_ARE_SIGNED: bool = false;
 
     #[inline(always)]
@@ -193,5 +194,38 @@ unsafe impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn select_below(x: __m512, limit: __m512, a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, limit), b, a) }
+    }
+    #[inline(always)]
+    unsafe fn transpose(r: [__m512; LANES]) -> [__m512; LANES] {
+        let mut out = r;
+        unsafe {
+            // Pairs of rows, then 4 × 4 squares within the 128-bit quarters: quarter q of `squares[g][c]` is column
+            // 4q + c of rows 4g..4g + 4.
+            let squares: [[__m512; 4]; 4] = std::array::from_fn(|g| {
+                let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
+                let [ab, cd] = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)]
+                    .map(|v| _mm512_castps_pd(v));
+                let [ab_high, cd_high] = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)]
+                    .map(|v| _mm512_castps_pd(v));
+                [
+                    _mm512_unpacklo_pd(ab, cd),
+                    _mm512_unpackhi_pd(ab, cd),
+                    _mm512_unpacklo_pd(ab_high, cd_high),
+                    _mm512_unpackhi_pd(ab_high, cd_high),
+                ]
+                .map(|v| _mm512_castpd_ps(v))
+            });
+            // Then the quarters themselves: 0x88 takes the even ones of two vectors, 0xdd the odd ones.
+            for c in 0..4 {
+                let [a, b, d, e] = squares.map(|square| square[c]);
+                let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(d, e)];
+                let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(d, e)];
+                out[c] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);
+                out[8 + c] = _mm512_shuffle_f32x4::<0xdd>(even[0], even[1]);
+                out[4 + c] = _mm512_shuffle_f32x4::<0x88>(odd[0], odd[1]);
+                out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(odd[0], odd[1]);
+            }
+        }
+        out
     }
 }

@@ -31,6 +31,8 @@ pub(crate) unsafe trait Simd: Copy {
     const INT8_ROWS: usize;
     /// Rows that the f32 kernel keeps in registers.
     const F32_ROWS: usize;
+    /// Rows and vectors of a result that the products of training keep in registers.
+    const PRODUCT_BLOCK: (usize, usize);
     /// [`Self::dot_bytes`] takes 8-bit codes as signed (code − 128) instead of unsigned.
     const BYTES_ARE_SIGNED: bool;
 
@@ -106,6 +108,24 @@ pub(crate) unsafe trait Simd: Copy {
 
     /// Lane-wise `x < limit ? a : b`.
     unsafe fn select_below(x: Self::F, limit: Self::F, a: Self::F, b: Self::F) -> Self::F;
+
+    /// Lane `j` of vector `i` becomes lane `i` of vector `j`.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::F; LANES]) -> [Self::F; LANES] {
+        let (mut from, mut to) = ([[0.0f32; LANES]; LANES], [[0.0f32; LANES]; LANES]);
+        // SAFETY: the caller has this instruction set; every array holds sixteen values.
+        unsafe {
+            for (values, row) in from.iter_mut().zip(rows) {
+                Self::store(values.as_mut_ptr(), row);
+            }
+            for (i, row) in from.iter().enumerate() {
+                for (to, value) in to.iter_mut().zip(row) {
+                    to[i] = *value;
+                }
+            }
+            to.map(|values| Self::load(values.as_ptr()))
+        }
+    }
 }
 
 /// Work written once over all instruction sets. `run` must be `#[inline(always)]`.

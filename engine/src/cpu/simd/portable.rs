@@ -56,6 +56,7 @@ unsafe impl Simd for Portable {
     type I = Bytes;
     const INT8_ROWS: usize = 2;
     const F32_ROWS: usize = 1;
+    const PRODUCT_BLOCK: (usize, usize) = (4, 1);
     const BYTES_ARE_SIGNED: bool = false;
 
     #[inline(always)]

@@ -10,12 +10,12 @@ mod lora;
 mod matmul;
 mod packing;
 #[path = "../../../tests/support/random.rs"]
-mod random;
+pub(super) mod random;
 
 use crate::quant::BlockFormat;
 
 use super::Isa;
-use random::Random;
+pub(super) use random::Random;
 
 /// A NaN that no kernel makes.
 const UNTOUCHED: f32 = f32::from_bits(0x7fc0_beef);
@@ -23,7 +23,7 @@ const UNTOUCHED: f32 = f32::from_bits(0x7fc0_beef);
 const GUARD: usize = 64;
 
 /// Instruction sets of this processor; names the missing ones.
-fn isas() -> Vec<Isa> {
+pub(super) fn isas() -> Vec<Isa> {
     let (here, missing): (Vec<_>, Vec<_>) =
         Isa::ALL.into_iter().partition(|isa| isa.is_available());
     for isa in missing {
@@ -32,33 +32,33 @@ fn isas() -> Vec<Isa> {
     here
 }
 
-fn is_untouched(value: f32) -> bool {
+pub(super) fn is_untouched(value: f32) -> bool {
     value.to_bits() == UNTOUCHED.to_bits()
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-fn widen(values: &[f32]) -> Vec<f64> {
+pub(super) fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().copied().map(f64::from).collect()
 }
 
 /// A buffer of marked values with guards around it.
-struct Guarded(Vec<f32>);
+pub(super) struct Guarded(Vec<f32>);
 
 impl Guarded {
-    fn new(len: usize) -> Self {
+    pub(super) fn new(len: usize) -> Self {
         Self(vec![UNTOUCHED; len + 2 * GUARD])
     }
 
-    fn values(&mut self) -> &mut [f32] {
+    pub(super) fn values(&mut self) -> &mut [f32] {
         let end = self.0.len() - GUARD;
         &mut self.0[GUARD..end]
     }
 
     /// The values, if the guards are as they were.
-    fn checked(self, what: &str) -> Vec<f32> {
+    pub(super) fn checked(self, what: &str) -> Vec<f32> {
         let end = self.0.len() - GUARD;
         let guards = self.0[..GUARD].iter().chain(&self.0[end..]);
         assert!(guards.copied().all(is_untouched), "{what}: wrote outside its buffer");
@@ -67,7 +67,13 @@ impl Guarded {
 }
 
 /// Worst error of `found`, as a share of `magnitude` (what rounding is proportional to); panics above `tolerance`.
-fn assert_close(what: &str, found: &[f32], expected: &[f64], magnitude: &[f64], tolerance: f64) {
+pub(super) fn assert_close(
+    what: &str,
+    found: &[f32],
+    expected: &[f64],
+    magnitude: &[f64],
+    tolerance: f64,
+) {
     assert_eq!(found.len(), expected.len(), "{what}");
     assert_eq!(found.len(), magnitude.len(), "{what}");
     for (i, ((&found, &expected), &magnitude)) in
@@ -85,7 +91,7 @@ fn assert_close(what: &str, found: &[f32], expected: &[f64], magnitude: &[f64], 
 
 /// Bytes of rows whose codes and small scales are random. The f16 scales are finite: from 2⁻¹⁰ to 2⁻³ if `tame` (values of
 /// weights), any otherwise; of both signs, a few of them zero.
-fn random_rows(
+pub(super) fn random_rows(
     random: &mut Random,
     format: BlockFormat,
     n_rows: usize,

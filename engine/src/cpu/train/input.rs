@@ -1,0 +1,113 @@
+//! What the operations of a pass only read.
+
+use std::sync::Arc;
+
+use crate::{
+    adapter_weights::{AdapterWeights, SiteWeights},
+    backend::HeadNorms,
+    cpu::{Isa, packed::PackedMatrix},
+    rope::RopeTable,
+};
+
+use super::{
+    base::{Frozen, FrozenLinear},
+    dropout::Masks,
+    linear::Dropped,
+    plan::BatchPlan,
+    program::{LinearAt, Norm, SiteAt},
+};
+
+/// Cosines and sines of positions, `[positions, D / 2]`.
+#[derive(Debug)]
+pub(super) struct Angles {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// With the sign changed, for the way back.
+    minus_sin: Vec<f32>,
+}
+
+impl Angles {
+    fn new(rope: &RopeTable, n_positions: usize) -> Self {
+        let half = rope.frequencies.len();
+        let [mut cos, mut sin] = [0, 1].map(|_| vec![0.0; n_positions * half]);
+        let rows = cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half));
+        for (position, (cos, sin)) in rows.enumerate() {
+            rope.angles(position, cos, sin);
+        }
+        let minus_sin = sin.iter().map(|value| -value).collect();
+        Self { half, cos, sin, minus_sin }
+    }
+
+    /// Cosine and sine of a position; `back` for the transposed rotation.
+    pub(super) fn at(&self, position: u32, back: bool) -> (&[f32], &[f32]) {
+        let start = position as usize * self.half;
+        let sin = if back { &self.minus_sin } else { &self.sin };
+        (&self.cos[start..start + self.half], &sin[start..start + self.half])
+    }
+}
+
+/// What the operations of a pass only read, apart from its buffers.
+#[derive(Debug)]
+pub(super) struct PassInput {
+    pub(super) base: Arc<Frozen>,
+    pub(super) isa: Isa,
+    pub(super) angles: Angles,
+    pub(super) plan: BatchPlan,
+    pub(super) adapter: Option<Arc<AdapterWeights>>,
+    pub(super) masks: Option<Masks>,
+}
+
+impl PassInput {
+    /// For sequences of at most `rows_max` rows.
+    pub(super) fn new(base: Arc<Frozen>, isa: Isa, rows_max: usize) -> Self {
+        let angles = Angles::new(&base.rope, rows_max.min(base.spec.context));
+        Self { base, isa, angles, plan: BatchPlan::default(), adapter: None, masks: None }
+    }
+
+    /// Cosine and sine of a row's position.
+    pub(super) fn angles(&self, row: usize, back: bool) -> (&[f32], &[f32]) {
+        self.angles.at(self.plan.places[row].0, back)
+    }
+
+    /// The weights of a site that the program names.
+    pub(super) fn site_weights(&self, site: SiteAt) -> &SiteWeights {
+        let adapter = self.adapter.as_ref();
+        &adapter.expect("programs name sites only where there is an adapter").sites[site.index]
+    }
+
+    /// Output and input features of a site.
+    pub(super) fn site_shape(&self, site: SiteAt) -> (usize, usize) {
+        self.base.spec.linear_shape(self.site_weights(site).site.module)
+    }
+
+    pub(super) fn linear(&self, at: LinearAt) -> &FrozenLinear {
+        self.base.layers[at.layer].linear(at.module)
+    }
+
+    pub(super) fn matrix(&self, at: LinearAt) -> &PackedMatrix {
+        &self.linear(at).matrix
+    }
+
+    pub(super) fn head_norms(&self, layer: usize) -> Option<&HeadNorms<Vec<f32>>> {
+        self.base.layers[layer].head_norms.as_ref()
+    }
+
+    pub(super) fn norm_weight(&self, norm: Norm) -> &[f32] {
+        match norm {
+            Norm::Attention(layer) => &self.base.layers[layer].attention_norm,
+            Norm::Ffn(layer) => &self.base.layers[layer].ffn_norm,
+        }
+    }
+
+    /// `1 / sqrt(head_dim)`, which queries are multiplied by.
+    pub(super) fn softmax_scale(&self) -> f32 {
+        1.0 / (self.base.spec.head_dim as f32).sqrt()
+    }
+
+    /// Dropout of a site's input.
+    pub(super) fn dropped(&self, site: SiteAt) -> Option<Dropped<'_>> {
+        let places = self.plan.places.as_slice();
+        self.masks.map(|masks| Dropped { masks, site: self.site_weights(site).site, places })
+    }
+}

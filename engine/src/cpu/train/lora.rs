@@ -1,0 +1,162 @@
+//! The trained factors: their first halves, and their gradients. `v = s A x`, `dv = s Bᵀ dy`, `dA += dvᵀ x`,
+//! `dB += dyᵀ v`; what is stored is scaled by `s` already.
+#![expect(unsafe_code, reason = "vector kernels over strided rows")]
+
+use std::ops::Range;
+
+use crate::cpu::{
+    simd::{Kernel, LANES, Simd},
+    threads::Parts,
+};
+
+use super::{
+    panel::PANEL,
+    product::{Left, Panel, Rows, Size, Target, product},
+};
+
+/// Columns that a rank takes.
+pub(crate) const fn padded(rank: usize) -> usize {
+    rank.next_multiple_of(LANES)
+}
+
+/// `out[r, c] = scale Σ_k x[r, k] factor[k, c]` for some rows: `A x` or `Bᵀ dy`.
+pub(crate) struct ShrinkRows<'a> {
+    pub(crate) rows: Range<usize>,
+    /// Terms of the sum.
+    pub(crate) n_in: usize,
+    pub(crate) x: Rows<'a>,
+    /// `[n_in, padded rank]`.
+    pub(crate) factor: Rows<'a>,
+    pub(crate) lora_scale: f32,
+    pub(crate) out: Target<'a>,
+}
+
+impl Kernel for ShrinkRows<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { rows, n_in, x, factor, lora_scale, out } = self;
+        let size = Size { m: rows.len(), n: factor.stride, k: n_in };
+        let out = Target { start: out.start + rows.start * out.stride, ..out };
+        // SAFETY: the instruction set is the caller's; these rows are this task's alone.
+        unsafe {
+            let x = x.from(rows.start * x.stride);
+            product::<S>(size, Left::Rows, x, Panel::of_rows(factor), out, false);
+            for row in 0..size.m {
+                let to = out.parts.at(out.start + row * out.stride, size.n);
+                for at in (0..size.n).step_by(LANES) {
+                    let value = S::mul(S::load(to.add(at)), S::splat(lora_scale));
+                    S::store(to.add(at), value);
+                }
+            }
+        }
+    }
+}
+
+/// Which gradient, and how it lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Factor {
+    /// `[R, K]`.
+    A,
+    /// `[N, R]`.
+    B,
+}
+
+/// `gradient[r, c] += Σ_t v[t, r] x[t, c]` for at most 32 columns `c`, over all rows of the batch.
+pub(crate) struct GradientPanel<'a> {
+    pub(crate) factor: Factor,
+    pub(crate) rank: usize,
+    /// Features of the factor's long side.
+    pub(crate) n_features: usize,
+    pub(crate) columns: Range<usize>,
+    pub(crate) n_rows: usize,
+    /// `[T, R]`: `dv` for `A`, `v` for `B`.
+    pub(crate) v: Rows<'a>,
+    /// `[T, features]`: `x` for `A`, `dy` for `B`; whole vectors can be read.
+    pub(crate) x: Rows<'a>,
+    pub(crate) gradient: &'a Parts<'a, f32>,
+    /// At least `rank * 32` values.
+    pub(crate) scratch: &'a mut [f32],
+}
+
+impl GradientPanel<'_> {
+    /// Where element `r`, `c` is, seen from the gradient's start.
+    fn at(&self, r: usize, c: usize) -> usize {
+        match self.factor {
+            Factor::A => r * self.n_features + c,
+            Factor::B => c * self.rank + r,
+        }
+    }
+}
+
+impl Kernel for GradientPanel<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * PANEL];
+        let first = self.columns.start;
+        // SAFETY: the instruction set is the caller's; these columns of the gradient are this task's alone.
+        unsafe {
+            for (r, row) in scratch.chunks_exact_mut(PANEL).enumerate() {
+                for c in self.columns.clone() {
+                    row[c - first] = *self.gradient.at(self.at(r, c), 1);
+                }
+                row[self.columns.len()..].fill(0.0);
+            }
+            let n = self.columns.len().next_multiple_of(LANES);
+            let size = Size { m: self.rank, n, k: self.n_rows };
+            let parts = Parts::new(scratch);
+            let target = Target { parts: &parts, start: 0, stride: PANEL };
+            let panel = Panel::of_rows(self.x.from(first));
+            product::<S>(size, Left::Columns, self.v, panel, target, true);
+            for (r, row) in scratch.chunks_exact(PANEL).enumerate() {
+                for c in self.columns.clone() {
+                    *self.gradient.at(self.at(r, c), 1) = row[c - first];
+                }
+            }
+        }
+    }
+}
+
+/// Copies columns `columns` of `from`, `[n_rows, width]`, to the same place of `to`, whose rows are `stride` long, with
+/// zeros in padding.
+pub(crate) fn copy_padded(
+    from: &[f32],
+    width: usize,
+    rows: Range<usize>,
+    to: &Parts<'_, f32>,
+    stride: usize,
+) {
+    for row in rows {
+        // SAFETY: a row of the copy is in one task.
+        let to = to.row(row, stride);
+        match from.get(row * width..(row + 1) * width) {
+            Some(from) => {
+                to[..width].copy_from_slice(from);
+                to[width..].fill(0.0);
+            }
+            None => to.fill(0.0),
+        }
+    }
+}
+
+/// Copies `from`, `[n_rows, width]`, turned round: rows `rows` of `to`, each `stride` long, are columns of `from`.
+pub(crate) fn copy_turned(
+    from: &[f32],
+    width: usize,
+    rows: Range<usize>,
+    to: &Parts<'_, f32>,
+    stride: usize,
+) {
+    for column in rows {
+        let to = to.row(column, stride);
+        to.fill(0.0);
+        if column < width {
+            for (to, from) in to.iter_mut().zip(from.iter().skip(column).step_by(width)) {
+                *to = *from;
+            }
+        }
+    }
+}

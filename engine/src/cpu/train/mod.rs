@@ -1,0 +1,39 @@
+//! Training through the packed weights: forward and backward over one micro-batch, unit by unit.
+//!
+//! | file | what |
+//! |---|---|
+//! | `product`, `panel` | the one dense product, and what it reads of frozen weights |
+//! | `linear`, `lora`, `dropout` | linears with their adapters |
+//! | `attention`, `elementwise`, `head` | the other operations |
+//! | `base`, `memory`, `plan`, `program` | weights, buffers, what varies with the batch, the order of operations |
+//! | `pass`, `input`, `run`, `run_rows`, `run_products`, `run_attention`, `run_head` | a pass, and its operations over the team of threads |
+//!
+//! Products are exact (dequantized values, f32 activations), whatever serving uses. No sum is split over threads, and
+//! every sum has one order, so gradients have the same bits on any number of threads, in slices or not, with activations
+//! kept or computed again, and with sequences packed or one by one.
+
+mod attention;
+mod base;
+mod dropout;
+mod elementwise;
+mod head;
+mod input;
+mod linear;
+mod lora;
+mod memory;
+mod panel;
+mod pass;
+mod plan;
+mod product;
+mod program;
+mod run;
+mod run_attention;
+mod run_head;
+mod run_products;
+mod run_rows;
+
+#[cfg(test)]
+mod tests;
+
+pub use base::FrozenBase;
+pub use pass::TrainPass;

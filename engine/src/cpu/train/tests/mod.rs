@@ -1,0 +1,6 @@
+//! Kernels of training against [`crate::reference`], on every instruction set of this processor. Outputs are filled with
+//! a marked NaN first, as for all kernels.
+
+mod attention;
+mod products;
+mod rows;

@@ -1,0 +1,89 @@
+//! The learner: equal to a public implementation on the default model, equal to itself however it is run, and files
+//! that are read back.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod curves;
+mod files;
+mod reference;
+mod steps;
+
+use std::path::Path;
+
+use pleach_engine::{
+    cpu::{FrozenBase, Isa},
+    gguf::GgufFile,
+    model::{Activations, CpuOptions, load_cpu},
+    train::TrainOptions,
+};
+use pleach_trainer::{
+    Learner, LearnerSettings, LoraSettings, Objective, OptimizerSettings, Sample, Targeted,
+};
+
+/// The weights of a model that could serve.
+pub(crate) fn base(path: &Path) -> FrozenBase {
+    let file = GgufFile::open(path).unwrap();
+    let options = CpuOptions {
+        isa: Isa::detect(),
+        threads: 1,
+        activations: Activations::Int8,
+        kv_bytes: 4 << 20,
+        adapter_bytes: 0,
+        max_rows: 16,
+    };
+    load_cpu(&file, options).unwrap().frozen_base()
+}
+
+pub(crate) fn tiny() -> FrozenBase {
+    base(&pleach_test_setup::fixtures().join("models/llama-plain.gguf"))
+}
+
+pub(crate) fn options(rows_max: usize) -> TrainOptions {
+    TrainOptions {
+        isa: Isa::detect(),
+        threads: 2,
+        rows_max,
+        activation_bytes: 256 << 20,
+        unit_work: TrainOptions::UNIT_WORK,
+    }
+}
+
+pub(crate) fn settings(objective: Objective, dropout: f32) -> LearnerSettings {
+    let optimizer = OptimizerSettings { learning_rate: 3e-3, ..OptimizerSettings::default() };
+    LearnerSettings { objective, optimizer, dropout, seed: 11 }
+}
+
+pub(crate) fn learner(settings: LearnerSettings, rows_max: usize) -> Learner {
+    let base = tiny();
+    let adapter = LoraSettings::all_linear(4).fresh(base.spec(), 7).unwrap();
+    Learner::new(&base, adapter, None, settings, options(rows_max)).unwrap()
+}
+
+/// A sequence that goes on from `first` by `step`; targets are tokens from `prompt` on.
+pub(crate) fn sequence(first: u32, step: u32, length: u32, prompt: u32) -> Targeted {
+    let tokens: Vec<u32> = (0..length).map(|i| (first + i * step) % 320).collect();
+    Targeted::new(&tokens, (0..length).map(|i| i >= prompt))
+}
+
+pub(crate) fn supervised() -> Vec<Sample> {
+    let sequences = [(3, 5, 12, 4), (90, 2, 20, 6), (200, 7, 9, 2), (40, 11, 15, 5)];
+    sequences.map(|(a, b, c, d)| Sample::Supervised(sequence(a, b, c, d))).to_vec()
+}
+
+pub(crate) fn preferences() -> Vec<Sample> {
+    let pairs = [(3, 5, 8), (90, 2, 12), (200, 7, 9)];
+    pairs
+        .map(|(first, step, length)| Sample::Preference {
+            preferred: sequence(first, step, length, 4),
+            rejected: sequence(first, step + 1, length + 3, 4),
+        })
+        .to_vec()
+}
+
+pub(crate) fn rated() -> Vec<Sample> {
+    let rows = [(3, 5, 8), (90, 2, 12), (200, 7, 9), (7, 3, 11)];
+    rows.map(|(first, step, length)| Sample::Rated {
+        answer: sequence(first, step, length, 4),
+        desirable: step % 2 == 1,
+    })
+    .to_vec()
+}
