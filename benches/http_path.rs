@@ -26,7 +26,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{FairOrder, FlowSettings, Tenants, TokenPrices},
-    training::FileChecks,
+    training::{FileChecks, Training},
 };
 use pleach_engine::{
     backend::{RunError, StepRunner},
@@ -186,6 +186,7 @@ async fn app(
         tenants,
         cpu: CpuWork::default(),
         capture,
+        training: Training::default(),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     })

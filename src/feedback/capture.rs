@@ -210,3 +210,112 @@ async fn write(store: &Store, shared: &Arc<Shared>, mut batch: Vec<Record>) -> R
         Ok(written) => written.map_err(|error| error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pleach_store::{Metadata, TenantId};
+
+    use super::*;
+    use crate::{
+        feedback::{CompletionBody, KeptSampling, KeptUsage},
+        telemetry::{ServerFacts, TierFacts},
+    };
+
+    /// One that nothing is written from.
+    fn unwritten() -> Capture {
+        let facts = ServerFacts {
+            model_name: "tiny".to_owned(),
+            context: 8,
+            kv_blocks: 8,
+            prefix_cache: true,
+        };
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            changed: Notify::new(),
+            n_done: watch::Sender::new(0),
+            redactor: OnceLock::new(),
+            telemetry: Arc::new(Telemetry::new(&facts).unwrap()),
+        });
+        Capture { shared, of_operator: AtomicBool::new(false) }
+    }
+
+    fn record(owner: &Owner, n_bytes: usize) -> Record {
+        Record {
+            owner: owner.clone(),
+            id: "chatcmpl-0".to_owned(),
+            model: "tiny".to_owned(),
+            generation: None,
+            episode: None,
+            user_sha256: None,
+            metadata: Metadata::new(),
+            created_ms: 0,
+            keep_days: 1,
+            n_bytes,
+            body: CompletionBody {
+                messages: Vec::new(),
+                template_variables: serde_json::Map::new(),
+                choices: Vec::new(),
+                usage: KeptUsage::default(),
+                fingerprint: String::new(),
+                parts: Vec::new(),
+                sampling: KeptSampling {
+                    temperature: 1.0,
+                    top_p: 1.0,
+                    top_k: 0,
+                    min_p: 0.0,
+                    repetition_penalty: 1.0,
+                    frequency_penalty: 0.0,
+                    presence_penalty: 0.0,
+                    seed: None,
+                    max_tokens: None,
+                },
+                redacted: std::collections::BTreeMap::new(),
+            },
+        }
+    }
+
+    fn n_dropped(capture: &Capture) -> usize {
+        let text = capture.shared.telemetry.render(
+            &pleach_engine::engine::EngineStats::default(),
+            &[],
+            &TierFacts::default(),
+        );
+        let text = String::from_utf8(text.unwrap()).unwrap();
+        let series = "pleach_captured_completions_total{result=\"dropped\"} ";
+        let line = text.lines().find_map(|line| line.strip_prefix(series));
+        line.map_or(0, |count| count.parse().unwrap())
+    }
+
+    #[test]
+    fn who_floods_leaves_room_and_what_is_dropped_is_counted() {
+        let capture = unwritten();
+        let flood = Owner::Tenant(TenantId::parse("ten_0000000000000001").unwrap());
+        for _ in 0..QUEUE_MAX {
+            capture.offer(record(&flood, 1));
+        }
+        assert_eq!(capture.shared.queue().waiting.len(), QUEUE_MAX / 2);
+        assert_eq!(n_dropped(&capture), QUEUE_MAX / 2);
+        for _ in 0..100 {
+            capture.offer(record(&Owner::Shared, 1));
+        }
+        assert_eq!(capture.shared.queue().by_owner[&Owner::Shared], 100);
+        // What would take too much memory is dropped, however few wait.
+        capture.offer(record(&Owner::Shared, QUEUE_BYTES_MAX));
+        assert_eq!(n_dropped(&capture), QUEUE_MAX / 2 + 1);
+        assert!(capture.is_busy());
+
+        let mut n_taken = 0;
+        while let Some(batch) = capture.shared.take().filter(|batch| !batch.is_empty()) {
+            assert!(batch.len() <= BATCH_MAX);
+            n_taken += batch.len();
+        }
+        assert_eq!(n_taken, QUEUE_MAX / 2 + 100);
+        let queue = capture.shared.queue();
+        assert_eq!((queue.bytes, queue.by_owner.len()), (0, 0));
+        drop(queue);
+        let shared = Arc::clone(&capture.shared);
+        assert!(shared.take().is_some(), "more may come");
+        drop(capture);
+        assert!(shared.take().is_none());
+    }
+}

@@ -21,6 +21,7 @@ pub mod cpu_work;
 pub mod error;
 pub mod feedback;
 pub mod files;
+pub mod fine_tuning;
 mod form;
 pub mod generate;
 pub mod head;
@@ -82,6 +83,8 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
         .merge(files(&[Scope::Train]))
+        .merge(models_changed(&[Scope::Train]))
+        .merge(fine_tuning(&[Scope::Train]))
         .merge(stored_completions(&[Scope::Train]))
         .merge(feedback_given(&[Scope::Feedback]))
         .merge(feedback_read(&[Scope::Train]))
@@ -106,6 +109,12 @@ fn models(scopes: AnyOf) -> Routes {
         // Names may hold slashes.
         .route("/v1/models/{*id}", get(models::get))
         .route("/v1/latency", get(observe::latency))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn models_changed(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/models/{*id}", delete(models::delete))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 
@@ -144,6 +153,18 @@ fn files(scopes: AnyOf) -> Routes {
         .route("/v1/uploads/{id}/parts", post(uploads::add_part).layer(unlimited()))
         .route("/v1/uploads/{id}/complete", post(uploads::complete))
         .route("/v1/uploads/{id}/cancel", post(uploads::cancel))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn fine_tuning(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/fine_tuning/jobs", get(fine_tuning::list).post(fine_tuning::create))
+        .route("/v1/fine_tuning/jobs/{id}", get(fine_tuning::get))
+        .route("/v1/fine_tuning/jobs/{id}/cancel", post(fine_tuning::cancel))
+        .route("/v1/fine_tuning/jobs/{id}/pause", post(fine_tuning::pause))
+        .route("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::resume))
+        .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
+        .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

@@ -19,7 +19,7 @@ use crate::{
     feedback::Capture,
     telemetry::Telemetry,
     tenants::{Caller, Tenants},
-    training::FileChecks,
+    training::{FileChecks, Training},
 };
 
 /// Limits on what clients send.
@@ -72,6 +72,8 @@ pub struct AppState {
     pub cpu: CpuWork,
     /// What is kept of completions.
     pub capture: Arc<Capture>,
+    /// Whether this process trains.
+    pub training: Training,
     /// Reading the rows of files that come.
     pub file_checks: FileChecks,
     /// Set once, when the server begins to stop.

@@ -70,6 +70,7 @@ pub struct Metrics {
     pub(super) adapter_wait: Histogram,
     pub(super) captured: IntCounterVec,
     pub(super) feedback: IntCounterVec,
+    pub(super) trainings: IntCounterVec,
     engine: EngineSeries,
     adapters: AdapterSeries,
     tiers: TierSeries,
@@ -200,6 +201,10 @@ impl Metrics {
             feedback: make.register(IntCounterVec::new(
                 Opts::new(names::FEEDBACK, "Feedback that was taken, by kind."),
                 &[names::LABEL_KIND],
+            )?)?,
+            trainings: make.register(IntCounterVec::new(
+                Opts::new(names::TRAININGS, "Trainings that ended in this process, by result."),
+                &[names::LABEL_RESULT],
             )?)?,
             engine: EngineSeries::new(&make)?,
             adapters: AdapterSeries::new(&make)?,

@@ -146,6 +146,11 @@ impl Telemetry {
         self.metrics.feedback.with_label_values(&[kind]).inc();
     }
 
+    /// Counts a training that ended: `succeeded`, `failed` or `interrupted`.
+    pub fn count_training(&self, result: &str) {
+        self.metrics.trainings.with_label_values(&[result]).inc();
+    }
+
     /// Whether sequences of this alias wait for the engine.
     pub fn is_waiting(&self, alias: &str) -> bool {
         self.by_adapter.peek(alias).is_some_and(|series| series.waiting.load(Ordering::Relaxed) > 0)

@@ -155,6 +155,8 @@ pub const TENANT_REFUSED: &str = "pleach_tenant_refused_total";
 pub const CAPTURED: &str = "pleach_captured_completions_total";
 /// Counter of feedback by [`LABEL_KIND`].
 pub const FEEDBACK: &str = "pleach_feedback_total";
+/// Counter of trainings that ended in this process, by [`LABEL_RESULT`]: `succeeded`, `failed` or `interrupted`.
+pub const TRAININGS: &str = "pleach_trainings_total";
 /// Counter of steps.
 pub const STEPS: &str = "pleach_steps_total";
 /// Gauge, always 1, by [`LABEL_VERSION`].

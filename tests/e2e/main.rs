@@ -18,3 +18,4 @@ mod restart;
 mod server;
 mod shutdown;
 mod tenants;
+mod training;

@@ -21,6 +21,7 @@ mod completions;
 mod compositions;
 mod feedback;
 mod files;
+mod fine_tuning;
 mod limits;
 mod namespaces;
 mod observe;

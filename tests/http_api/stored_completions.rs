@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     support::{BASE, LOGPROB, OPERATOR_KEY, Server, Setup, ids, says, serve},
-    tenant_support::{TestTenant, metric, tenant},
+    tenant_support::{TestTenant, chat_body, metric, request, tenant},
 };
 
 const PATH: &str = "/v1/chat/completions";
@@ -160,8 +160,7 @@ async fn a_tenant_says_whether_its_completions_are_kept_unasked_and_for_how_long
     let other = tenant(&server, "other", Quotas::default()).await;
     let change = json!({"capture": true, "keep_days": 3});
     let path = format!("/v1/admin/tenants/{}", one.id);
-    let admin =
-        crate::tenant_support::request(&Method::PATCH, &path, Some(OPERATOR_KEY), Some(&change));
+    let admin = request(&Method::PATCH, &path, Some(OPERATOR_KEY), Some(&change));
     assert_eq!(server.send(admin).await.status, 200);
     let n_kept = async |tenant: &TestTenant| {
         tenant.get(&server, PATH).await.json()["data"].as_array().unwrap().len()
@@ -201,10 +200,13 @@ async fn answers_that_were_not_finished_are_not_kept() {
 
 #[tokio::test]
 async fn a_store_that_fails_costs_no_answer_and_is_counted() {
-    let server = says("hello").await;
+    // Its key is not in the store.
+    let server = serve(Setup { api_key: Some(OPERATOR_KEY), ..Setup::default() }).await;
     server.state.store.clone().close().await.unwrap();
     for _ in 0..3 {
-        let reply = server.chat(json!({"store": true})).await;
+        let body = chat_body(json!({"store": true}));
+        let asked = request(&Method::POST, PATH, Some(OPERATOR_KEY), Some(&body));
+        let reply = server.send(asked).await;
         assert_eq!(reply.json()["choices"][0]["message"]["content"], "hello");
     }
     server.state.capture.settled().await;

@@ -23,7 +23,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
-    training::FileChecks,
+    training::{FileChecks, Trainer, Training, run_jobs},
 };
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -176,6 +176,8 @@ pub(crate) struct Setup {
     pub(crate) base_digest: String,
     /// Whether the operator's completions are kept unasked.
     pub(crate) capture: bool,
+    /// What trains.
+    pub(crate) trainer: Option<Arc<dyn Trainer>>,
 }
 
 impl Default for Setup {
@@ -199,6 +201,7 @@ impl Default for Setup {
             remote_root: None,
             base_digest: "ab".repeat(32),
             capture: false,
+            trainer: None,
         }
     }
 }
@@ -332,9 +335,11 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         tenants,
         cpu: CpuWork::default(),
         capture,
+        training: Training::new(setup.trainer),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });
+    drop(run_jobs(&state));
     Server { router: router(Arc::clone(&state)), state, script, world, root, spool, blobs }
 }
 

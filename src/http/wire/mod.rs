@@ -12,6 +12,7 @@ pub mod error;
 pub mod feedback;
 pub mod fields;
 pub mod files;
+pub mod fine_tuning;
 pub mod latency;
 pub mod list;
 pub mod logprobs;

@@ -122,10 +122,7 @@ pub struct StoredMessage {
 impl StoredMessage {
     /// The card of the message at `index` of the completion `id`.
     pub fn new(id: &str, index: usize, message: Value) -> Self {
-        let mut rest = match message {
-            Value::Object(fields) => fields,
-            _ => Map::new(),
-        };
+        let mut rest = if let Value::Object(fields) = message { fields } else { Map::new() };
         let content = rest.remove("content").unwrap_or(Value::Null);
         let (content, content_parts) =
             if content.is_array() { (Value::Null, content) } else { (content, Value::Null) };

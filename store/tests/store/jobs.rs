@@ -249,8 +249,8 @@ async fn jobs_are_limited_and_listed_by_pairs(place: Place) {
         "{refused}"
     );
     store.cancel_job(&owner, &first.id).await.unwrap();
-    let third = store.create_job(&owner, &NewJob { metadata: Metadata::new(), ..wanted.clone() });
-    let third = third.await.unwrap();
+    let without = NewJob { metadata: Metadata::new(), ..wanted.clone() };
+    let third = store.create_job(&owner, &without).await.unwrap();
     let ids = async |pairs: &Metadata, page: &Page<'_>| {
         let listing = store.jobs(&owner, pairs, page).await.unwrap();
         listing.items.into_iter().map(|job| job.id).collect::<Vec<_>>()
