@@ -271,7 +271,7 @@ impl Store {
                 (JobStatus::Succeeded, JobEvent::info("The job has successfully completed"))
             }
             JobEnd::Failed(error) => {
-                let text = serde_json::to_string(error).expect("texts have a JSON form");
+                let text = json(error);
                 sqlx::query("UPDATE jobs SET error = $3 WHERE owner = $1 AND id = $2")
                     .bind(owner.as_str())
                     .bind(id)
@@ -421,6 +421,10 @@ pub(crate) async fn add_event(
         .await
         .map_err(|source| StoreError::database(action, source))?;
     Ok(())
+}
+
+fn json(error: &JobError) -> String {
+    serde_json::to_string(error).expect("texts have a JSON form")
 }
 
 async fn commit(change: Transaction<'static, Any>, action: &str) -> Result<(), StoreError> {

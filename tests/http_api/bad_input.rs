@@ -338,7 +338,7 @@ async fn unknown_paths_and_methods_have_the_envelope() {
         (reply.status.as_u16(), &reply.json()["error"]["code"]),
         (404, &json!("unknown_url"))
     );
-    let reply = server.get(CHAT).await;
+    let reply = server.get("/v1/completions").await;
     assert_eq!(
         (reply.status.as_u16(), &reply.json()["error"]["code"]),
         (405, &json!("method_not_allowed"))

@@ -353,10 +353,12 @@ class FineTuning(unittest.TestCase):
         last, first = checkpoints
         self.assertEqual(last.fine_tuned_model_checkpoint, job.fine_tuned_model)
         self.assertEqual(first.fine_tuned_model_checkpoint, f"{job.fine_tuned_model}:ckpt-step-3")
-        self.assertLess(last.metrics.full_valid_loss, first.metrics.full_valid_loss)
+        for metrics in (last.metrics, first.metrics):
+            self.assertTrue(0 < metrics.full_valid_loss < 20 and 0 < metrics.full_valid_mean_token_accuracy <= 1)
         csv = client.files.content(job.result_files[0]).text.splitlines()
         self.assertEqual(csv[0], "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
         self.assertEqual(len(csv), 7)
+        self.assertEqual([bool(line.split(",")[3]) for line in csv[1:]], [False, False, True] * 2)
 
         question = [{"role": "user", "content": "What do you say about the sea number 3?"}]
         base, tuned, half = (
