@@ -7,6 +7,7 @@ pub mod adapter_service;
 pub mod bench;
 pub mod cli;
 pub mod feedback;
+pub mod hex;
 pub mod http;
 pub mod memory;
 pub mod models;

@@ -199,7 +199,9 @@ async fn write(store: &Store, shared: &Arc<Shared>, mut batch: Vec<Record>) -> R
     let shared = Arc::clone(shared);
     let redact = move || {
         let redactor = shared.redactor()?;
-        batch.iter_mut().for_each(|record| record.redact(redactor));
+        for record in &mut batch {
+            record.redact(redactor);
+        }
         let stored = batch.into_iter().map(Record::into_stored).collect::<Result<Vec<_>, _>>();
         stored.map_err(|error| error.to_string())
     };

@@ -1,6 +1,6 @@
 //! A completion on its way to the store.
 
-use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use pleach_adapters::GenerationDigest;
 use pleach_store::{Metadata, Owner, StoredCompletion};
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::Capture;
-use crate::http::choice::ChoiceDelta;
+use crate::{hex::hex, http::choice::ChoiceDelta};
 
 /// Bytes of a token that was sampled, in memory, about.
 const TOKEN_BYTES: usize = 8;
@@ -202,7 +202,7 @@ impl Recorder {
         choice.tokens.extend(delta.tokens.iter().map(|event| event.token));
         choice.logprobs.extend(delta.tokens.iter().map(|event| event.logprob));
         let Some(finish) = &delta.finish else { return };
-        choice.finish_reason = finish.reason.to_owned();
+        finish.reason.clone_into(&mut choice.finish_reason);
         record.body.usage.completion_tokens += finish.completion_tokens;
         if delta.index == 0 {
             record.body.usage.cached_tokens = finish.cached_tokens;
@@ -219,9 +219,5 @@ impl Recorder {
 /// By what an end user is known: SHA-256 of the owner and the name, 64 hex digits. Equal names of two owners are two users.
 pub fn user_digest(owner: &Owner, user: &str) -> String {
     let hash = Sha256::new().chain_update(owner.as_str()).chain_update([0]).chain_update(user);
-    hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&hash.finalize())
 }

@@ -89,7 +89,9 @@ pub async fn create(
     }
     let (choices, usage) = running.collect().await?;
     if let Some(recorder) = &mut recorder {
-        choices.iter().for_each(|choice| recorder.add(choice));
+        for choice in &choices {
+            recorder.add(choice);
+        }
     }
     Ok(whole(&head, &tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
 }

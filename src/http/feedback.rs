@@ -1,6 +1,6 @@
 //! `/v1/feedback`: what people say about completions and episodes.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -28,7 +28,7 @@ use super::{
         metadata::read_metadata,
     },
 };
-use crate::{feedback::user_digest, tenants::Caller};
+use crate::{feedback::user_digest, hex::hex, tenants::Caller};
 
 /// Rows of a page unless told otherwise.
 const PAGE_ROWS: u32 = 100;
@@ -233,9 +233,5 @@ fn digest(sent: &FeedbackRequest) -> String {
     };
     let said = sent.said.to_json();
     let all = json!([target, sent.metric, said, sent.tags, sent.user, sent.dry_run]).to_string();
-    Sha256::digest(all).iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    hex(&Sha256::digest(all))
 }

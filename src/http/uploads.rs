@@ -1,6 +1,6 @@
 //! `/v1/uploads`: files that come in parts.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Json,
@@ -19,7 +19,7 @@ use super::{
         PART_BYTES_MAX, PartCard, UPLOAD_BYTES_MAX, UploadCard, UploadRequest, read_complete,
     },
 };
-use crate::tenants::Caller;
+use crate::{hex::hex, tenants::Caller};
 
 /// Begins an upload.
 ///
@@ -131,10 +131,5 @@ async fn join(state: &AppState, parts: &[UploadPart]) -> Result<(StagedBlob, Str
         }
     }
     let blob = whole.finish().await.map_err(ApiError::from_stored)?;
-    let digest = md5.finalize().iter().fold(String::new(), |mut hex, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
-    Ok((blob, digest))
+    Ok((blob, hex(&md5.finalize())))
 }

@@ -8,7 +8,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use pleach_store::{JobEnd, JobError, JobReport, NewFile, StoreError, StoredJob};
+use pleach_store::{JobEnd, JobReport, NewFile, StoreError, StoredJob};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 use super::{
@@ -132,15 +132,15 @@ async fn train(
     let run = Arc::new(run);
     let (trainer, of_thread) = (Arc::clone(trainer), Arc::clone(&run));
     let mut training = tokio::task::spawn_blocking(move || trainer.train(&of_thread));
-    let trained = loop {
+    let outcome = loop {
         match timeout(LOOK_EVERY, &mut training).await {
-            Ok(trained) => break trained,
+            Ok(outcome) => break outcome,
             // Reading files takes its time, too. What to do next is told to the trainer, when it asks.
             Err(_) => drop(state.store.report_job(job, runner, &JobReport::default()).await),
         }
     };
-    let trained = trained.map_err(|_| RunError::server("the training panicked"))?;
-    let Trained { folder, trained_tokens, csv, data_sha256 } = trained?;
+    let outcome = outcome.map_err(|_| RunError::server("the training panicked"))?;
+    let Trained { folder, trained_tokens, csv, data_sha256 } = outcome?;
     if let Err(error) = run.register(folder, &name, &data_sha256).await {
         return Err(refused(error));
     }
@@ -157,15 +157,12 @@ async fn train(
 
 /// What a server refuses once it refuses again; a store that fails may not.
 fn refused(error: RunError) -> RunError {
-    match error {
-        RunError::Adapter(ServiceError::Store(
-            error @ (StoreError::Database { .. } | StoreError::Blob(_)),
-        )) => error.into(),
-        RunError::Adapter(error) => RunError::Job(JobError {
-            code: "adapter_refused".to_owned(),
-            message: format!("the trained adapter cannot be registered: {error}"),
-            param: None,
-        }),
-        error @ (RunError::Job(_) | RunError::Interrupted | RunError::Store(_)) => error,
+    let RunError::Adapter(error) = error else { return error };
+    let may_pass =
+        matches!(&*error, ServiceError::Store(StoreError::Database { .. } | StoreError::Blob(_)));
+    if may_pass {
+        return RunError::Adapter(error);
     }
+    let message = format!("the trained adapter cannot be registered: {error}");
+    RunError::job("adapter_refused", message, None)
 }

@@ -11,6 +11,7 @@ mod file_checks;
 mod jobs;
 mod results;
 mod run;
+mod session;
 mod spec;
 
 pub use blob_source::BlobSource;

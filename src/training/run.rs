@@ -58,10 +58,22 @@ pub enum RunError {
     Interrupted,
     /// The store failed: somebody else may be luckier, later.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     /// The adapter could not be registered.
     #[error(transparent)]
-    Adapter(#[from] ServiceError),
+    Adapter(Box<ServiceError>),
+}
+
+impl From<StoreError> for RunError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+impl From<ServiceError> for RunError {
+    fn from(error: ServiceError) -> Self {
+        Self::Adapter(Box::new(error))
+    }
 }
 
 impl RunError {

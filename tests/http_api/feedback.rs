@@ -196,20 +196,20 @@ async fn feedback_is_changed_and_withdrawn() {
         json!({"inference_id": target, "metric_name": "liked", "value": true, "tags": {"a": "b"}});
     let id = give(&server, &body).await;
     let path = format!("{PATH}/{id}");
-    let patch = async |body: Value| {
+    let change = async |body: Value| {
         let request = Request::patch(path.as_str()).header("content-type", "application/json");
         server.send(request.body(body.to_string().into()).unwrap()).await
     };
-    let changed = patch(json!({"value": false})).await.json();
+    let changed = change(json!({"value": false})).await.json();
     assert_eq!((&changed["value"], &changed["tags"]), (&json!(false), &json!({"a": "b"})));
-    let changed = patch(json!({"tags": {}})).await.json();
+    let changed = change(json!({"tags": {}})).await.json();
     assert_eq!((&changed["value"], &changed["tags"]), (&json!(false), &json!({})));
     for (body, param) in [
         (json!({"value": 3}), "value"),
         (json!({"value": "x"}), "value"),
         (json!({"metric_name": "x"}), "metric_name"),
     ] {
-        let refused = patch(body).await;
+        let refused = change(body).await;
         assert_eq!(
             (refused.status.as_u16(), &refused.json()["error"]["param"]),
             (400, &json!(param))
@@ -219,7 +219,7 @@ async fn feedback_is_changed_and_withdrawn() {
     assert_eq!((&withdrawn["value"], &withdrawn["tags"]), (&Value::Null, &json!({})));
     assert!(withdrawn["withdrawn_at"].is_i64(), "{withdrawn}");
     assert_eq!(server.delete(&path).await.json(), withdrawn);
-    assert_eq!(code(&patch(json!({"value": true})).await), (400, "invalid_state".to_owned()));
+    assert_eq!(code(&change(json!({"value": true})).await), (400, "invalid_state".to_owned()));
     let nobody = server.delete("/v1/feedback/fb-0").await;
     assert_eq!(code(&nobody), (404, "feedback_not_found".to_owned()));
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     support::{OPERATOR_KEY, Setup, says, serve},
     tenant_support::{metric, tenant},
-    training_support::{form, new_file, rows, send_file},
+    training_support::{FormPart, form, new_file, rows, send_file},
 };
 
 #[tokio::test]
@@ -123,7 +123,7 @@ async fn what_a_form_lacks_or_has_too_much_is_named() {
     let purpose = ("purpose", None, &b"fine-tune"[..]);
     let seconds = |text: &'static str| ("expires_after[seconds]", None, text.as_bytes());
     let anchor = |text: &'static str| ("expires_after[anchor]", None, text.as_bytes());
-    let cases: [(&[(&str, Option<&str>, &[u8])], &str); 9] = [
+    let cases: [(&[FormPart<'_>], &str); 9] = [
         (&[file], "purpose"),
         (&[purpose], "file"),
         (&[("purpose", None, b"vision"), file], "purpose"),

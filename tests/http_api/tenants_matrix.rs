@@ -402,7 +402,9 @@ async fn anothers_id_answers_as_nobodys_does() {
             let mask =
                 |text: &str| ids.iter().fold(text.to_owned(), |text, id| text.replace(id, "ID"));
             let (status, mut headers, text) = seen(reply, "\0", NO_GENERATION);
-            headers.iter_mut().for_each(|(_, value)| *value = mask(value));
+            for (_, value) in &mut headers {
+                *value = mask(value);
+            }
             (status, headers, mask(&text))
         };
         let what = format!("{method} {path}");

@@ -33,12 +33,11 @@ pub(crate) fn rows(n: usize) -> String {
     (0..n).map(row).collect()
 }
 
+/// Name, file's name if it is one, content.
+pub(crate) type FormPart<'a> = (&'a str, Option<&'a str>, &'a [u8]);
+
 /// A form of texts and files; a file has a name of its own.
-pub(crate) fn form(
-    path: &str,
-    key: Option<&str>,
-    parts: &[(&str, Option<&str>, &[u8])],
-) -> Request<Body> {
+pub(crate) fn form(path: &str, key: Option<&str>, parts: &[FormPart<'_>]) -> Request<Body> {
     let mut body = Vec::new();
     for (name, filename, content) in parts {
         let filename = filename.map(|name| format!("; filename=\"{name}\"")).unwrap_or_default();
@@ -60,7 +59,7 @@ pub(crate) fn form(
 
 /// Sends a file to train on.
 pub(crate) async fn send_file(server: &Server, key: Option<&str>, content: &str) -> Reply {
-    let parts: [(&str, Option<&str>, &[u8]); 2] =
+    let parts: [FormPart<'_>; 2] =
         [("purpose", None, b"fine-tune"), ("file", Some("rows.jsonl"), content.as_bytes())];
     server.send(form("/v1/files", key, &parts)).await
 }
@@ -125,10 +124,7 @@ impl Trainer for Script {
                 Some("training_file"),
             ));
         }
-        let tell = |report: JobReport| match run.report(&report)? {
-            JobSignal::GoOn => Ok(()),
-            JobSignal::Pause | JobSignal::Stop => Err(RunError::Interrupted),
-        };
+        let tell = |report: JobReport| must_go_on(run, &report);
         tell(JobReport { status: Some(JobStatus::Queued), ..JobReport::default() })?;
         tell(JobReport { status: Some(JobStatus::Running), ..JobReport::default() })?;
         let folder = run.folder()?;
@@ -170,5 +166,12 @@ impl Trainer for Script {
         let (csv, data_sha256) =
             (format!("step,train_loss\n{}\n", rows.lines().count()), "00".to_owned());
         Ok(Trained { folder, trained_tokens: 100 * self.n_steps, csv, data_sha256 })
+    }
+}
+
+fn must_go_on(run: &Run, report: &JobReport) -> Result<(), RunError> {
+    match run.report(report)? {
+        JobSignal::GoOn => Ok(()),
+        JobSignal::Pause | JobSignal::Stop => Err(RunError::Interrupted),
     }
 }

@@ -359,7 +359,7 @@ impl From<StoredCheckpoint> for JobCheckpointCard {
 mod tests {
     use super::*;
 
-    fn read(extra: Value) -> Result<JobRequest, ApiError> {
+    fn read(extra: &Value) -> Result<JobRequest, ApiError> {
         let mut body = json!({"model": "tiny", "training_file": "file-1"});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         JobRequest::read(&Fields::parse(body.to_string().as_bytes()).unwrap())
@@ -367,17 +367,17 @@ mod tests {
 
     #[test]
     fn methods_and_their_settings_are_read_where_clients_write_them() {
-        let auto = read(json!({})).unwrap();
+        let auto = read(&json!({})).unwrap();
         assert_eq!(auto.spec.method, Method::Supervised);
         assert_eq!(auto.spec.hyperparameters, Hyperparameters::default());
         assert!(auto.spec.seed <= SEED_MAX.unsigned_abs());
         let old =
-            read(json!({"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}, "seed": 7}));
+            read(&json!({"hyperparameters": {"n_epochs": 2, "batch_size": "auto"}, "seed": 7}));
         let old = old.unwrap().spec;
         assert_eq!((old.hyperparameters.n_epochs, old.seed), (Auto::Set(2), 7));
         let method =
             json!({"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.5, "lora_rank": 4}}});
-        let dpo = read(json!({"method": method, "suffix": "cats"})).unwrap().spec;
+        let dpo = read(&json!({"method": method, "suffix": "cats"})).unwrap().spec;
         assert_eq!((dpo.method, dpo.hyperparameters.beta), (Method::Dpo, Auto::Set(0.5)));
         assert_eq!(dpo.hyperparameters.lora_rank, Auto::Set(4));
         assert_eq!(dpo.suffix.as_deref(), Some("cats"));
@@ -408,7 +408,7 @@ mod tests {
             ),
             (json!({"method": {"type": "dpo"}, "hyperparameters": {}}), "hyperparameters"),
         ] {
-            let error = read(extra.clone()).unwrap_err();
+            let error = read(&extra).unwrap_err();
             assert_eq!(error.envelope().error.param.as_deref(), Some(param), "{extra}");
         }
     }

@@ -30,8 +30,8 @@ fn completion(n: usize, user: Option<&str>, episode: Option<&str>) -> StoredComp
     ]);
     StoredCompletion {
         id: format!("{}-{n}", time_id("chatcmpl-").unwrap()),
-        model: if n % 3 == 0 { "three" } else { "other" }.to_owned(),
-        generation: (n % 2 == 0).then(|| digest(n as u64)),
+        model: if n.is_multiple_of(3) { "three" } else { "other" }.to_owned(),
+        generation: n.is_multiple_of(2).then(|| digest(n as u64)),
         episode: episode.map(str::to_owned),
         user_sha256: user.map(str::to_owned),
         metadata,

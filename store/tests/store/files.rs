@@ -77,7 +77,7 @@ async fn files_go_with_their_time_and_their_blobs_with_them(place: Place) {
     // Nobody sees it, even before it is swept.
     assert!(store.file(&owner, &short.id).await.is_err());
     let listed = store.files(&owner, None, &Page::FIRST, Order::Ascending).await.unwrap();
-    assert_eq!(listed.items, [long.clone()]);
+    assert_eq!(listed.items, std::slice::from_ref(&long));
     assert_eq!(store.sweep_blobs().await.unwrap(), Swept::default(), "files hold their blobs");
     let expired = store.sweep_expired().await.unwrap();
     assert_eq!(expired, Expired { files: 1, ..Expired::default() });
@@ -171,7 +171,20 @@ async fn parts_are_one_file_or_none(place: Place) {
     sqlx::query("UPDATE uploads SET expires_ms = 1").execute(&raw).await.unwrap();
     assert_eq!(store.sweep_expired().await.unwrap().uploads, 2);
     assert!(store.upload(&owner, &late.id).await.is_err());
-    assert!(UPLOAD_PARTS_MAX > 100);
+
+    // A full one takes no more.
+    let full = store.create_upload(&upload(&owner, 3)).await.unwrap();
+    let id = part(&store, &owner, &full.id, "one").await;
+    let more = format!(
+        "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < {UPLOAD_PARTS_MAX}) \
+         INSERT INTO upload_parts (owner, upload, id, sha256, bytes, created_ms) \
+         SELECT owner, upload, id || i, sha256, 0, created_ms FROM upload_parts, n \
+         WHERE upload_parts.id = '{id}'"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(more)).execute(&raw).await.unwrap();
+    let blob = store.put_blob("").await.unwrap();
+    let refused = store.add_part(&owner, &full.id, &blob).await.unwrap_err();
+    assert!(matches!(refused, StoreError::TooMany { n_max: UPLOAD_PARTS_MAX, .. }), "{refused}");
 }
 
 async fn bytes_of_files_and_parts_are_limited(place: Place) {
