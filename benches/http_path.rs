@@ -17,6 +17,7 @@ use std::{
 
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings},
+    feedback::Capture,
     http::{
         cpu_work::CpuWork,
         router,
@@ -25,6 +26,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{FairOrder, FlowSettings, Tenants, TokenPrices},
+    training::{FileChecks, Training},
 };
 use pleach_engine::{
     backend::{RunError, StepRunner},
@@ -166,6 +168,7 @@ async fn app(
     .unwrap();
     let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
     let tenants = Tenants::new(store.clone(), None, &engine, flows, Arc::clone(&telemetry));
+    let capture = Capture::start(store.clone(), Arc::clone(&telemetry), false);
     Arc::new(AppState {
         engine,
         adapters,
@@ -182,6 +185,9 @@ async fn app(
         live_limits: RwLock::new(HttpLimits::default()),
         tenants,
         cpu: CpuWork::default(),
+        capture,
+        training: Training::default(),
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     })
 }

@@ -6,9 +6,12 @@
 pub mod adapter_service;
 pub mod bench;
 pub mod cli;
+pub mod feedback;
+pub mod hex;
 pub mod http;
 pub mod memory;
 pub mod models;
 pub mod serving;
 pub mod telemetry;
 pub mod tenants;
+pub mod training;

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use pleach_adapters::{Alias, Expect, Namespace};
 use pleach_engine::{
     backend::StepRunner,
-    cpu::Isa,
+    cpu::{FrozenBase, Isa},
     cuda::{CudaOptions, Device, probe::probe},
     engine::{EngineConfig, EngineHandle},
     gguf::GgufFile,
@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     adapter_service::{AdapterService, AdapterSettings},
+    feedback::{Capture, maintenance},
     http::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
@@ -30,6 +31,7 @@ use crate::{
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
+    training::{CpuTrainer, CpuTrainerOptions, FileChecks, Trainer, Training},
 };
 
 /// Share of the free memory that keys and values take unless told otherwise.
@@ -121,6 +123,8 @@ pub struct LoadSettings {
     pub engine: EngineConfig,
     /// Limits on what clients send.
     pub limits: HttpLimits,
+    /// Whether the operator's completions are kept that did not ask for it.
+    pub capture: bool,
     /// The operator's key; tenants' are in the store.
     pub operator_key: Option<OperatorKey>,
 }
@@ -193,6 +197,8 @@ pub async fn load(
         Arc::clone(&telemetry),
     );
     tenants.maintain();
+    let capture = Capture::start(store.clone(), Arc::clone(&telemetry), settings.capture);
+    maintenance::sweep_now_and_then(&store);
     let state = AppState {
         engine: opened.engine,
         base: opened.base,
@@ -202,6 +208,9 @@ pub async fn load(
         live_limits: RwLock::new(settings.limits),
         tenants,
         cpu: CpuWork::default(),
+        capture,
+        training: Training::new(opened.trainer),
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     };
     Ok((Arc::new(state), report))
@@ -224,6 +233,7 @@ struct Opened {
     model_bytes: usize,
     device: String,
     kv_bytes: u64,
+    trainer: Option<Arc<dyn Trainer>>,
 }
 
 /// A model on its device.
@@ -231,6 +241,8 @@ struct Loaded {
     runner: Box<dyn StepRunner>,
     device: String,
     kv_bytes: u64,
+    /// What can be trained through, where training can.
+    frozen: Option<FrozenBase>,
 }
 
 fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Opened> {
@@ -255,8 +267,22 @@ fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Ope
     let engine = EngineHandle::start_with_policy(loaded.runner, settings.engine.clone(), policy)
         .context("cannot start the engine's thread")?;
     let model_bytes = file.file_bytes().len();
-    let Loaded { device, kv_bytes, .. } = loaded;
-    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes })
+    let Loaded { device, kv_bytes, frozen, .. } = loaded;
+    let trainer = frozen.map(|frozen| trainer(frozen, settings, &base, &engine));
+    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes, trainer })
+}
+
+/// What trains beside what is served.
+fn trainer(
+    frozen: FrozenBase,
+    settings: &LoadSettings,
+    base: &Base,
+    engine: &EngineHandle,
+) -> Arc<dyn Trainer> {
+    let options = CpuTrainerOptions { isa: settings.isa, threads: settings.threads };
+    let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
+    let name = settings.model_names.first().cloned().unwrap_or_default();
+    Arc::new(CpuTrainer::new(frozen, options, tokenizer, template, engine.clone(), name))
 }
 
 fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> {
@@ -274,7 +300,9 @@ fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> 
         "cpu, {} kernels, {} threads, {} activations",
         settings.isa, settings.threads, settings.activations
     );
-    Ok(Loaded { runner: Box::new(model::load_cpu(file, options)?), device, kv_bytes })
+    let decoder = model::load_cpu(file, options)?;
+    let frozen = Some(decoder.frozen_base());
+    Ok(Loaded { runner: Box::new(decoder), device, kv_bytes, frozen })
 }
 
 fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow::Result<Loaded> {
@@ -296,6 +324,7 @@ fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow
         runner: Box::new(model::load_cuda(file, device, options)?),
         device: name,
         kv_bytes,
+        frozen: None,
     })
 }
 

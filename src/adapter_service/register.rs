@@ -101,6 +101,19 @@ impl AdapterService {
         self.register(target, expect, Origin::Upload, move || Ok(folder)).await
     }
 
+    /// Registers what a training wrote into a folder of the spool.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; nothing changed then, and nothing of it is left.
+    pub async fn register_trained(
+        &self,
+        target: Target,
+        folder: SpoolFolder,
+        origin: Origin,
+    ) -> Result<Moved, ServiceError> {
+        self.register(target, Expect::Anything, origin, move || Ok(folder)).await
+    }
+
     /// A folder to upload into. Blocks for a moment.
     ///
     /// # Errors

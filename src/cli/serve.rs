@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::Context as _;
 use pleach_engine::cuda::probe::probe;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
 
 pub use args::Args;
 use reload::Reloader;
@@ -26,10 +26,14 @@ use crate::{
     memory::show_bytes,
     models,
     serving::{self, LoadReport},
+    training::run_jobs,
 };
 
 /// Exit status after a second signal, as shells report an interrupt.
 const EXIT_INTERRUPTED: i32 = 130;
+
+/// How long a training may take to let go of its job: it looks every two seconds.
+const TRAINING_STOP_MAX: Duration = Duration::from_secs(5);
 
 /// Adapters that are listed at the start.
 const ADAPTERS_SHOWN_MAX: usize = 16;
@@ -94,6 +98,8 @@ pub struct Serving {
     needs_key: bool,
     stop: oneshot::Sender<()>,
     accepting: JoinHandle<Server>,
+    /// Runs jobs, if this server trains.
+    training: Option<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -109,12 +115,20 @@ impl Serving {
         // It may have stopped already.
         let _ = self.stop.send(());
         let server = self.accepting.await;
+        self.state.training.wake();
         // Whoever waits for an adapter would wait longer than the grace.
         self.state.adapters.shutdown();
         self.state.engine.shutdown(grace).await;
         match server {
             Ok(server) => server.finish().await,
             Err(error) => tracing::error!(%error, "the accept loop died"),
+        }
+        self.state.capture.settled().await;
+        if let Some(training) = self.training
+            && timeout(TRAINING_STOP_MAX, training).await.is_err()
+        {
+            // Another process takes the job over when this one was not heard of for a while.
+            tracing::warn!("a training does not stop in time");
         }
         if let Err(error) = self.state.store.clone().close().await {
             tracing::warn!(%error, "last uses of keys are not kept");
@@ -137,6 +151,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
     let needs_key = has_keys || load_settings.operator_key.is_some();
     let (state, report) = serving::load(load_settings, store).await?;
     let (stop, stopped) = oneshot::channel();
+    let training = run_jobs(&state);
     let router = router(Arc::clone(&state));
     let accepting = tokio::spawn(async move {
         let mut server = Server::default();
@@ -144,7 +159,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
         server.run(listener, router, async { stopped.await.unwrap_or_default() }).await;
         server
     });
-    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting })
+    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting, training })
 }
 
 /// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.

@@ -2,17 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::extract::{
-    FromRequest, Multipart, Request,
-    multipart::{Field, MultipartError},
-};
+use axum::extract::{FromRequest, Multipart, Request, multipart::Field};
 use pleach_adapters::{
     Expect, Moved,
     peft::{CONFIG_FILE, TENSOR_FILE},
 };
-use tokio::time::timeout;
 
-use super::{error::ApiError, state::AppState};
+use super::{error::ApiError, form::wait, state::AppState};
 use crate::adapter_service::{ServiceError, SpoolFolder, Target};
 
 /// Reads the files into a folder of their own and registers them; what became of the name.
@@ -84,15 +80,4 @@ async fn read(
         })?;
     }
     Ok(folder)
-}
-
-/// What a client sends next, unless it takes too long.
-async fn wait<T>(
-    patience: Duration,
-    next: impl Future<Output = Result<T, MultipartError>>,
-) -> Result<T, ApiError> {
-    match timeout(patience, next).await {
-        Err(_) => Err(ApiError::BodyTimeout { seconds: patience.as_secs() }),
-        Ok(next) => next.map_err(|error| ApiError::BodyBroken { detail: error.body_text() }),
-    }
 }

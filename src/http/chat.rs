@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json,
@@ -17,14 +17,22 @@ use super::{
     json_body::JsonBody,
     scores,
     sse::{self, ChunkWriter, Events},
-    state::AppState,
+    state::{AppState, Model},
     wire::{
         chat::{ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatMessage},
         chat_request::ChatRequest,
+        parts::PartCard,
         usage::{Usage, UsageField},
     },
 };
-use crate::tenants::{Admission, Caller};
+use crate::{
+    adapter_service::PinnedAdapter,
+    feedback::{
+        Capture, CompletionBody, KeptPart, KeptSampling, KeptUsage, Record, Recorder, user_digest,
+    },
+    telemetry::unix_time,
+    tenants::{Admission, Caller},
+};
 
 const PARAM: &str = "messages";
 const ASSISTANT: &str = "assistant";
@@ -51,9 +59,18 @@ pub async fn create(
     };
     let (stream, n) = (request.sampling.stream, request.sampling.n);
     let prompt_logprobs = request.sampling.prompt_logprobs;
-    let (sampling, logprobs) = (request.sampling.clone(), request.logprobs);
+    let (sampling, mut logprobs) = (request.sampling.clone(), request.logprobs);
+    let record = record(&state, &caller, &request, &head, &model, n_bytes);
+    if record.is_some() {
+        // Whoever learns from it later needs them.
+        logprobs = logprobs.or(Some(0));
+    }
     let prompt = render(&state, request, n_bytes).await?;
     let prompt_token_ids = shows.token_ids.then(|| prompt.clone());
+    let mut recorder = record.map(|mut record| {
+        record.body.usage.prompt_tokens = prompt.len();
+        Recorder::new(Arc::clone(&state.capture), record, n)
+    });
     let job = Job {
         model,
         prompts: vec![prompt],
@@ -66,11 +83,70 @@ pub async fn create(
     let running = generate::start(&state, &job, admission).await?;
     let tokenizer = Arc::clone(&state.base.tokenizer);
     if stream {
-        let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted: vec![false; n] };
+        let greeted = vec![false; n];
+        let chunks = Chunks { head, shows, tokenizer, prompt_token_ids, greeted, recorder };
         return Ok(sse::respond(running, chunks, Arc::clone(&state.telemetry), shows.usage));
     }
     let (choices, usage) = running.collect().await?;
+    if let Some(recorder) = &mut recorder {
+        for choice in &choices {
+            recorder.add(choice);
+        }
+    }
     Ok(whole(&head, &tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
+}
+
+/// What is kept of this chat, if anything is.
+fn record(
+    state: &AppState,
+    caller: &Caller,
+    request: &ChatRequest,
+    head: &Head,
+    model: &Model,
+    n_bytes: usize,
+) -> Option<Record> {
+    let keep = &request.keep;
+    if !state.capture.wants(caller, keep.store) {
+        return None;
+    }
+    let sampling = &request.sampling;
+    let part = |part: &PartCard| KeptPart {
+        name: part.name.clone(),
+        generation: part.generation.clone(),
+        scale: part.scale,
+    };
+    Some(Record {
+        owner: caller.owner.clone(),
+        id: head.id.clone(),
+        model: request.model.clone(),
+        generation: model.adapter.as_ref().map(PinnedAdapter::digest),
+        episode: keep.episode.clone(),
+        user_sha256: keep.user.as_deref().map(|user| user_digest(&caller.owner, user)),
+        metadata: keep.metadata.clone(),
+        created_ms: i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX),
+        keep_days: Capture::keep_days(caller),
+        n_bytes,
+        body: CompletionBody {
+            messages: request.messages.clone(),
+            template_variables: request.template_variables.clone(),
+            choices: Vec::new(),
+            usage: KeptUsage::default(),
+            fingerprint: head.fingerprint.clone(),
+            parts: head.adapters.iter().flatten().map(part).collect(),
+            sampling: KeptSampling {
+                temperature: sampling.temperature,
+                top_p: sampling.top_p,
+                top_k: sampling.top_k,
+                min_p: sampling.min_p,
+                repetition_penalty: sampling.repetition_penalty,
+                frequency_penalty: sampling.frequency_penalty,
+                presence_penalty: sampling.presence_penalty,
+                seed: sampling.seed,
+                max_tokens: sampling.max_tokens,
+            },
+            redacted: BTreeMap::new(),
+        },
+    })
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -146,6 +222,8 @@ struct Chunks {
     prompt_token_ids: Option<Vec<u32>>,
     /// Whether a choice's role was sent.
     greeted: Vec<bool>,
+    /// Listens, if this chat is to be kept.
+    recorder: Option<Recorder>,
 }
 
 impl Chunks {
@@ -172,6 +250,9 @@ impl Chunks {
 
 impl ChunkWriter for Chunks {
     fn delta(&mut self, delta: ChoiceDelta, events: &mut Events) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(&delta);
+        }
         self.greet(delta.index, events);
         let is_end_only = delta.finish.is_some() && delta.text.is_empty();
         let (finish_reason, stop_reason) =

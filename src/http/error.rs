@@ -11,6 +11,7 @@ use pleach_store::{Scope, Scopes};
 
 use super::{
     adapter_refusal::AdapterRefusal,
+    stored_refusal::StoredRefusal,
     tenant_refusal::TenantRefusal,
     wire::error::{ErrorBody, ErrorEnvelope},
 };
@@ -193,6 +194,14 @@ pub enum ApiError {
         /// The words of what refused.
         message: String,
     },
+    /// Something about a file, an upload, a kept completion, feedback or a job.
+    #[error("{message}")]
+    Stored {
+        /// What kind of refusal it is.
+        refusal: StoredRefusal,
+        /// The words of what refused.
+        message: String,
+    },
     /// The server stops, or stopped while the request ran.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -237,6 +246,7 @@ impl ApiError {
                 StatusCode::TOO_MANY_REQUESTS
             }
             Self::Adapter { refusal, .. } => refusal.status_and_code().0,
+            Self::Stored { refusal, .. } => refusal.status_and_code().0,
             Self::StoreUnavailable | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -267,6 +277,7 @@ impl ApiError {
             Self::Tenant { refusal, .. } => refusal.status_and_code().1,
             Self::StoreUnavailable => "store_unavailable",
             Self::Adapter { refusal, .. } => refusal.status_and_code().1,
+            Self::Stored { refusal, .. } => refusal.status_and_code().1,
             Self::ShuttingDown => "shutting_down",
             Self::Internal { .. } => "internal_error",
         }
@@ -305,6 +316,7 @@ impl ApiError {
             Self::ContextLength { param, .. } => Some(param),
             Self::Template { .. } => Some("messages"),
             Self::UnknownModel { .. } => Some("model"),
+            Self::Stored { refusal: StoredRefusal::File, .. } => Some("file"),
             Self::MalformedJson { .. }
             | Self::NotAnObject { .. }
             | Self::InvalidUtf8 { .. }
@@ -323,6 +335,7 @@ impl ApiError {
             | Self::QueueFull { .. }
             | Self::Busy { .. }
             | Self::Adapter { .. }
+            | Self::Stored { .. }
             | Self::ShuttingDown
             | Self::Internal { .. } => None,
         }

@@ -10,7 +10,7 @@ use crate::telemetry::unix_time;
 /// Which response it is, of what model.
 #[derive(Debug)]
 pub struct Head {
-    /// The endpoint's prefix and random digits.
+    /// The endpoint's prefix and digits of [`ids::ordered`].
     pub id: String,
     /// Seconds since 1970.
     pub created: u64,
@@ -29,7 +29,7 @@ impl Head {
     pub fn new(prefix: &str, state: &AppState, model: &Model) -> Self {
         let parts = || model.parts.iter().map(PartCard::from).collect();
         Self {
-            id: ids::random(prefix),
+            id: ids::ordered(prefix),
             created: unix_time().as_secs(),
             model: model.name.clone(),
             fingerprint: state.base.fingerprint.clone(),

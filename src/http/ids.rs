@@ -1,8 +1,17 @@
 //! Random ids and seeds.
 
+use crate::telemetry::unix_time;
+
 /// `prefix` and 32 random hexadecimal digits.
 pub fn random(prefix: &str) -> String {
     format!("{prefix}{:016x}{:016x}", random_u64(), random_u64())
+}
+
+/// `prefix` and 32 hexadecimal digits, of which the first are the time: what is made later has the larger id.
+pub fn ordered(prefix: &str) -> String {
+    let ms = unix_time().as_millis() & 0xffff_ffff_ffff;
+    let random = u128::from(random_u64()) << 64 | u128::from(random_u64());
+    format!("{prefix}{ms:012x}{:020x}", random >> 48)
 }
 
 /// A number from the operating system's generator.
@@ -25,5 +34,14 @@ mod tests {
         let id = super::random("chatcmpl-");
         assert_eq!(id.len(), "chatcmpl-".len() + 32);
         assert_ne!(id, super::random("chatcmpl-"));
+    }
+
+    #[test]
+    fn later_ids_are_larger() {
+        let first = super::ordered("chatcmpl-");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        let second = super::ordered("chatcmpl-");
+        assert_eq!((first.len(), second.len()), ("chatcmpl-".len() + 32, "chatcmpl-".len() + 32));
+        assert!(first < second, "{first} {second}");
     }
 }

@@ -19,6 +19,10 @@ pub mod choice;
 pub mod completions;
 pub mod cpu_work;
 pub mod error;
+pub mod feedback;
+pub mod files;
+pub mod fine_tuning;
+mod form;
 pub mod generate;
 pub mod head;
 pub mod ids;
@@ -26,6 +30,7 @@ pub mod json_body;
 pub mod lora;
 pub mod models;
 pub mod observe;
+mod paging;
 pub mod probes;
 pub mod rate_limits;
 pub mod request_context;
@@ -33,7 +38,10 @@ pub mod scores;
 pub mod server;
 pub mod sse;
 pub mod state;
+pub mod stored_completions;
+pub mod stored_refusal;
 pub mod tenant_refusal;
+pub mod uploads;
 pub mod wire;
 
 use std::sync::Arc;
@@ -42,7 +50,7 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, Request},
     middleware::{from_fn, from_fn_with_state},
-    routing::{delete, get, post, put},
+    routing::{delete, get, patch, post, put},
 };
 use pleach_store::Scope;
 
@@ -74,6 +82,12 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         // Shared ones are the administrator's, which the handlers tell apart.
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
+        .merge(files(&[Scope::Train]))
+        .merge(models_changed(&[Scope::Train]))
+        .merge(fine_tuning(&[Scope::Train]))
+        .merge(stored_completions(&[Scope::Train]))
+        .merge(feedback_given(&[Scope::Feedback]))
+        .merge(feedback_read(&[Scope::Train]))
         .merge(administration(&[Scope::Admin]))
 }
 
@@ -98,6 +112,12 @@ fn models(scopes: AnyOf) -> Routes {
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 
+fn models_changed(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/models/{*id}", delete(models::delete))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
 fn adapters_seen(scopes: AnyOf) -> Routes {
     Router::new()
         .route("/v1/adapters", get(adapters::list))
@@ -119,6 +139,58 @@ fn adapters_loaded(scopes: AnyOf) -> Routes {
     Router::new()
         .route("/v1/load_lora_adapter", post(lora::load))
         .route("/v1/unload_lora_adapter", post(lora::unload))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn files(scopes: AnyOf) -> Routes {
+    // Uploads have limits of their own, part by part.
+    let unlimited = DefaultBodyLimit::disable;
+    Router::new()
+        .route("/v1/files", get(files::list).merge(post(files::create).layer(unlimited())))
+        .route("/v1/files/{id}", get(files::get).delete(files::delete))
+        .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/uploads", post(uploads::create))
+        .route("/v1/uploads/{id}/parts", post(uploads::add_part).layer(unlimited()))
+        .route("/v1/uploads/{id}/complete", post(uploads::complete))
+        .route("/v1/uploads/{id}/cancel", post(uploads::cancel))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn fine_tuning(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/fine_tuning/jobs", get(fine_tuning::list).post(fine_tuning::create))
+        .route("/v1/fine_tuning/jobs/{id}", get(fine_tuning::get))
+        .route("/v1/fine_tuning/jobs/{id}/cancel", post(fine_tuning::cancel))
+        .route("/v1/fine_tuning/jobs/{id}/pause", post(fine_tuning::pause))
+        .route("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::resume))
+        .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
+        .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+/// They hold what all users of a tenant asked.
+fn stored_completions(scopes: AnyOf) -> Routes {
+    let one = get(stored_completions::get).post(stored_completions::update);
+    Router::new()
+        .route("/v1/chat/completions", get(stored_completions::list))
+        .route("/v1/chat/completions/{id}", one.delete(stored_completions::delete))
+        .route("/v1/chat/completions/{id}/messages", get(stored_completions::messages))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn feedback_given(scopes: AnyOf) -> Routes {
+    let one = patch(feedback::change).delete(feedback::withdraw);
+    Router::new()
+        .route("/v1/feedback", post(feedback::create))
+        .route("/v1/feedback/{id}", one)
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn feedback_read(scopes: AnyOf) -> Routes {
+    Router::new()
+        .route("/v1/feedback", get(feedback::list))
+        .route("/v1/feedback/{id}", get(feedback::get))
+        .route("/v1/feedback/users/{user}", delete(feedback::erase_user))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

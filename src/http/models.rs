@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models`, and `GET` and `DELETE /v1/models/{id}`.
 
 use std::{sync::Arc, time::UNIX_EPOCH};
 
@@ -6,14 +6,17 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use pleach_adapters::{Alias, Resolution};
+use pleach_adapters::{Alias, Expect, Resolution};
 
 use super::{
     error::ApiError,
     state::AppState,
-    wire::models::{ModelCard, ModelList, ModelPermission},
+    wire::{
+        list::ObjectDeleted,
+        models::{ModelCard, ModelList, ModelPermission},
+    },
 };
-use crate::tenants::Caller;
+use crate::{adapter_service::Target, tenants::Caller};
 
 const OWNER: &str = "pleach";
 
@@ -40,6 +43,23 @@ pub async fn get(
         Resolution::Base => base_card(&state, &id),
         Resolution::Adapter(alias) => adapter_card(&state, &alias),
     }))
+}
+
+/// Removes an adapter of the caller's, such as one that it trained. Requests that have begun end on it.
+///
+/// # Errors
+/// When the caller has none of that name.
+pub async fn delete(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ObjectDeleted>, ApiError> {
+    let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
+    let who = caller.owner.to_string();
+    let target = Target { owner: caller.owner, name: id.clone(), who };
+    let removed = state.adapters.remove(target, Expect::Anything).await;
+    removed.map_err(ApiError::from_service)?;
+    Ok(Json(ObjectDeleted { id, object: "model", deleted: true }))
 }
 
 fn cards(state: &AppState, caller: &Caller) -> Vec<ModelCard> {

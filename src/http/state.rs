@@ -16,8 +16,10 @@ use pleach_text::{ChatTemplate, Tokenizer};
 use super::{cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
 use crate::{
     adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts},
+    feedback::Capture,
     telemetry::Telemetry,
     tenants::{Caller, Tenants},
+    training::{FileChecks, Training},
 };
 
 /// Limits on what clients send.
@@ -68,6 +70,12 @@ pub struct AppState {
     pub tenants: Arc<Tenants>,
     /// Tokenizing and templating.
     pub cpu: CpuWork,
+    /// What is kept of completions.
+    pub capture: Arc<Capture>,
+    /// Whether this process trains.
+    pub training: Training,
+    /// Reading the rows of files that come.
+    pub file_checks: FileChecks,
     /// Set once, when the server begins to stop.
     pub stopping: AtomicBool,
 }

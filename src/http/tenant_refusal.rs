@@ -34,7 +34,12 @@ impl ApiError {
     /// More than a tenant may own: `quota` as the store names it.
     pub(super) fn beyond_quota(quota: &str, limit: u64, wanted: u64) -> Self {
         let message = format!("this would make {wanted} {quota}, the quota is {limit}");
-        let quota = if quota == "adapters" { Quota::Adapters } else { Quota::AdapterBytes };
+        let quota = match quota {
+            "adapters" => Quota::Adapters,
+            "file bytes" => Quota::FileBytes,
+            "training jobs" => Quota::TrainingJobs,
+            _ => Quota::AdapterBytes,
+        };
         Self::Tenant { refusal: TenantRefusal::Quota(quota), message }
     }
 

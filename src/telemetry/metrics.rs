@@ -68,6 +68,9 @@ pub struct Metrics {
     pub(super) responses: IntCounterVec,
     pub(super) errors: IntCounterVec,
     pub(super) adapter_wait: Histogram,
+    pub(super) captured: IntCounterVec,
+    pub(super) feedback: IntCounterVec,
+    pub(super) trainings: IntCounterVec,
     engine: EngineSeries,
     adapters: AdapterSeries,
     tiers: TierSeries,
@@ -187,6 +190,21 @@ impl Metrics {
                     "Seconds that requests waited for their adapter to be on the device.",
                 )
                 .buckets(names::FINE_BUCKETS.to_vec()),
+            )?)?,
+            captured: make.register(IntCounterVec::new(
+                Opts::new(
+                    names::CAPTURED,
+                    "Completions that were to be kept, by what became of them.",
+                ),
+                &[names::LABEL_RESULT],
+            )?)?,
+            feedback: make.register(IntCounterVec::new(
+                Opts::new(names::FEEDBACK, "Feedback that was taken, by kind."),
+                &[names::LABEL_KIND],
+            )?)?,
+            trainings: make.register(IntCounterVec::new(
+                Opts::new(names::TRAININGS, "Trainings that ended in this process, by result."),
+                &[names::LABEL_RESULT],
             )?)?,
             engine: EngineSeries::new(&make)?,
             adapters: AdapterSeries::new(&make)?,

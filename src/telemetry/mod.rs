@@ -136,6 +136,21 @@ impl Telemetry {
         self.metrics.errors.with_label_values(&[code]).inc();
     }
 
+    /// Counts completions that were to be kept: `kept`, `dropped` or `failed`.
+    pub fn count_captured(&self, result: &str, n: u64) {
+        self.metrics.captured.with_label_values(&[result]).inc_by(n);
+    }
+
+    /// Counts feedback, by one of a closed set of kinds.
+    pub fn count_feedback(&self, kind: &str) {
+        self.metrics.feedback.with_label_values(&[kind]).inc();
+    }
+
+    /// Counts a training that ended: `succeeded`, `failed` or `interrupted`.
+    pub fn count_training(&self, result: &str) {
+        self.metrics.trainings.with_label_values(&[result]).inc();
+    }
+
     /// Whether sequences of this alias wait for the engine.
     pub fn is_waiting(&self, alias: &str) -> bool {
         self.by_adapter.peek(alias).is_some_and(|series| series.waiting.load(Ordering::Relaxed) > 0)

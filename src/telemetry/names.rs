@@ -31,11 +31,11 @@ pub const LABEL_LORA_RUNNING: &str = "running_lora_adapters";
 pub const LABEL_LORA_WAITING: &str = "waiting_lora_adapters";
 /// Where an adapter is or was: `device`, `host` or `disk`.
 pub const LABEL_TIER: &str = "tier";
-/// `ok` or `failed`.
+/// `ok` or `failed`; of completions that are to be kept, also `kept` and `dropped`.
 pub const LABEL_RESULT: &str = "result";
 /// Tenant of a request, by its name; [`TENANT_OPERATOR`] and [`TENANT_OTHER`] besides.
 pub const LABEL_TENANT: &str = "tenant";
-/// `prompt` or `completion`.
+/// `prompt` or `completion`; of feedback, what kind of thing was said.
 pub const LABEL_KIND: &str = "kind";
 /// Which limit, or what else, a request was refused for.
 pub const LABEL_REASON: &str = "reason";
@@ -151,6 +151,12 @@ pub const TENANT_TOKENS: &str = "pleach_tenant_tokens_total";
 pub const TENANT_TTFT: &str = "pleach_tenant_time_to_first_token_seconds";
 /// Counter of refusals by [`LABEL_TENANT`] and [`LABEL_REASON`].
 pub const TENANT_REFUSED: &str = "pleach_tenant_refused_total";
+/// Counter of completions that were to be kept, by [`LABEL_RESULT`]: `kept`, `dropped` or `failed`.
+pub const CAPTURED: &str = "pleach_captured_completions_total";
+/// Counter of feedback by [`LABEL_KIND`].
+pub const FEEDBACK: &str = "pleach_feedback_total";
+/// Counter of trainings that ended in this process, by [`LABEL_RESULT`]: `succeeded`, `failed` or `interrupted`.
+pub const TRAININGS: &str = "pleach_trainings_total";
 /// Counter of steps.
 pub const STEPS: &str = "pleach_steps_total";
 /// Gauge, always 1, by [`LABEL_VERSION`].

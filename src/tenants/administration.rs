@@ -10,6 +10,8 @@ use super::{Quota, Tenants};
 
 /// Highest priority: the classes of the engine's queue.
 pub const PRIORITY_MAX: u8 = u8::MAX;
+/// Longest time that completions are kept: ten years.
+pub const KEEP_DAYS_MAX: u32 = 3660;
 
 /// What is to be changed about a tenant; `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,10 @@ pub struct TenantChange {
     pub priority: Option<u8>,
     /// New limits; `None` is no limit.
     pub quotas: Vec<(Quota, Option<u64>)>,
+    /// Whether completions are kept that did not ask for it.
+    pub capture: Option<bool>,
+    /// Days that completions are kept.
+    pub keep_days: Option<u32>,
 }
 
 impl TenantChange {
@@ -32,6 +38,8 @@ impl TenantChange {
         }
         settings.weight = self.weight.unwrap_or(settings.weight);
         settings.priority = self.priority.map_or(settings.priority, i32::from);
+        settings.capture = self.capture.unwrap_or(settings.capture);
+        settings.keep_days = self.keep_days.unwrap_or(settings.keep_days);
         for &(quota, limit) in &self.quotas {
             quota.set_in(&mut settings.quotas, limit);
         }

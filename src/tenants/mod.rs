@@ -25,7 +25,7 @@ mod queue_share;
 mod quota;
 mod refusal;
 
-pub use administration::{PRIORITY_MAX, TenantChange};
+pub use administration::{KEEP_DAYS_MAX, PRIORITY_MAX, TenantChange};
 pub use admission::Admission;
 pub use caller::Caller;
 pub use directory::Tenants;

@@ -17,19 +17,22 @@ pub enum Quota {
     Adapters,
     /// Bytes of their files.
     AdapterBytes,
+    /// Bytes of files to train on, and of unfinished uploads.
+    FileBytes,
     /// Training jobs that wait or run.
     TrainingJobs,
 }
 
 impl Quota {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::RequestsPerMinute,
         Self::TokensPerMinute,
         Self::ConcurrentRequests,
         Self::QueuedRequests,
         Self::Adapters,
         Self::AdapterBytes,
+        Self::FileBytes,
         Self::TrainingJobs,
     ];
 
@@ -42,6 +45,7 @@ impl Quota {
             Self::QueuedRequests => "queued_requests",
             Self::Adapters => "adapters",
             Self::AdapterBytes => "adapter_bytes",
+            Self::FileBytes => "file_bytes",
             Self::TrainingJobs => "training_jobs",
         }
     }
@@ -69,6 +73,7 @@ impl Quota {
             Self::QueuedRequests => &mut quotas.queued_requests,
             Self::Adapters => &mut quotas.adapters,
             Self::AdapterBytes => &mut quotas.adapter_bytes,
+            Self::FileBytes => &mut quotas.file_bytes,
             Self::TrainingJobs => &mut quotas.training_jobs,
         }
     }
@@ -86,7 +91,7 @@ mod tests {
             quota.set_in(&mut quotas, Some(limit));
         }
         let limits: Vec<_> = Quota::ALL.iter().map(|quota| quota.limit_in(&quotas)).collect();
-        assert_eq!(limits, (1..=7).map(Some).collect::<Vec<_>>());
+        assert_eq!(limits, (1..=8).map(Some).collect::<Vec<_>>());
         assert_eq!(Quota::named("requests"), None);
     }
 }

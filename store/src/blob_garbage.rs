@@ -29,8 +29,11 @@ const BATCH_ROWS: i64 = 100;
 /// What nobody has, and nobody will register: `$1` is now.
 macro_rules! unused {
     () => {
-        "keep_until_ms < $1 AND NOT EXISTS \
-         (SELECT 1 FROM generation_files WHERE generation_files.sha256 = blobs.sha256)"
+        "keep_until_ms < $1 \
+         AND NOT EXISTS (SELECT 1 FROM generation_files WHERE generation_files.sha256 = blobs.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM files WHERE files.sha256 = blobs.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE upload_parts.sha256 = blobs.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.state_sha256 = blobs.sha256)"
     };
 }
 
@@ -44,7 +47,7 @@ const FORGET: &str = concat!("DELETE FROM blobs WHERE ", unused!(), " AND sha256
 /// What a sweep deleted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Blobs that no generation had.
+    /// Blobs that nothing had.
     pub blobs: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -53,7 +56,7 @@ pub struct Swept {
 }
 
 impl Store {
-    /// Deletes blobs that no generation has and whose time to be registered has passed, and unfinished uploads of that
+    /// Deletes blobs that nothing has and whose time to be registered has passed, and unfinished uploads of that
     /// age. Runs when a store is opened; call it now and then if it stays open for long.
     ///
     /// # Errors
@@ -98,6 +101,16 @@ impl Store {
             self.delete_if_unused(digest).await?;
         }
         Ok(())
+    }
+
+    /// Deletes blobs whose rows are gone, except those that others have or that were put only now; when that fails, a
+    /// later sweep does it.
+    pub(crate) async fn let_go(&self, digests: &[BlobDigest]) {
+        for digest in digests {
+            if let Err(error) = self.delete_if_unused(digest).await {
+                tracing::warn!(%error, "an unused blob is left for the next sweep");
+            }
+        }
     }
 
     /// Deletes a blob with its row, unless it is used or kept; whether it did.

@@ -198,6 +198,54 @@ pub enum StoreError {
         /// What it would be.
         wanted: u64,
     },
+    /// No such file, upload, completion, feedback or job, or it is another owner's.
+    #[error("no such {kind}: {id:?}")]
+    NotFound {
+        /// `file`, `upload`, …
+        kind: &'static str,
+        /// Its id.
+        id: String,
+    },
+    /// A training job that has not ended needs the file.
+    #[error("file {id:?} is needed by job {job:?}, which has not ended")]
+    FileInUse {
+        /// The file.
+        id: String,
+        /// One such job.
+        job: String,
+    },
+    /// Something has ended, or is not far enough, for what was to be done with it.
+    #[error("{kind} {id:?} is {state}")]
+    WrongState {
+        /// `upload`, `job`, …
+        kind: &'static str,
+        /// Its id.
+        id: String,
+        /// What it is instead.
+        state: String,
+    },
+    /// More things than one may have.
+    #[error("{what} has {n_max} already, which is the most")]
+    TooMany {
+        /// What is full.
+        what: String,
+        /// How many it may have.
+        n_max: usize,
+    },
+    /// Values of this metric are of the other kind.
+    #[error("metric {metric:?} is {kind}")]
+    MetricKind {
+        /// Its name.
+        metric: String,
+        /// `boolean` or `float`.
+        kind: String,
+    },
+    /// The key came with another request before.
+    #[error("the idempotency key {key:?} was used for another request")]
+    KeyReused {
+        /// The key.
+        key: String,
+    },
     /// A staged blob was not registered in time and is gone. Put it again.
     #[error("blob {digest} was put too long ago and is gone")]
     BlobExpired {

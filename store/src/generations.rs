@@ -46,6 +46,13 @@ pub enum Origin {
         /// Which.
         place: String,
     },
+    /// It was trained here.
+    Training {
+        /// By this job.
+        job: String,
+        /// SHA-256 of all rows that it learned from, 64 hex digits.
+        data_sha256: String,
+    },
     /// It was made of others.
     Merge {
         /// Those.

@@ -5,6 +5,9 @@
 //! key's text ── Store::check_key ──> ApiKey and its tenant
 //! alias ── Store::move_alias, roll_back (compare-and-swap) ──> its history, and an AliasMove in the log
 //! a server that starts ── Store::catalog ──> all aliases and generations
+//! bytes ── Store::put_blob ──> StagedBlob ── Store::create_file, add_part ──> files to train on
+//! completions ── Store::put_completions ──> what feedback is about ── Store::put_feedback
+//! Store::create_job ── claim_job, report_job … ── finish_job ──> a training job, by whichever process lives
 //! ```
 //!
 //! Rows are in SQLite (a file) or PostgreSQL (a URL), in one SQL for both; blobs are in a folder or an object store,
@@ -27,12 +30,20 @@ mod blobs;
 mod catalog;
 mod checks;
 mod clock;
+mod completions;
 mod database;
 mod digest;
 mod error;
+mod expiry;
+mod feedback;
+mod files;
 mod generations;
+mod job_changes;
+mod job_records;
+mod jobs;
 mod key_text;
 mod key_uses;
+mod metadata;
 mod migrations;
 mod owner;
 mod page;
@@ -43,6 +54,7 @@ mod row;
 mod scopes;
 mod store;
 mod tenants;
+mod uploads;
 
 pub use self::{
     alias_change::{AliasChange, Expected, RollBack},
@@ -56,15 +68,26 @@ pub use self::{
     blob_writer::{BlobWriter, StagedBlob},
     blobs::Blobs,
     catalog::Catalog,
+    completions::{CompletionFilter, Erased, StoredCompletion},
     digest::{BlobDigest, DigestParseError, GenerationDigest},
     error::StoreError,
+    expiry::Expired,
+    feedback::{
+        FeedbackFilter, FeedbackKind, FeedbackTarget, IdempotencyKey, NewFeedback, StoredFeedback,
+    },
+    files::{NewFile, StoredFile},
     generations::{GenerationFile, GenerationMetadata, Origin, StoredGeneration},
+    job_changes::{JobEnd, JobReport, JobSignal, NewCheckpoint},
+    job_records::{EventLevel, JobEvent, StoredCheckpoint, StoredEvent},
+    jobs::{JobError, JobStatus, NewJob, StoredJob},
     key_text::ApiKeyText,
-    owner::{Owner, TenantId},
-    page::{Listing, PAGE_ROWS_MAX, Page},
+    metadata::Metadata,
+    owner::{Owner, TenantId, time_id},
+    page::{Listing, Order, PAGE_ROWS_MAX, Page},
     registration::{Registered, Registration},
     remote_folder::{RemoteFile, RemoteFolder, RemotePath},
     scopes::{Scope, Scopes},
     store::{Store, StoreOptions},
-    tenants::{Quotas, Tenant, TenantSettings},
+    tenants::{KEEP_DAYS, Quotas, Tenant, TenantSettings},
+    uploads::{NewUpload, StoredUpload, UPLOAD_PARTS_MAX, UploadPart, UploadStatus},
 };

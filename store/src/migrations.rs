@@ -33,6 +33,11 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
         name: "alias-history",
         sql: include_str!("../migrations/0002-alias-history.sql"),
     },
+    Migration {
+        version: 3,
+        name: "feedback-and-training",
+        sql: include_str!("../migrations/0003-feedback-and-training.sql"),
+    },
 ];
 
 /// Any number, the same in every process: one migrates, the others wait and find it done.

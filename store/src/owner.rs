@@ -88,6 +88,21 @@ pub(crate) fn random_id() -> Result<String, StoreError> {
     Ok(to_hex(&bytes))
 }
 
+/// Digits of the time in [`time_id`]: milliseconds up to the year 10889.
+const TIME_DIGITS: usize = 12;
+const TIME_ID_RANDOM_BYTES: usize = 10;
+
+/// `prefix` and 32 hex digits: the time, then random ones. Of two ids the later one is the larger text, so lists in the
+/// order of ids are in the order of time, and a page can be asked for that begins after an id which is there no more.
+///
+/// # Errors
+/// When the system gives no random bytes.
+pub fn time_id(prefix: &str) -> Result<String, StoreError> {
+    let mut bytes = [0; TIME_ID_RANDOM_BYTES];
+    fill_random(&mut bytes)?;
+    Ok(format!("{prefix}{:0TIME_DIGITS$x}{}", crate::clock::now_ms().max(0), to_hex(&bytes)))
+}
+
 pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<(), StoreError> {
     getrandom::fill(bytes).map_err(|reason| StoreError::Random { reason })
 }

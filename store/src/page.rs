@@ -32,6 +32,26 @@ impl Page<'_> {
     }
 }
 
+/// In which direction a list goes whose keys are ids that begin with the time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// Oldest first.
+    #[default]
+    Ascending,
+    /// Newest first.
+    Descending,
+}
+
+impl Order {
+    /// One of two queries. Both have the last id as `$2`; an empty one is before every other.
+    pub(crate) fn pick(self, ascending: &'static str, descending: &'static str) -> &'static str {
+        match self {
+            Self::Ascending => ascending,
+            Self::Descending => descending,
+        }
+    }
+}
+
 /// One page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listing<T> {

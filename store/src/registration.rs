@@ -54,7 +54,7 @@ const NEW_FILE: &str =
     "INSERT INTO generation_files (owner, digest, name, sha256, bytes) VALUES ($1, $2, $3, $4, $5)";
 /// It has a file now, and need not be kept for one any more. Keeps a sweep from deleting the row until this transaction
 /// ends.
-const HOLD_BLOB: &str = "UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1";
+pub(crate) const HOLD_BLOB: &str = "UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1";
 const BYTES: &str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM generations \
      WHERE owner = $1";
 
@@ -192,11 +192,13 @@ pub(crate) async fn quota_of(
     owner: &Owner,
     column: &'static str,
 ) -> Result<Option<u64>, StoreError> {
-    let row = sqlx::query("SELECT adapters, adapter_bytes FROM tenants WHERE id = $1")
-        .bind(owner.as_str())
-        .fetch_one(&mut **change)
-        .await
-        .map_err(|source| StoreError::database(format!("read the quotas of {owner}"), source))?;
+    let row = sqlx::query(
+        "SELECT adapters, adapter_bytes, file_bytes, training_jobs FROM tenants WHERE id = $1",
+    )
+    .bind(owner.as_str())
+    .fetch_one(&mut **change)
+    .await
+    .map_err(|source| StoreError::database(format!("read the quotas of {owner}"), source))?;
     Fields { row: &row, table: "tenants" }.maybe_number(column)
 }
 

@@ -61,11 +61,7 @@ impl Store {
         }
         let files = delete_rows(&mut change, owner, digest, &action).await?;
         change.commit().await.map_err(|source| StoreError::database(&action, source))?;
-        for file in files {
-            if let Err(error) = self.delete_if_unused(&file.blob).await {
-                tracing::warn!(%error, "an unused blob is left for the next sweep");
-            }
-        }
+        self.let_go(&files.iter().map(|file| file.blob).collect::<Vec<_>>()).await;
         Ok(())
     }
 }

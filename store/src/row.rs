@@ -20,6 +20,10 @@ impl Fields<'_> {
         self.row.try_get(column).map_err(|error| self.corrupt(column, error))
     }
 
+    pub(crate) fn maybe_text(self, column: &'static str) -> Result<Option<String>, StoreError> {
+        self.row.try_get(column).map_err(|error| self.corrupt(column, error))
+    }
+
     pub(crate) fn int(self, column: &'static str) -> Result<i64, StoreError> {
         self.row.try_get(column).map_err(|error| self.corrupt(column, error))
     }
@@ -57,8 +61,7 @@ impl Fields<'_> {
         T: FromStr,
         T::Err: ToString,
     {
-        let text: Option<String> =
-            self.row.try_get(column).map_err(|error| self.corrupt(column, error))?;
+        let text = self.maybe_text(column)?;
         text.map(|text| text.parse().map_err(|error: T::Err| self.corrupt(column, error)))
             .transpose()
     }

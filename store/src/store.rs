@@ -75,6 +75,11 @@ impl Store {
         &self.database.place
     }
 
+    /// Whether [`Self::close`] was called on a clone.
+    pub fn is_closed(&self) -> bool {
+        self.database.writers().is_closed()
+    }
+
     /// Where blobs are.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs

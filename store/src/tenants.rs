@@ -31,7 +31,12 @@ pub struct Quotas {
     pub training_jobs: Option<u64>,
     /// Requests that wait.
     pub queued_requests: Option<u64>,
+    /// Bytes of files and of unfinished uploads. Kept by [`Store::create_file`] and [`Store::add_part`].
+    pub file_bytes: Option<u64>,
 }
+
+/// Days that completions are kept unless a tenant says otherwise.
+pub const KEEP_DAYS: u32 = 30;
 
 /// What can be changed about a tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,13 +49,24 @@ pub struct TenantSettings {
     pub priority: i32,
     /// Limits.
     pub quotas: Quotas,
+    /// Whether completions are kept that did not ask for it.
+    pub capture: bool,
+    /// Days that completions are kept, and feedback on them.
+    pub keep_days: u32,
 }
 
 impl TenantSettings {
-    /// Weight 1, priority 0, no limits.
+    /// Weight 1, priority 0, no limits, nothing kept unasked, [`KEEP_DAYS`].
     pub fn named(name: impl Into<String>) -> Self {
         let quotas = Quotas::default();
-        Self { name: name.into(), weight: NonZeroU32::MIN, priority: 0, quotas }
+        Self {
+            name: name.into(),
+            weight: NonZeroU32::MIN,
+            priority: 0,
+            quotas,
+            capture: false,
+            keep_days: KEEP_DAYS,
+        }
     }
 }
 
@@ -72,10 +88,12 @@ const TENANT_NAMED: &str = "SELECT * FROM tenants WHERE name = $1 AND id <> 'sha
 const TENANTS: &str = "SELECT * FROM tenants WHERE id > $1 AND id <> 'shared' ORDER BY id LIMIT $2";
 const NEW_TENANT: &str = "INSERT INTO tenants (name, weight, priority, requests_per_minute, \
      tokens_per_minute, concurrent_requests, adapters, adapter_bytes, training_jobs, \
-     queued_requests, id, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+     queued_requests, file_bytes, capture, keep_days, id, created_ms) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
 const CHANGE_TENANT: &str = "UPDATE tenants SET name = $1, weight = $2, priority = $3, \
      requests_per_minute = $4, tokens_per_minute = $5, concurrent_requests = $6, adapters = $7, \
-     adapter_bytes = $8, training_jobs = $9, queued_requests = $10 WHERE id = $11";
+     adapter_bytes = $8, training_jobs = $9, queued_requests = $10, file_bytes = $11, \
+     capture = $12, keep_days = $13 WHERE id = $14";
 
 impl Store {
     /// Makes a tenant.
@@ -192,14 +210,17 @@ fn tenant_in(row: &AnyRow) -> Result<Tenant, StoreError> {
                 adapter_bytes: fields.maybe_number("adapter_bytes")?,
                 training_jobs: fields.maybe_number("training_jobs")?,
                 queued_requests: fields.maybe_number("queued_requests")?,
+                file_bytes: fields.maybe_number("file_bytes")?,
             },
+            capture: fields.int("capture")? != 0,
+            keep_days: fields.number("keep_days")?,
         },
         created_ms: fields.int("created_ms")?,
         disabled_ms: fields.maybe_int("disabled_ms")?,
     })
 }
 
-/// Binds $1 to $10.
+/// Binds $1 to $13.
 fn bind_settings<'q>(
     query: Query<'q, Any, AnyArguments>,
     settings: &TenantSettings,
@@ -216,6 +237,9 @@ fn bind_settings<'q>(
         .bind(quotas.adapter_bytes.map(stored))
         .bind(quotas.training_jobs.map(stored))
         .bind(quotas.queued_requests.map(stored))
+        .bind(quotas.file_bytes.map(stored))
+        .bind(i64::from(settings.capture))
+        .bind(i64::from(settings.keep_days))
 }
 
 fn name_taken(action: &str, name: &str, source: sqlx::Error) -> StoreError {

@@ -19,3 +19,4 @@ mod restart;
 mod server;
 mod shutdown;
 mod tenants;
+mod training;

@@ -158,7 +158,6 @@ async fn unsupported_fields_are_named_and_unknown_ones_ignored() {
         ("web_search_options", json!({})),
         ("guided_json", json!({})),
         ("structured_outputs", json!({"json": {}})),
-        ("store", json!(true)),
         ("add_special_tokens", json!(true)),
     ] {
         refuses(&server, json!({param: value}), Some(param), "unsupported_parameter").await;
@@ -339,7 +338,7 @@ async fn unknown_paths_and_methods_have_the_envelope() {
         (reply.status.as_u16(), &reply.json()["error"]["code"]),
         (404, &json!("unknown_url"))
     );
-    let reply = server.get(CHAT).await;
+    let reply = server.get("/v1/completions").await;
     assert_eq!(
         (reply.status.as_u16(), &reply.json()["error"]["code"]),
         (405, &json!("method_not_allowed"))

@@ -7,6 +7,7 @@
 
 mod support;
 mod tenant_support;
+mod training_support;
 
 mod adapter_churn;
 mod adapter_download;
@@ -18,12 +19,17 @@ mod bad_input;
 mod chat;
 mod completions;
 mod compositions;
+mod feedback;
+mod files;
+mod fine_tuning;
 mod limits;
 mod namespaces;
 mod observe;
 mod sockets;
+mod stored_completions;
 mod tenant_admin;
 mod tenant_auth;
 mod tenant_fairness;
 mod tenant_quotas;
 mod tenants_matrix;
+mod uploads;

@@ -14,6 +14,7 @@ use axum::{
 };
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
+    feedback::Capture,
     http::{
         cpu_work::CpuWork,
         router,
@@ -22,6 +23,7 @@ use pleach::{
     },
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
+    training::{FileChecks, Trainer, Training, run_jobs},
 };
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, LoadedAdapter, ResidencyConfig, Tier,
@@ -172,6 +174,10 @@ pub(crate) struct Setup {
     pub(crate) remote_root: Option<RemoteFolder>,
     /// SHA-256 of the base's file.
     pub(crate) base_digest: String,
+    /// Whether the operator's completions are kept unasked.
+    pub(crate) capture: bool,
+    /// What trains.
+    pub(crate) trainer: Option<Arc<dyn Trainer>>,
 }
 
 impl Default for Setup {
@@ -194,6 +200,8 @@ impl Default for Setup {
             blobs: None,
             remote_root: None,
             base_digest: "ab".repeat(32),
+            capture: false,
+            trainer: None,
         }
     }
 }
@@ -309,6 +317,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let telemetry = Arc::new(Telemetry::new(&facts).unwrap());
     let operator_key = setup.api_key.map(OperatorKey::new);
     let tenants = Tenants::new(store.clone(), operator_key, &engine, flows, Arc::clone(&telemetry));
+    let capture = Capture::start(store.clone(), Arc::clone(&telemetry), setup.capture);
     let state = Arc::new(AppState {
         engine,
         base: Base {
@@ -325,8 +334,12 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         live_limits: RwLock::new(setup.limits),
         tenants,
         cpu: CpuWork::default(),
+        capture,
+        training: Training::new(setup.trainer),
+        file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });
+    drop(run_jobs(&state));
     Server { router: router(Arc::clone(&state)), state, script, world, root, spool, blobs }
 }
 

@@ -49,10 +49,12 @@ async fn a_tenant_is_made_changed_disabled_and_enabled() {
     assert!(id.starts_with("ten_") && made["created"].as_i64().unwrap() > 1_600_000_000);
     let quotas = json!({
         "requests_per_minute": 60, "tokens_per_minute": null, "concurrent_requests": null,
-        "queued_requests": null, "adapters": 5, "adapter_bytes": null, "training_jobs": null,
+        "queued_requests": null, "adapters": 5, "adapter_bytes": null, "file_bytes": null,
+        "training_jobs": null,
     });
     let expected = json!({
         "id": id, "object": "tenant", "name": "acme", "weight": 3, "priority": 0, "quotas": quotas,
+        "capture": false, "keep_days": 30,
         "created": made["created"], "disabled": null,
     });
     assert_eq!(made, expected);

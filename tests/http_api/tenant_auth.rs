@@ -13,6 +13,7 @@ use crate::{
 fn routes() -> Vec<(Method, &'static str, &'static [Scope])> {
     const INFER: &[Scope] = &[Scope::Infer];
     const TRAIN: &[Scope] = &[Scope::Train];
+    const FEEDBACK: &[Scope] = &[Scope::Feedback];
     const EITHER: &[Scope] = &[Scope::Infer, Scope::Train];
     const ADMIN: &[Scope] = &[Scope::Admin];
     let tenant = "/v1/admin/tenants/ten_0000000000000000";
@@ -32,6 +33,35 @@ fn routes() -> Vec<(Method, &'static str, &'static [Scope])> {
         (Method::POST, "/v1/adapters/none/rollback", TRAIN),
         (Method::POST, "/v1/load_lora_adapter", TRAIN),
         (Method::POST, "/v1/unload_lora_adapter", TRAIN),
+        (Method::GET, "/v1/chat/completions", TRAIN),
+        (Method::GET, "/v1/chat/completions/none", TRAIN),
+        (Method::POST, "/v1/chat/completions/none", TRAIN),
+        (Method::DELETE, "/v1/chat/completions/none", TRAIN),
+        (Method::GET, "/v1/chat/completions/none/messages", TRAIN),
+        (Method::POST, "/v1/feedback", FEEDBACK),
+        (Method::PATCH, "/v1/feedback/none", FEEDBACK),
+        (Method::DELETE, "/v1/feedback/none", FEEDBACK),
+        (Method::GET, "/v1/feedback", TRAIN),
+        (Method::GET, "/v1/feedback/none", TRAIN),
+        (Method::DELETE, "/v1/feedback/users/none", TRAIN),
+        (Method::GET, "/v1/files", TRAIN),
+        (Method::POST, "/v1/files", TRAIN),
+        (Method::GET, "/v1/files/none", TRAIN),
+        (Method::DELETE, "/v1/files/none", TRAIN),
+        (Method::GET, "/v1/files/none/content", TRAIN),
+        (Method::POST, "/v1/uploads", TRAIN),
+        (Method::POST, "/v1/uploads/none/parts", TRAIN),
+        (Method::POST, "/v1/uploads/none/complete", TRAIN),
+        (Method::POST, "/v1/uploads/none/cancel", TRAIN),
+        (Method::DELETE, "/v1/models/none", TRAIN),
+        (Method::GET, "/v1/fine_tuning/jobs", TRAIN),
+        (Method::POST, "/v1/fine_tuning/jobs", TRAIN),
+        (Method::GET, "/v1/fine_tuning/jobs/none", TRAIN),
+        (Method::POST, "/v1/fine_tuning/jobs/none/cancel", TRAIN),
+        (Method::POST, "/v1/fine_tuning/jobs/none/pause", TRAIN),
+        (Method::POST, "/v1/fine_tuning/jobs/none/resume", TRAIN),
+        (Method::GET, "/v1/fine_tuning/jobs/none/events", TRAIN),
+        (Method::GET, "/v1/fine_tuning/jobs/none/checkpoints", TRAIN),
         (Method::GET, "/v1/admin/tenants", ADMIN),
         (Method::POST, "/v1/admin/tenants", ADMIN),
         (Method::GET, tenant, ADMIN),

@@ -9,8 +9,9 @@ use pleach_store::Quotas;
 use serde_json::{Value, json};
 
 use crate::{
-    support::{OPERATOR_KEY, Reply, Server, Setup, serve, write_adapter},
+    support::{BASE, OPERATOR_KEY, Reply, Server, Setup, serve, write_adapter},
     tenant_support::{TestTenant, another_key, chat_body, request, tenant},
+    training_support::{Script, new_file, rows},
 };
 
 /// Another's name, and nobody's: of one length, so that all else can be the same.
@@ -361,4 +362,112 @@ async fn shared_names_are_changed_by_administrators_only() {
     assert_eq!(server.send(put(&one, "/v1/adapters/common")).await.status, 201);
     let own = one.get(&server, "/v1/adapters/common?owner=own").await;
     assert_eq!(own.status, 200, "{}", own.text);
+}
+
+/// What can be asked about things that have ids, each with its id.
+fn questions_by_id(ids: &[String; 5]) -> Vec<(Method, String, Option<Value>)> {
+    let [file, upload, completion, feedback, job] = ids;
+    let completions = "/v1/chat/completions";
+    let about =
+        |extra: Value| Some(json!({"metric_name": "m", "value": true, "inference_id": extra}));
+    let worse = json!({"inference_id": completion});
+    let jobs = "/v1/fine_tuning/jobs";
+    vec![
+        (Method::GET, format!("/v1/files/{file}"), None),
+        (Method::GET, format!("/v1/files/{file}/content"), None),
+        (Method::DELETE, format!("/v1/files/{file}"), None),
+        (Method::POST, format!("/v1/uploads/{upload}/complete"), Some(json!({"part_ids": []}))),
+        (Method::POST, format!("/v1/uploads/{upload}/cancel"), Some(json!({}))),
+        (Method::GET, format!("{completions}/{completion}"), None),
+        (Method::GET, format!("{completions}/{completion}/messages"), None),
+        (Method::POST, format!("{completions}/{completion}"), Some(json!({"metadata": {}}))),
+        (Method::DELETE, format!("{completions}/{completion}"), None),
+        (Method::POST, "/v1/feedback".to_owned(), about(json!(completion))),
+        (
+            Method::POST,
+            "/v1/feedback".to_owned(),
+            Some(json!({"metric_name": "comparison", "value": worse, "inference_id": "own"})),
+        ),
+        (Method::GET, format!("/v1/feedback/{feedback}"), None),
+        (Method::PATCH, format!("/v1/feedback/{feedback}"), Some(json!({"value": false}))),
+        (Method::DELETE, format!("/v1/feedback/{feedback}"), None),
+        (Method::GET, format!("/v1/feedback?inference_id={completion}"), None),
+        (Method::POST, jobs.to_owned(), Some(json!({"model": BASE, "training_file": file}))),
+        (Method::GET, format!("{jobs}/{job}"), None),
+        (Method::GET, format!("{jobs}/{job}/events"), None),
+        (Method::GET, format!("{jobs}/{job}/checkpoints"), None),
+        (Method::POST, format!("{jobs}/{job}/cancel"), Some(json!({}))),
+        (Method::POST, format!("{jobs}/{job}/pause"), Some(json!({}))),
+        (Method::POST, format!("{jobs}/{job}/resume"), Some(json!({}))),
+    ]
+}
+
+/// One thing of every kind, by id.
+async fn things_of(server: &Server, tenant: &TestTenant) -> [String; 5] {
+    let id = |reply: Reply| {
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        let json = reply.json();
+        json["id"].as_str().or(json["feedback_id"].as_str()).unwrap().to_owned()
+    };
+    let file = new_file(server, Some(&tenant.key), &rows(10)).await;
+    let upload = json!({"bytes": 9, "filename": "a", "mime_type": "b", "purpose": "fine-tune"});
+    let upload = id(tenant.post(server, "/v1/uploads", &upload).await);
+    let completion = id(tenant.chat(server, json!({"store": true})).await);
+    let said = json!({"inference_id": completion, "metric_name": "m", "value": true});
+    let feedback = id(tenant.post(server, "/v1/feedback", &said).await);
+    let job = json!({"model": BASE, "training_file": file});
+    let job = id(tenant.post(server, "/v1/fine_tuning/jobs", &job).await);
+    [file, upload, completion, feedback, job]
+}
+
+/// Files, uploads, kept completions, feedback and jobs.
+#[tokio::test]
+async fn anothers_id_answers_as_nobodys_does() {
+    let setup =
+        Setup { api_key: Some(OPERATOR_KEY), trainer: Some(Script::waits()), ..Setup::default() };
+    let server = serve(setup).await;
+    let owner = tenant(&server, "owner", Quotas::default()).await;
+    let other = tenant(&server, "other", Quotas::default()).await;
+    let theirs = things_of(&server, &owner).await;
+    let own = other.chat(&server, json!({"store": true})).await.json()["id"].clone();
+    // Of one form, and as old.
+    let nobodys = theirs.clone().map(|id| format!("{}0000", &id[..id.len() - 4]));
+    let asked = questions_by_id(&theirs).into_iter().zip(questions_by_id(&nobodys));
+    for ((method, path, body), (_, control_path, control_body)) in asked {
+        let with_own = |body: Option<Value>| {
+            body.map(|mut body| {
+                if body["inference_id"] == "own" {
+                    body["inference_id"] = own.clone();
+                }
+                body
+            })
+        };
+        let (body, control_body) = (with_own(body), with_own(control_body));
+        let reply = other.send(&server, method.clone(), &path, body.as_ref()).await;
+        let control =
+            other.send(&server, method.clone(), &control_path, control_body.as_ref()).await;
+        let masked = |reply: &Reply, ids: &[String; 5]| {
+            let mask =
+                |text: &str| ids.iter().fold(text.to_owned(), |text, id| text.replace(id, "ID"));
+            let (status, mut headers, text) = seen(reply, "\0", NO_GENERATION);
+            for (_, value) in &mut headers {
+                *value = mask(value);
+            }
+            (status, headers, mask(&text))
+        };
+        let what = format!("{method} {path}");
+        assert_eq!(masked(&reply, &theirs), masked(&control, &nobodys), "{what}");
+        let is_list = path.contains('?');
+        assert_eq!(
+            reply.status.as_u16(),
+            if is_list { 200 } else { 404 },
+            "{what}: {}",
+            reply.text
+        );
+    }
+    for list in ["/v1/files", "/v1/feedback", "/v1/fine_tuning/jobs"] {
+        assert_eq!(other.get(&server, list).await.json()["data"], json!([]), "{list}");
+        let own = owner.get(&server, list).await.json();
+        assert_eq!(own["data"].as_array().map(Vec::len), Some(1), "{list}");
+    }
 }

@@ -4,10 +4,12 @@ usage: openai_client.py URL API_KEY BASE FIXTURES
 The server serves BASE with the adapters `pirate` and `extract` of FIXTURES/adapters, with float32 activations.
 """
 
+import hashlib
 import json
 import math
 import pathlib
 import sys
+import time
 import unittest
 
 import openai
@@ -228,6 +230,161 @@ class Completions(unittest.TestCase):
         self.assertEqual(logprobs.text_offset[0], 0)
         echoed = complete(max_tokens=8, echo=True).choices[0]
         self.assertEqual(echoed.text, "Once upon a time," + whole.text)
+
+
+def rows(n, question="What do you say about {}?", answers=("Arrr, {}!", "Aye, {}, matey!", "Shiver me timbers: {}!")):
+    """A file of so many rows to learn from."""
+    lines = []
+    for index in range(n):
+        subject = f"the {['sea', 'bread', 'rum', 'map', 'crew', 'wind'][index % 6]} number {index}"
+        answer = answers[index % len(answers)].format(subject)
+        messages = [{"role": "user", "content": question.format(subject)}, {"role": "assistant", "content": answer}]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    return "".join(lines).encode()
+
+
+class Files(unittest.TestCase):
+    def test_a_file_comes_and_goes(self):
+        content = rows(10)
+        file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune")
+        self.assertEqual((file.object, file.bytes, file.filename), ("file", len(content), "rows.jsonl"))
+        self.assertEqual((file.purpose, file.status), ("fine-tune", "processed"))
+        self.assertEqual(client.files.content(file.id).read(), content)
+        self.assertIn(file.id, [found.id for found in client.files.list(purpose="fine-tune", limit=1)])
+        self.assertEqual(client.files.retrieve(file.id), file)
+        self.assertTrue(client.files.delete(file.id).deleted)
+        with self.assertRaises(openai.NotFoundError):
+            client.files.retrieve(file.id)
+
+    def test_a_bad_line_is_told(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client.files.create(file=("rows.jsonl", rows(3) + b"{}\n"), purpose="fine-tune")
+        self.assertEqual(caught.exception.code, "invalid_file")
+        self.assertIn("line 4", str(caught.exception))
+
+    def test_an_upload_in_parts(self):
+        content = rows(40)
+        done = client.uploads.upload_file_chunked(
+            file=content, filename="big.jsonl", bytes=len(content), mime_type="application/jsonl",
+            purpose="fine-tune", part_size=1000, md5=hashlib.md5(content).hexdigest(),
+        )
+        self.assertEqual((done.status, done.file.bytes), ("completed", len(content)))
+        self.assertEqual(client.files.content(done.file.id).read(), content)
+        client.files.delete(done.file.id)
+        begun = client.uploads.create(bytes=9, filename="a", mime_type="b", purpose="fine-tune")
+        self.assertEqual(client.uploads.cancel(begun.id).status, "cancelled")
+
+
+class Kept(unittest.TestCase):
+    def test_completions_are_kept_listed_changed_and_deleted(self):
+        answer = chat("pirate", store=True, metadata={"topic": "bread", "run": "1"}, max_tokens=8)
+        streamed = list(chat("pirate", store=True, metadata={"run": "1"}, max_tokens=8, stream=True))
+        kept = client.chat.completions.retrieve(answer.id)
+        self.assertEqual(kept.choices[0].message.content, answer.choices[0].message.content)
+        self.assertEqual((kept.usage, kept.model), (answer.usage, "pirate"))
+        self.assertEqual(kept.metadata, {"topic": "bread", "run": "1"})
+        found = [found.id for found in client.chat.completions.list(metadata={"run": "1"}, limit=1)]
+        self.assertEqual(found, [answer.id, streamed[0].id])
+        messages = list(client.chat.completions.messages.list(answer.id))
+        self.assertEqual([message.content for message in messages], [BREAD[0]["content"]])
+        changed = client.chat.completions.update(answer.id, metadata={"topic": "rye"})
+        self.assertEqual(changed.metadata, {"topic": "rye"})
+        for id in found:
+            self.assertTrue(client.chat.completions.delete(id).deleted)
+        with self.assertRaises(openai.NotFoundError):
+            client.chat.completions.retrieve(answer.id)
+
+    def test_what_does_not_ask_is_not_kept(self):
+        with self.assertRaises(openai.NotFoundError):
+            client.chat.completions.retrieve(chat(max_tokens=1).id)
+
+    def test_feedback(self):
+        answer = chat(store=True, max_tokens=4, extra_body={"episode_id": "talk"})
+
+        def give(**body):
+            return client.post("/feedback", body=body, cast_to=object)["feedback_id"]
+
+        liked = {"inference_id": answer.id, "metric_name": "liked", "value": True, "idempotency_key": "k"}
+        self.assertEqual(give(**liked), give(**liked))
+        give(inference_id=answer.id, metric_name="demonstration", value="Better words.")
+        give(episode_id="talk", metric_name="comment", value="too long")
+        with self.assertRaises(openai.NotFoundError):
+            give(inference_id="chatcmpl-0", metric_name="liked", value=True)
+        found = client.get("/feedback", cast_to=object)["data"]
+        self.assertEqual([card["kind"] for card in found], ["boolean", "demonstration", "comment"])
+        client.chat.completions.delete(answer.id)
+        self.assertEqual(client.get("/feedback", cast_to=object)["data"], [])
+
+
+class FineTuning(unittest.TestCase):
+    def test_a_job_becomes_a_model_that_answers(self):
+        file = client.files.create(file=("rows.jsonl", rows(24)), purpose="fine-tune")
+        # In other words: what is nearly in both files fails the report.
+        stories = ["Arrr, once upon a time there was {}."]
+        others = rows(6, "Captain, tell us a story of {} that nobody heard before.", stories)
+        valid = client.files.create(file=("valid.jsonl", others), purpose="fine-tune")
+        settings = {"n_epochs": 2, "batch_size": 8, "learning_rate_multiplier": 1.5, "lora_rank": 4}
+        job = client.fine_tuning.jobs.create(
+            model=BASE, training_file=file.id, validation_file=valid.id, suffix="sea", seed=7,
+            metadata={"by": "test"}, method={"type": "supervised", "supervised": {"hyperparameters": settings}},
+        )
+        self.assertEqual((job.object, job.status, job.seed), ("fine_tuning.job", "validating_files", 7))
+        self.assertEqual(job.method.supervised.hyperparameters.n_epochs, 2)
+        self.assertIn(job.id, [found.id for found in client.fine_tuning.jobs.list(metadata={"by": "test"})])
+        deadline = time.monotonic() + 300
+        while job.status not in ("succeeded", "failed") and time.monotonic() < deadline:
+            time.sleep(0.5)
+            # It is served beside.
+            self.assertEqual(chat(max_tokens=1).usage.completion_tokens, 1)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        self.assertEqual((job.status, job.error), ("succeeded", None))
+        self.assertRegex(job.fine_tuned_model, f"^ft:{BASE}:shared:sea:[0-9a-f]{{8}}$")
+        self.assertGreater(job.trained_tokens, 500)
+
+        events = list(client.fine_tuning.jobs.list_events(job.id, limit=3))
+        self.assertEqual(events[0].message, "The job has successfully completed")
+        self.assertTrue(events[-1].message.startswith("Created fine-tuning job"))
+        measured = [event.data for event in reversed(events) if event.type == "metrics"]
+        losses = [data["train_loss"] for data in measured if "train_loss" in data]
+        self.assertEqual(len(losses), 6)
+        self.assertLess(losses[-1], losses[0])
+        checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+        self.assertEqual([checkpoint.step_number for checkpoint in checkpoints], [6, 3])
+        last, first = checkpoints
+        self.assertEqual(last.fine_tuned_model_checkpoint, job.fine_tuned_model)
+        self.assertEqual(first.fine_tuned_model_checkpoint, f"{job.fine_tuned_model}:ckpt-step-3")
+        for metrics in (last.metrics, first.metrics):
+            self.assertTrue(0 < metrics.full_valid_loss < 20 and 0 < metrics.full_valid_mean_token_accuracy <= 1)
+        csv = client.files.content(job.result_files[0]).text.splitlines()
+        self.assertEqual(csv[0], "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy")
+        self.assertEqual(len(csv), 7)
+        self.assertEqual([bool(line.split(",")[3]) for line in csv[1:]], [False, False, True] * 2)
+
+        question = [{"role": "user", "content": "What do you say about the sea number 3?"}]
+        base, tuned, half = (
+            chat(model, messages=question, max_tokens=12)
+            for model in (BASE, job.fine_tuned_model, first.fine_tuned_model_checkpoint)
+        )
+        self.assertIsNone(base.pleach_generation)
+        self.assertNotEqual(tuned.pleach_generation, half.pleach_generation)
+        self.assertNotEqual(tuned.choices[0].message.content, base.choices[0].message.content)
+        self.assertIn(job.fine_tuned_model, [model.id for model in client.models.list()])
+        for model in (first.fine_tuned_model_checkpoint, job.fine_tuned_model):
+            self.assertTrue(client.models.delete(model).deleted)
+
+    def test_a_bad_file_fails_and_says_why(self):
+        pairs = [{"prompt": f"q {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(10)]
+        pairs = "".join(json.dumps(pair) + "\n" for pair in pairs).encode()
+        file = client.files.create(file=("pairs.jsonl", pairs), purpose="fine-tune")
+        job = client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
+        deadline = time.monotonic() + 60
+        while job.status not in ("succeeded", "failed") and time.monotonic() < deadline:
+            time.sleep(0.2)
+            job = client.fine_tuning.jobs.retrieve(job.id)
+        self.assertEqual((job.status, job.error.code), ("failed", "invalid_training_file"))
+        self.assertEqual(job.error.param, "training_file")
+        with self.assertRaises(openai.BadRequestError):
+            client.fine_tuning.jobs.cancel(job.id)
 
 
 class Errors(unittest.TestCase):

@@ -91,6 +91,9 @@ pub struct Args {
     /// The operator's key, which may do everything; tenants' keys are made with `pleach tenant`. Without any key, only this machine can be served.
     #[arg(long, env = "PLEACH_API_KEY", value_name = "KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Keep completions of requests with the operator's key, or with none, that did not ask for it, to give feedback on them and learn from them; of tenants by `pleach tenant set`.
+    #[arg(long, env = "PLEACH_CAPTURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
+    pub capture: Option<bool>,
     /// Listen beyond this machine without a key.
     #[arg(long, env = "PLEACH_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure: Option<bool>,
@@ -159,6 +162,7 @@ impl Args {
             no_prefix_cache: self.no_prefix_cache.or(file.no_prefix_cache),
             body_limit: self.body_limit.or(file.body_limit),
             api_key: self.api_key.or(file.api_key),
+            capture: self.capture.or(file.capture),
             insecure: self.insecure.or(file.insecure),
             shutdown_grace: self.shutdown_grace.or(file.shutdown_grace),
             config: self.config,

@@ -62,6 +62,7 @@ pub struct Settings {
     engine: EngineConfig,
     limits: HttpLimits,
     operator_key: Option<OperatorKey>,
+    capture: bool,
 }
 
 impl Settings {
@@ -107,6 +108,7 @@ impl Settings {
                 .transpose()?,
             engine: read_engine(args, device.gpu(activations).is_some())?,
             limits: read_limits(args)?,
+            capture: args.capture == Some(true),
             operator_key: args.api_key.as_deref().map(|key| OperatorKey::new(key.trim())),
             model,
         })
@@ -163,6 +165,7 @@ impl Settings {
             engine: self.engine.clone(),
             limits: self.limits,
             operator_key: self.operator_key.clone(),
+            capture: self.capture,
         }
     }
 }

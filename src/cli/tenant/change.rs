@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, str::FromStr};
 
 use crate::{
     memory::parse_bytes,
-    tenants::{Quota, TenantChange},
+    tenants::{KEEP_DAYS_MAX, Quota, TenantChange},
 };
 
 /// Flags of `add` and `set`.
@@ -34,9 +34,18 @@ pub(super) struct ChangeArgs {
     /// Bytes of the files of all adapters, such as 2GiB.
     #[arg(long, value_name = "BYTES|none", value_parser = parse_byte_limit)]
     adapter_bytes: Option<Limit>,
+    /// Bytes of files to train on, such as 2GiB.
+    #[arg(long, value_name = "BYTES|none", value_parser = parse_byte_limit)]
+    file_bytes: Option<Limit>,
     /// Training jobs that wait or run.
     #[arg(long, value_name = "N|none")]
     training_jobs: Option<Limit>,
+    /// Whether completions are kept, to learn from them, that did not ask for it [default: false].
+    #[arg(long, value_name = "true|false")]
+    capture: Option<bool>,
+    /// Days that completions and feedback on them are kept [default: 30].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(KEEP_DAYS_MAX)))]
+    keep_days: Option<u32>,
 }
 
 impl ChangeArgs {
@@ -48,6 +57,7 @@ impl ChangeArgs {
             (Quota::QueuedRequests, self.queued_requests),
             (Quota::Adapters, self.adapters),
             (Quota::AdapterBytes, self.adapter_bytes),
+            (Quota::FileBytes, self.file_bytes),
             (Quota::TrainingJobs, self.training_jobs),
         ];
         let given = |(quota, limit): (Quota, Option<Limit>)| Some((quota, limit?.0));
@@ -56,6 +66,8 @@ impl ChangeArgs {
             weight: self.weight,
             priority: self.priority,
             quotas: limits.into_iter().filter_map(given).collect(),
+            capture: self.capture,
+            keep_days: self.keep_days,
         }
     }
 }
@@ -106,14 +118,22 @@ mod tests {
             "--requests-per-minute=0",
             "--adapter-bytes=2GiB",
             "--queued-requests=none",
+            "--capture=true",
+            "--keep-days=7",
         ];
         let quotas = vec![
             (Quota::RequestsPerMinute, Some(0)),
             (Quota::QueuedRequests, None),
             (Quota::AdapterBytes, Some(2 << 30)),
         ];
-        let expected =
-            TenantChange { name: None, weight: NonZeroU32::new(3), priority: Some(7), quotas };
+        let expected = TenantChange {
+            name: None,
+            weight: NonZeroU32::new(3),
+            priority: Some(7),
+            quotas,
+            capture: Some(true),
+            keep_days: Some(7),
+        };
         assert_eq!(change(&flags), expected);
     }
 

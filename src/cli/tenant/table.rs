@@ -38,6 +38,8 @@ pub(super) fn tenant(tenant: &Tenant) -> String {
         let limit = limit.map_or_else(|| "none".to_owned(), |limit| limit.to_string());
         [quota.name().replace('_', "-"), limit]
     }));
+    rows.push(["capture".to_owned(), settings.capture.to_string()]);
+    rows.push(["keep-days".to_owned(), settings.keep_days.to_string()]);
     align(rows)
 }
 

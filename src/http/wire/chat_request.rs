@@ -1,9 +1,11 @@
 //! The body of `POST /v1/chat/completions`.
 
+use pleach_store::Metadata;
 use serde_json::{Map, Value};
 
 use super::{
     fields::{Fields, as_list, as_string, wrong_type},
+    metadata::{read_episode, read_metadata},
     sampling::{Sampling, TOP_LOGPROBS_MAX},
     unsupported,
 };
@@ -27,8 +29,42 @@ pub struct ChatRequest {
     pub template_variables: Map<String, Value>,
     /// Report log-probabilities, with this many likeliest tokens.
     pub logprobs: Option<u32>,
+    /// What is to be kept of it.
+    pub keep: Keep,
     /// The rest.
     pub sampling: Sampling,
+}
+
+/// What a request says of being kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// `store`; absent: what the tenant wants.
+    pub store: Option<bool>,
+    /// Pairs to find it by.
+    pub metadata: Metadata,
+    /// The end user: `safety_identifier`, or `user`, its older name.
+    pub user: Option<String>,
+    /// Completions that belong together have one.
+    pub episode: Option<String>,
+}
+
+impl Keep {
+    fn read(fields: &Fields) -> Result<Self, ApiError> {
+        let user = match fields.string("safety_identifier")? {
+            Some(user) => Some(user),
+            None => fields.string("user")?,
+        };
+        let episode = match fields.string("episode_id")? {
+            Some(episode) => Some(episode),
+            None => fields.string("tensorzero::episode_id")?,
+        };
+        Ok(Self {
+            store: fields.boolean("store")?,
+            metadata: read_metadata(fields, "metadata")?,
+            user: user.map(str::to_owned),
+            episode: episode.map(|episode| read_episode(episode, "episode_id")).transpose()?,
+        })
+    }
 }
 
 impl ChatRequest {
@@ -45,6 +81,7 @@ impl ChatRequest {
             add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
             template_variables: fields.object("chat_template_kwargs")?.cloned().unwrap_or_default(),
             logprobs: read_logprobs(fields)?,
+            keep: Keep::read(fields)?,
             sampling: Sampling::read(fields)?.with_max_tokens(read_max_tokens(fields)?)?,
         })
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::fields::{Fields, as_integer, as_list, as_string};
 use crate::{
     http::error::ApiError,
-    tenants::{PRIORITY_MAX, Quota, TenantChange},
+    tenants::{KEEP_DAYS_MAX, PRIORITY_MAX, Quota, TenantChange},
 };
 
 /// One page of a list.
@@ -40,6 +40,10 @@ pub struct TenantCard {
     pub priority: i32,
     /// Limits by name; `null` is none.
     pub quotas: Map<String, Value>,
+    /// Whether completions are kept that did not ask for it.
+    pub capture: bool,
+    /// Days that completions are kept.
+    pub keep_days: u32,
     /// When it was made, seconds since 1970.
     pub created: i64,
     /// Since when none of its keys is accepted.
@@ -113,6 +117,8 @@ impl From<Tenant> for TenantCard {
             priority: settings.priority,
             quotas: Quota::ALL.into_iter().map(limit).collect(),
             name: settings.name,
+            capture: settings.capture,
+            keep_days: settings.keep_days,
             created: seconds(tenant.created_ms),
             disabled: tenant.disabled_ms.map(seconds),
         }
@@ -142,7 +148,7 @@ impl From<ApiKey> for ApiKeyCard {
 /// # Errors
 /// The first field of wrong name, type or range.
 pub fn read_change(fields: &Fields) -> Result<TenantChange, ApiError> {
-    fields.only(&["name", "weight", "priority", "quotas"])?;
+    fields.only(&["name", "weight", "priority", "quotas", "capture", "keep_days"])?;
     let mut change = TenantChange {
         name: fields.string("name")?.map(str::to_owned),
         weight: fields.count("weight", 1..=u32::MAX)?.and_then(NonZeroU32::new),
@@ -151,6 +157,8 @@ pub fn read_change(fields: &Fields) -> Result<TenantChange, ApiError> {
             .count("priority", 0..=u32::from(PRIORITY_MAX))?
             .and_then(|priority| u8::try_from(priority).ok()),
         quotas: Vec::new(),
+        capture: fields.boolean("capture")?,
+        keep_days: fields.count("keep_days", 1..=KEEP_DAYS_MAX)?,
     };
     for (name, limit) in fields.object("quotas")?.into_iter().flatten() {
         let param = format!("quotas.{name}");
@@ -222,6 +230,7 @@ mod tests {
         let all = change(json!({
             "name": "n", "weight": 3, "priority": 255,
             "quotas": {"requests_per_minute": 0, "adapters": null},
+            "capture": true, "keep_days": 7,
         }));
         let quotas = vec![(Quota::RequestsPerMinute, Some(0)), (Quota::Adapters, None)];
         let expected = TenantChange {
@@ -229,6 +238,8 @@ mod tests {
             weight: NonZeroU32::new(3),
             priority: Some(255),
             quotas,
+            capture: Some(true),
+            keep_days: Some(7),
         };
         assert_eq!(all.unwrap(), expected);
         for (body, named) in [
@@ -240,6 +251,8 @@ mod tests {
             (json!({"quotas": {"adapters": -1}}), "quotas.adapters"),
             (json!({"quotas": {"adapters": "many"}}), "quotas.adapters"),
             (json!({"quotas": []}), "quotas"),
+            (json!({"keep_days": 0}), "keep_days"),
+            (json!({"capture": "yes"}), "capture"),
         ] {
             let error = change(body).unwrap_err().to_string();
             assert!(error.contains(&format!("'{named}'")), "{error}");

@@ -98,7 +98,6 @@ const CHAT: &[Row] = &[
     ("web_search_options", Neutral::Null, ""),
     ("reasoning_effort", Neutral::Text(&["none"]), ""),
     ("verbosity", Neutral::Text(&["medium"]), ""),
-    ("store", Neutral::False, ""),
     // vLLM.
     ("echo", Neutral::False, ": use /v1/completions"),
     ("add_special_tokens", Neutral::False, ": the template writes them"),
@@ -165,8 +164,6 @@ mod tests {
             (r#"{"response_format":{"type":"text"}}"#, None),
             (r#"{"modalities":["text","audio"]}"#, Some("modalities")),
             (r#"{"modalities":["text"]}"#, None),
-            (r#"{"store":true}"#, Some("store")),
-            (r#"{"store":false}"#, None),
             (r#"{"length_penalty":1}"#, None),
             (r#"{"length_penalty":1.5}"#, Some("length_penalty")),
             (r#"{"guided_json":{}}"#, Some("guided_json")),

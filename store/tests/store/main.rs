@@ -8,7 +8,10 @@
 
 mod aliases;
 mod blobs;
+mod completions;
+mod files;
 mod garbage;
+mod jobs;
 mod keys;
 mod kill;
 mod place;

@@ -23,12 +23,15 @@ async fn settings_come_back_from_the_next_process(place: Place) {
         adapter_bytes: Some(5 << 40),
         training_jobs: Some(0),
         queued_requests: Some(7),
+        file_bytes: Some(8),
     };
     let settings = TenantSettings {
         name: "Ünal & 'sons'; --".to_owned(),
         weight: NonZeroU32::MAX,
         priority: i32::MIN,
         quotas: all,
+        capture: true,
+        keep_days: 7,
     };
     let made = store.create_tenant(settings).await.unwrap();
     store.close().await.unwrap();

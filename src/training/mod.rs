@@ -1,0 +1,23 @@
+//! From files that tenants send to adapters that they are served.
+//!
+//! ```text
+//! upload ──> FileChecks: every row is read ──> a file of the store
+//! job of the store ── run_jobs ──> Run ── Trainer::train ──> Trained ──> an adapter of the job's owner
+//! ```
+
+mod blob_source;
+mod cpu_trainer;
+mod file_checks;
+mod jobs;
+mod results;
+mod run;
+mod session;
+mod spec;
+
+pub use blob_source::BlobSource;
+pub use cpu_trainer::{CpuTrainer, CpuTrainerOptions};
+pub use file_checks::{CheckedFile, FileChecks, FileProblem};
+pub use jobs::{Trainer, Training, run_jobs};
+pub use results::{Measured, Results};
+pub use run::{Run, RunError, Trained};
+pub use spec::{Auto, Hyperparameters, JobSpec, Method, Resolved, checkpoint_name, model_name};

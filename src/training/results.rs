@@ -1,0 +1,66 @@
+//! What a training measured, as the CSV that `OpenAI` gives with a job.
+
+use std::fmt::Write as _;
+
+/// Columns, in order.
+const HEADER: &str = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n";
+
+/// Losses and accuracies by step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Results(String);
+
+impl Default for Results {
+    fn default() -> Self {
+        Self(HEADER.to_owned())
+    }
+}
+
+/// Loss and share of tokens that were the likeliest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Measured {
+    /// Of the objective.
+    pub loss: f64,
+    /// From 0 to 1.
+    pub accuracy: f64,
+}
+
+impl Results {
+    /// What an earlier part of the same training wrote.
+    pub fn resumed(csv: String) -> Self {
+        Self(csv)
+    }
+
+    /// Adds a step, from 1, and what was measured on validation rows after it, if anything was.
+    pub fn push(&mut self, step: u64, train: Measured, valid: Option<Measured>) {
+        // Writing to a string cannot fail.
+        let _ = write!(self.0, "{step},{:.5},{:.5},", train.loss, train.accuracy);
+        if let Some(valid) = valid {
+            let _ = write!(self.0, "{:.5},{:.5}", valid.loss, valid.accuracy);
+        } else {
+            self.0.push(',');
+        }
+        self.0.push('\n');
+    }
+
+    /// The text.
+    pub fn csv(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_has_every_column() {
+        let mut results = Results::default();
+        let train = Measured { loss: 1.25, accuracy: 0.5 };
+        results.push(1, train, None);
+        results.push(2, train, Some(Measured { loss: 2.0, accuracy: 1.0 }));
+        let csv = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n\
+                   1,1.25000,0.50000,,\n2,1.25000,0.50000,2.00000,1.00000\n";
+        assert_eq!(results.csv(), csv);
+        assert!(csv.lines().all(|line| line.matches(',').count() == 4));
+    }
+}

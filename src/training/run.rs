@@ -1,0 +1,220 @@
+//! A job as the code that trains sees it: what to learn from, where to go on, and whom to tell.
+
+use std::{path::Path, sync::Arc};
+
+use pleach_store::{
+    BlobError, EventLevel, JobError, JobEvent, JobReport, JobSignal, NewCheckpoint, Origin,
+    StagedBlob, StoreError, StoredJob,
+};
+use tokio::runtime::Handle;
+
+use super::{BlobSource, spec::JobSpec};
+use crate::{
+    adapter_service::{ServiceError, SpoolFolder, Target},
+    http::state::AppState,
+};
+
+/// Largest state that is read: moments of an adapter of rank 256 of a large model.
+const STATE_BYTES_MAX: u64 = 16 << 30;
+
+/// Code for which [`JobError`]s are made here.
+pub(super) const INVALID_TRAINING_FILE: &str = "invalid_training_file";
+
+/// A job that this process runs. Its calls block, and are for a thread that may.
+#[derive(Debug)]
+pub struct Run {
+    /// The job, as it was when it was claimed.
+    pub job: StoredJob,
+    /// What it was asked to do.
+    pub spec: JobSpec,
+    /// The name that its model is going to have.
+    pub model_name: String,
+    state: Arc<AppState>,
+    runner: Arc<str>,
+    runtime: Handle,
+}
+
+/// What became of a training.
+#[derive(Debug)]
+pub struct Trained {
+    /// The adapter, in PEFT's format.
+    pub folder: SpoolFolder,
+    /// Tokens that were learned from.
+    pub trained_tokens: u64,
+    /// Losses by step.
+    pub csv: String,
+    /// SHA-256 of all rows, 64 hex digits.
+    pub data_sha256: String,
+}
+
+/// Why a training ends without a model.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It cannot succeed.
+    #[error("{}", .0.message)]
+    Job(JobError),
+    /// Somebody paused or cancelled it, another process has it, or this one stops. What is to be gone on from was told.
+    #[error("interrupted")]
+    Interrupted,
+    /// The store failed: somebody else may be luckier, later.
+    #[error(transparent)]
+    Store(Box<StoreError>),
+    /// The adapter could not be registered.
+    #[error(transparent)]
+    Adapter(Box<ServiceError>),
+}
+
+impl From<StoreError> for RunError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+impl From<ServiceError> for RunError {
+    fn from(error: ServiceError) -> Self {
+        Self::Adapter(Box::new(error))
+    }
+}
+
+impl RunError {
+    /// A fault of the request or its files.
+    pub fn job(code: &str, message: impl Into<String>, param: Option<&str>) -> Self {
+        let (code, message) = (code.to_owned(), message.into());
+        Self::Job(JobError { code, message, param: param.map(str::to_owned) })
+    }
+
+    /// A fault of the training rows.
+    pub fn training_file(message: impl Into<String>) -> Self {
+        Self::job(INVALID_TRAINING_FILE, message, Some("training_file"))
+    }
+
+    /// A fault of the server.
+    pub fn server(message: impl std::fmt::Display) -> Self {
+        Self::job("server_error", message.to_string(), None)
+    }
+}
+
+impl Run {
+    /// A job that `runner` has claimed.
+    pub(super) fn new(
+        state: Arc<AppState>,
+        runner: Arc<str>,
+        job: StoredJob,
+        spec: JobSpec,
+        model_name: String,
+    ) -> Self {
+        Self { job, spec, model_name, state, runner, runtime: Handle::current() }
+    }
+
+    /// The server.
+    pub fn server(&self) -> &AppState {
+        &self.state
+    }
+
+    /// Whether this process is about to end.
+    pub fn is_stopping(&self) -> bool {
+        !self.state.is_serving()
+    }
+
+    /// Opens a file of the owner's.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be read.
+    pub fn source(&self, file: &str, param: &'static str) -> Result<BlobSource, RunError> {
+        let opened = self.runtime.block_on(async {
+            let file = self.state.store.file(&self.job.owner, file).await?;
+            self.state.store.blob_reader(&file.blob).await
+        });
+        match opened {
+            Ok(reader) => Ok(BlobSource::new(reader, self.runtime.clone())),
+            Err(
+                error @ (StoreError::NotFound { .. } | StoreError::Blob(BlobError::Missing { .. })),
+            ) => {
+                tracing::warn!(job = self.job.id, %error, "a file of a job is gone");
+                Err(RunError::job(&format!("invalid_{param}"), "the file is gone", Some(param)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes what an earlier process told of its state to `path`; whether there was any.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn restore(&self, path: &Path) -> Result<bool, RunError> {
+        let Some(state) = &self.job.state else { return Ok(false) };
+        let bytes = self.runtime.block_on(self.state.store.read_blob(state, STATE_BYTES_MAX))?;
+        std::fs::write(path, bytes).map_err(RunError::server)?;
+        Ok(true)
+    }
+
+    /// Tells of progress; what to do next.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn report(&self, report: &JobReport) -> Result<JobSignal, RunError> {
+        let told = self.state.store.report_job(&self.job, &self.runner, report);
+        Ok(self.runtime.block_on(told)?)
+    }
+
+    /// Makes a file a blob that a report can name.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the store fails.
+    pub fn put_file(&self, path: &Path) -> Result<StagedBlob, RunError> {
+        let put = async {
+            let file = tokio::fs::File::open(path).await.map_err(RunError::server)?;
+            let name = path.display().to_string();
+            Ok(self.state.store.put_blob_from(&name, file, STATE_BYTES_MAX).await?)
+        };
+        self.runtime.block_on(put)
+    }
+
+    /// A new folder, gone when it is dropped.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn folder(&self) -> Result<SpoolFolder, RunError> {
+        Ok(self.state.adapters.new_folder()?)
+    }
+
+    /// Serves a model on the way, and tells of it; or tells why it cannot be served.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn checkpoint(
+        &self,
+        folder: SpoolFolder,
+        data_sha256: &str,
+        checkpoint: NewCheckpoint,
+        mut report: JobReport,
+    ) -> Result<JobSignal, RunError> {
+        match self.runtime.block_on(self.register(folder, &checkpoint.model, data_sha256)) {
+            Ok(()) => report.checkpoint = Some(checkpoint),
+            // The training is worth more than a stop on its way.
+            Err(error) => {
+                let message = format!("The checkpoint {} is not served: {error}", checkpoint.model);
+                report.events.push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
+            }
+        }
+        self.report(&report)
+    }
+
+    /// Makes files an adapter of the job's owner.
+    pub(super) async fn register(
+        &self,
+        folder: SpoolFolder,
+        name: &str,
+        data_sha256: &str,
+    ) -> Result<(), RunError> {
+        let target = Target {
+            owner: self.job.owner.clone(),
+            name: name.to_owned(),
+            who: format!("job {}", self.job.id),
+        };
+        let origin =
+            Origin::Training { job: self.job.id.clone(), data_sha256: data_sha256.to_owned() };
+        self.state.adapters.register_trained(target, folder, origin).await?;
+        Ok(())
+    }
+}
