@@ -226,7 +226,7 @@ impl AdapterWeights {
     ///
     /// # Errors
     /// [`AdapterWeightsError::Untied`].
-    pub(crate) fn own_ends(
+    pub fn own_ends(
         &self,
         is_tied: bool,
     ) -> Result<[Option<&OwnMatrix>; 2], AdapterWeightsError> {

@@ -42,4 +42,5 @@ mod threads;
 mod tests;
 
 pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
+pub use head::HEAD_ROWS_MAX;
 pub use isa::Isa;
