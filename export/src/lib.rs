@@ -16,6 +16,7 @@ mod export;
 mod folder;
 mod lora;
 mod onnx;
+pub mod verify;
 mod weights;
 
 pub use decoder::Form;

@@ -15,14 +15,14 @@
 
 use std::path::Path;
 
-use pleach_engine::{
-    adapter_weights::{AdapterWeights, SiteWeights},
-    spec::ModelSpec,
+use pleach_engine::{adapter_weights::AdapterWeights, spec::ModelSpec};
+
+use crate::{
+    error::ExportError,
+    onnx::{DataFile, proto::DataType},
 };
 
-use crate::{error::ExportError, onnx::DataFile, onnx::proto::DataType};
-
-use super::super::decoder::factor_names;
+use super::factors::{Factor, factors};
 
 const IDENTIFIER: &[u8] = b"TORT";
 const FORMAT_VERSION: u32 = 1;
@@ -38,14 +38,6 @@ const VTABLE_AT: u64 = 8;
 const ROOT_AT: u64 = VTABLE_AT + VTABLE_BYTES;
 const PARAMETERS_AT: u64 = ROOT_AT + TABLE_BYTES;
 
-/// One factor of one site.
-struct Parameter<'a> {
-    name: String,
-    dims: [usize; 2],
-    weights: &'a SiteWeights,
-    is_b: bool,
-}
-
 /// Where the parts of a parameter lie.
 #[derive(Clone, Copy)]
 struct Place {
@@ -55,14 +47,13 @@ struct Place {
     end: u64,
 }
 
-/// Writes the factors as ONNX multiplies them: `A` `[in, R]`, `B` `[R, out]` with `lora_scale` in it. Bytes and digest of
-/// the file.
+/// Writes the [`factors`]. Bytes and digest of the file.
 pub(crate) fn write_adapter(
     path: &Path,
     weights: &AdapterWeights,
     spec: &ModelSpec,
 ) -> Result<(u64, String), ExportError> {
-    let parameters = parameters(weights, spec);
+    let parameters = factors(weights, spec);
     let (n, places) = (parameters.len() as u64, places(&parameters));
     let bytes = places.last().map_or(PARAMETERS_AT, |place| place.end);
     if bytes > FILE_BYTES_MAX {
@@ -98,28 +89,18 @@ pub(crate) fn write_adapter(
     out.file.finish()
 }
 
-fn parameters<'a>(weights: &'a AdapterWeights, spec: &ModelSpec) -> Vec<Parameter<'a>> {
-    let of_site = |weights: &'a SiteWeights| {
-        let ((n_out, n_in), rank) = (spec.linear_shape(weights.site.module), weights.rank);
-        let [a, b] = factor_names(weights.site);
-        [(a, [n_in, rank], false), (b, [rank, n_out], true)]
-            .map(|(name, dims, is_b)| Parameter { name, dims, weights, is_b })
-    };
-    weights.sites.iter().flat_map(of_site).collect()
-}
-
 /// The vtable of the parameters' tables, and the first table.
 fn tables_at(n: u64) -> (u64, u64) {
     let vtable = PARAMETERS_AT + 4 + 4 * n;
     (vtable, vtable + VTABLE_BYTES)
 }
 
-fn places(parameters: &[Parameter<'_>]) -> Vec<Place> {
+fn places(parameters: &[Factor<'_>]) -> Vec<Place> {
     let (_, tables) = tables_at(parameters.len() as u64);
     let mut at = tables + parameters.len() as u64 * TABLE_BYTES;
     // The length before what is aligned to eight bytes.
     let before_eight = |at: u64| (at + 4).next_multiple_of(8) - 4;
-    let place = |parameter: &Parameter<'_>| {
+    let place = |parameter: &Factor<'_>| {
         let name = at;
         let dims = before_eight(name + 4 + parameter.name.len() as u64 + 1);
         let data = before_eight(dims + 4 + 8 * parameter.dims.len() as u64);
@@ -128,24 +109,6 @@ fn places(parameters: &[Parameter<'_>]) -> Vec<Place> {
         Place { name, dims, data, end }
     };
     parameters.iter().map(place).collect()
-}
-
-impl Parameter<'_> {
-    fn n_bytes(&self) -> u64 {
-        self.dims.iter().map(|&dim| dim as u64).product::<u64>() * size_of::<f32>() as u64
-    }
-
-    /// The values, turned around.
-    fn values(&self) -> Vec<f32> {
-        let SiteWeights { lora_scale, a, b, .. } = self.weights;
-        let [rows, columns] = self.dims;
-        let (source, scale) = if self.is_b { (b, *lora_scale) } else { (a, 1.0) };
-        let mut values = Vec::with_capacity(rows * columns);
-        for row in 0..rows {
-            values.extend((0..columns).map(|column| source[column * rows + row] * scale));
-        }
-        values
-    }
 }
 
 /// The file and how far it is.
@@ -181,7 +144,7 @@ impl Forward {
         Ok(())
     }
 
-    fn parameter(&mut self, parameter: &Parameter<'_>, place: Place) -> Result<(), ExportError> {
+    fn parameter(&mut self, parameter: &Factor<'_>, place: Place) -> Result<(), ExportError> {
         self.fill(place.name)?;
         self.u32(narrow(parameter.name.len() as u64))?;
         self.bytes(parameter.name.as_bytes())?;
