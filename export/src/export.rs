@@ -173,12 +173,8 @@ struct Chosen<'a> {
 
 impl<'a> Chosen<'a> {
     fn of(adapters: &'a [NamedAdapter], lora: &LoraExport) -> Result<Self, ExportError> {
-        let mut chosen = Self {
-            slots: BTreeSet::new(),
-            merged: None,
-            lora: Lora::None,
-            adapters: Vec::new(),
-        };
+        let mut chosen =
+            Self { slots: BTreeSet::new(), merged: None, lora: Lora::None, adapters: Vec::new() };
         match lora {
             LoraExport::None => {
                 if let Some(unused) = adapters.first() {

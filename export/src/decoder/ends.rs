@@ -130,8 +130,7 @@ impl<'a> Decoder<'a, '_> {
     pub(super) fn head(&mut self, x: &str) -> Result<(), ExportError> {
         let [of_embedding, of_head] = self.changes()?;
         let (path, shape) = (node_path(Site::HEAD), (self.spec.vocab, self.spec.hidden));
-        let is_shared =
-            self.plan.base.is_tied() && of_embedding.is_none() && of_head.is_none();
+        let is_shared = self.plan.base.is_tied() && of_embedding.is_none() && of_head.is_none();
         if is_shared {
             let precision = self.plan.precision;
             let encoding = self.with_end(Site::EMBEDDING, of_head, |_, matrix| {
@@ -157,10 +156,15 @@ impl<'a> Decoder<'a, '_> {
                 (Encoding::Blocks(_), Form::Standard) => {}
             }
         }
-        let encoding = self.with_end(Site::HEAD, of_head, |this, matrix| {
-            this.write_linear(HEAD, matrix, true)
-        })?;
-        self.product(&path, x, HEAD, shape, encoding);
+        let encoding = self
+            .with_end(Site::HEAD, of_head, |this, matrix| this.write_linear(HEAD, matrix, true))?;
+        let logits = self.product(&path, x, HEAD, shape, encoding);
+        // The base's head has no bias; an adapter's `lora_bias` gives it one.
+        if let Some((weights, bias)) = of_head.weights.and_then(|w| Some((w, w.bias.as_ref()?))) {
+            let bias: Vec<f32> = bias.iter().map(|value| weights.lora_scale * value).collect();
+            let bias = self.graph.floats("lm_head.bias", &[bias.len()], &bias)?;
+            self.graph.add(&format!("{path}/bias"), Node::new("Add", [logits, bias]));
+        }
         Ok(())
     }
 }

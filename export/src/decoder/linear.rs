@@ -16,9 +16,10 @@ use super::{Decoder, Form, factor_names};
 impl Decoder<'_, '_> {
     /// A linear of a layer.
     pub(super) fn linear(&mut self, site: Site, x: &str) -> Result<String, ExportError> {
-        let merged = self.plan.merged.and_then(|weights| {
-            weights.sites.iter().find(|weights| weights.site == site)
-        });
+        let merged = self
+            .plan
+            .merged
+            .and_then(|weights| weights.sites.iter().find(|weights| weights.site == site));
         let shape = self.spec.linear_shape(site.module);
         let (path, name) = (node_path(site), format!("{}.weight", site.path()));
         let base = self.plan.base;

@@ -107,9 +107,8 @@ pub(crate) fn build(
 
 /// Name of a key or value in the cache, going in or coming out.
 pub(crate) fn cache_names(layer: usize) -> [(String, String); 2] {
-    ["key", "value"].map(|what| {
-        (format!("past_key_values.{layer}.{what}"), format!("present.{layer}.{what}"))
-    })
+    ["key", "value"]
+        .map(|what| (format!("past_key_values.{layer}.{what}"), format!("present.{layer}.{what}")))
 }
 
 /// Names of the two factors of a site's adapter, as `olive convert-adapters` writes them.

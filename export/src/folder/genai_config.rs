@@ -8,7 +8,12 @@ use crate::decoder::Form;
 
 use super::MODEL_FILE;
 
-pub(crate) fn genai_config(spec: &ModelSpec, tokenizer: &Tokenizer, pad: Option<u32>, form: Form) -> Value {
+pub(crate) fn genai_config(
+    spec: &ModelSpec,
+    tokenizer: &Tokenizer,
+    pad: Option<u32>,
+    form: Form,
+) -> Value {
     let mut inputs = json!({
         "input_ids": "input_ids",
         "attention_mask": "attention_mask",

@@ -9,8 +9,12 @@ use crate::error::ExportError;
 /// The texts of the special tokens.
 pub(crate) fn special_tokens_map(spec: &TokenizerSpec) -> Map<String, Value> {
     let text = |id: Option<u32>| spec.tokens.get(id? as usize).cloned();
-    let named =
-        [("bos_token", spec.bos), ("eos_token", spec.eos), ("pad_token", spec.pad), ("unk_token", spec.unk)];
+    let named = [
+        ("bos_token", spec.bos),
+        ("eos_token", spec.eos),
+        ("pad_token", spec.pad),
+        ("unk_token", spec.unk),
+    ];
     named.into_iter().filter_map(|(name, id)| Some((name.to_owned(), json!(text(id)?)))).collect()
 }
 

@@ -20,8 +20,12 @@ pub(crate) fn factors<'a>(weights: &'a AdapterWeights, spec: &ModelSpec) -> Vec<
     let of_site = |weights: &'a SiteWeights| {
         let ((n_out, n_in), rank) = (spec.linear_shape(weights.site.module), weights.rank);
         let [a, b] = factor_names(weights.site);
-        [(a, [n_in, rank], false), (b, [rank, n_out], true)]
-            .map(|(name, dims, is_b)| Factor { name, dims, weights, is_b })
+        [(a, [n_in, rank], false), (b, [rank, n_out], true)].map(|(name, dims, is_b)| Factor {
+            name,
+            dims,
+            weights,
+            is_b,
+        })
     };
     weights.sites.iter().flat_map(of_site).collect()
 }

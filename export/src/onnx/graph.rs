@@ -47,7 +47,10 @@ pub(crate) struct Node {
 
 impl Node {
     /// Of ONNX's own operators.
-    pub(crate) fn new<S: Into<String>>(op: &'static str, inputs: impl IntoIterator<Item = S>) -> Self {
+    pub(crate) fn new<S: Into<String>>(
+        op: &'static str,
+        inputs: impl IntoIterator<Item = S>,
+    ) -> Self {
         let inputs = inputs.into_iter().map(Into::into).collect();
         Self { op, domain: "", inputs, attributes: Vec::new() }
     }
@@ -63,18 +66,14 @@ impl Node {
     }
 
     pub(crate) fn signed(mut self, name: &str, value: i64) -> Self {
-        self.attributes.push(AttributeProto {
-            i: Some(value),
-            ..attribute(name, AttributeType::Int)
-        });
+        self.attributes
+            .push(AttributeProto { i: Some(value), ..attribute(name, AttributeType::Int) });
         self
     }
 
     pub(crate) fn float(mut self, name: &str, value: f32) -> Self {
-        self.attributes.push(AttributeProto {
-            f: Some(value),
-            ..attribute(name, AttributeType::Float)
-        });
+        self.attributes
+            .push(AttributeProto { f: Some(value), ..attribute(name, AttributeType::Float) });
         self
     }
 

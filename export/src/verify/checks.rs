@@ -41,10 +41,15 @@ pub(super) fn check(
     let threads = subject.options.threads;
     let mut native = Native::load(subject.file, Activations::F32, threads, sizes)?;
     let mut model = OnnxModel::open(subject, subject.folder, manifest.accuracy_level)?;
-    // Blocks of codes are exact if activations are not rounded.
+    // Blocks of codes are exact if activations are not rounded. What rounding costs, our own engine tells.
     let is_rounded = manifest.precision != Precision::F32 && manifest.accuracy_level > 0;
     let mut unrounded =
         if is_rounded { Some(OnnxModel::open(subject, subject.folder, 0)?) } else { None };
+    let mut int8 = if is_rounded {
+        Some(Native::load(subject.file, Activations::Int8, threads, sizes)?)
+    } else {
+        None
+    };
     for variant in subject.variants() {
         let expected = expected(&mut native, cases, variant)?;
         let file = variant.filter(|_| subject.is_given()).and_then(|adapter| {
@@ -52,13 +57,14 @@ pub(super) fn check(
         });
         let mut checks = Checks { subject, variant, expected: &expected, report: &mut *report };
         let options = run_options(file.as_deref())?;
-        let limit = Limit::of(manifest, is_rounded);
+        let ours = int8.as_mut().map(|int8| checks.ours(int8)).transpose()?;
+        let limit = Limit::of(manifest, ours.as_ref());
         checks.prefill(&mut model, &options, "prefill", limit)?;
         checks.in_chunks(&mut model, &options, "chunked prefill", CHUNK_ROWS, limit)?;
         checks.in_chunks(&mut model, &options, "decode", 1, limit)?;
         checks.ragged(&mut model, &options, limit)?;
         if let Some(unrounded) = &mut unrounded {
-            let limit = Limit::of(manifest, false);
+            let limit = Limit::of(manifest, None);
             checks.prefill(unrounded, &options, "prefill, accuracy level 0", limit)?;
         }
         if let Some(adapter) = variant.filter(|_| subject.is_given() && subject.options.merged) {
@@ -101,6 +107,21 @@ impl Checks<'_> {
     fn tell(&mut self, what: &str, difference: Difference, limit: Limit) {
         let adapter = self.variant.map(|adapter| adapter.name.clone());
         self.report.checks.push(Check::new(adapter, what, difference, limit));
+    }
+
+    /// Our engine as it serves.
+    fn ours(&mut self, int8: &mut Native) -> Result<Difference, VerifyError> {
+        let slot = self.variant.map(|named| int8.install(&named.adapter.weights)).transpose()?;
+        let mut difference = Difference::default();
+        for expected in self.expected {
+            let logits = int8.logits(&expected.tokens, slot)?;
+            difference.add(&expected.logits, &logits, self.vocab());
+        }
+        if let Some(slot) = slot {
+            int8.remove(slot);
+        }
+        self.tell("pleach int8", difference, Limit::None);
+        Ok(difference)
     }
 
     /// All tokens at once.
@@ -202,7 +223,7 @@ impl Checks<'_> {
         }
         // Merged weights are quantized anew.
         let limit = match manifest.precision {
-            Precision::F32 => Limit::of(manifest, false),
+            Precision::F32 => Limit::of(manifest, None),
             Precision::Int4 | Precision::Int8 => Limit::LOSSY,
         };
         self.tell("as inputs against merged", difference, limit);

@@ -75,7 +75,9 @@ pub enum VerifyError {
         known: Vec<String>,
     },
     /// An adapter of the export whose weights nobody gave.
-    #[error("adapter {0} of the export is not where it was: --adapter {0}=DIR gives its PEFT folder")]
+    #[error(
+        "adapter {0} of the export is not where it was: --adapter {0}=DIR gives its PEFT folder"
+    )]
     AdapterNotGiven(String),
     /// A graph that is of another base than the manifest.
     #[error("{} is not of the base that the manifest names: {found}", .path.display())]
@@ -91,7 +93,9 @@ pub enum VerifyError {
 }
 
 /// Wraps what ONNX Runtime said.
-pub(super) fn onnx<E: std::fmt::Display>(action: impl Into<String>) -> impl FnOnce(E) -> VerifyError {
+pub(super) fn onnx<E: std::fmt::Display>(
+    action: impl Into<String>,
+) -> impl FnOnce(E) -> VerifyError {
     let action = action.into();
     move |error| VerifyError::Onnx { action, problem: error.to_string() }
 }

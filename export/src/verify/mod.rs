@@ -72,7 +72,8 @@ pub fn verify_onnx(
     check_adapters(&manifest, adapters)?;
     let spec = read_spec(file)?;
     let cases = cases::Cases::new(file, &spec)?;
-    let subject = Subject { folder, file, spec: &spec, manifest: &manifest, adapters, runtime, options };
+    let subject =
+        Subject { folder, file, spec: &spec, manifest: &manifest, adapters, runtime, options };
     let mut report = Report::new(&subject);
     checks::check(&subject, &cases, &mut report)?;
     report.judge();

@@ -66,7 +66,11 @@ impl Native {
     }
 
     /// One step; the greedy token of the last row of each part, or of every row.
-    pub(super) fn step(&mut self, parts: &[Part<'_>], all_rows: bool) -> Result<Vec<u32>, RunError> {
+    pub(super) fn step(
+        &mut self,
+        parts: &[Part<'_>],
+        all_rows: bool,
+    ) -> Result<Vec<u32>, RunError> {
         let mut batch = StepBatch::default();
         for part in parts {
             let first = batch.n_rows();

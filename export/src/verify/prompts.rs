@@ -12,4 +12,5 @@ pub(super) const TEXTS: [&str; 3] = [
 ];
 
 /// Asked, where the model has a chat template.
-pub(super) const QUESTION: &str = "What should I look at when I buy a used bicycle? Name three things.";
+pub(super) const QUESTION: &str =
+    "What should I look at when I buy a used bicycle? Name three things.";

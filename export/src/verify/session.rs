@@ -116,8 +116,7 @@ impl OnnxModel {
         for (name, value) in cache.values.drain(..) {
             inputs.push((name.into(), value.into()));
         }
-        let mut outputs =
-            self.session.run_with_options(inputs, options).map_err(onnx(action))?;
+        let mut outputs = self.session.run_with_options(inputs, options).map_err(onnx(action))?;
         for (past, present) in (0..self.n_layers).flat_map(cache_names) {
             let value = outputs.remove(&present).ok_or_else(|| VerifyError::Onnx {
                 action: action.to_owned(),
@@ -240,8 +239,10 @@ fn row_inputs(
     let total = past + n_rows;
     let ids = rows.tokens.iter().flatten().map(|&token| i64::from(token)).collect();
     let mask = rows.lengths.iter().flat_map(|&n| (0..total).map(move |at| i64::from(at < n)));
-    let mut inputs =
-        vec![("input_ids", [batch, n_rows], ids), ("attention_mask", [batch, total], mask.collect())];
+    let mut inputs = vec![
+        ("input_ids", [batch, n_rows], ids),
+        ("attention_mask", [batch, total], mask.collect()),
+    ];
     if form == Form::Standard {
         let positions = (0..batch).flat_map(|_| (past..total).map(int64)).collect();
         inputs.push(("position_ids", [batch, n_rows], positions));

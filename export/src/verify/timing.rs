@@ -84,8 +84,7 @@ pub(super) fn time(subject: &Subject<'_>, report: &mut Report) -> Result<(), Ver
     let opened = Opened::begin();
     let rows = sizes.prompt * sizes.batch.max(1);
     let shape = [sizes.batch.max(1), sizes.tokens_max, rows];
-    let mut native =
-        Native::load(subject.file, Activations::Int8, subject.options.threads, shape)?;
+    let mut native = Native::load(subject.file, Activations::Int8, subject.options.threads, shape)?;
     let opened = opened.end();
     for variant in subject.variants() {
         let slot = variant.map(|named| native.install(&named.adapter.weights)).transpose()?;
@@ -129,8 +128,7 @@ impl TimedOnnx<'_> {
     }
 
     fn past(&self, batch: usize) -> Result<Past, VerifyError> {
-        let bound =
-            self.model.bound(self.subject, batch, self.sizes.tokens_max, self.given())?;
+        let bound = self.model.bound(self.subject, batch, self.sizes.tokens_max, self.given())?;
         match bound {
             Some(bound) => Ok(Past::InPlace(Box::new(bound))),
             None => Ok(Past::Growing(self.model.cache(batch)?)),
@@ -313,13 +311,7 @@ impl Times {
 }
 
 impl Report {
-    fn tell(
-        &mut self,
-        runtime: &str,
-        adapter: Option<&NamedAdapter>,
-        what: String,
-        times: &Times,
-    ) {
+    fn tell(&mut self, runtime: &str, adapter: Option<&NamedAdapter>, what: String, times: &Times) {
         self.latencies.push(Latency {
             runtime: runtime.to_owned(),
             adapter: adapter.map(|adapter| adapter.name.clone()),

@@ -112,9 +112,8 @@ impl Blocks {
                 let groups = SUPER_BLOCK_VALUES / layout.group;
                 for (group, &sc) in sc.iter().enumerate() {
                     let minimum = dmin.as_ref().zip(mn.as_ref());
-                    let minimum = minimum.map(|(dmin, mn)| {
-                        -(half(dmin[group / groups]) * f32::from(mn[group]))
-                    });
+                    let minimum = minimum
+                        .map(|(dmin, mn)| -(half(dmin[group / groups]) * f32::from(mn[group])));
                     push(half(d[group / groups]) * f32::from(sc), minimum);
                 }
             }
@@ -130,8 +129,9 @@ impl Blocks {
     )]
     fn quantize(self, block: &[f32], codes: &mut Vec<u8>, scales: &mut Vec<f32>, loss: &mut Loss) {
         let zero = f32::from(self.zero_point());
-        let extreme =
-            block.iter().fold(0f32, |most, &value| if value.abs() > most.abs() { value } else { most });
+        let extreme = block
+            .iter()
+            .fold(0f32, |most, &value| if value.abs() > most.abs() { value } else { most });
         let scale = extreme / -zero;
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         for &value in block {
@@ -231,7 +231,8 @@ mod tests {
                 // A value of the other sign than the extreme one may be a whole step beyond the last code.
                 prop_assert!((found - value).abs() <= scale.abs() * 1.001);
             }
-            prop_assert!(loss.relative_error() < if blocks.bits == 4 { 0.12 } else { 0.006 });
+            let bound = if blocks.bits == 4 { 0.12 } else { 0.006 };
+            prop_assert!(loss.relative_error() < bound);
         }
     }
 }

@@ -8,9 +8,11 @@ mod write;
 
 pub(crate) use blocks::Blocks;
 pub(crate) use matrix::{Matrix, MatrixRows};
-pub(crate) use tally::{Loss, Tally};
 pub use tally::WeightsWritten;
-pub(crate) use write::{write_blocks, write_blocks_transposed, write_floats, write_floats_transposed};
+pub(crate) use tally::{Loss, Tally};
+pub(crate) use write::{
+    write_blocks, write_blocks_transposed, write_floats, write_floats_transposed,
+};
 
 /// How weights are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

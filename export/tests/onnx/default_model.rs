@@ -8,7 +8,8 @@ use crate::support::{default_model, exported_and_verified, options, reference_ad
 fn f32_is_within_a_thousandth() {
     let file = default_model();
     let adapters = reference_adapters(&file);
-    let options = ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
+    let options =
+        ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
     let (_dir, report) = exported_and_verified(&file, &adapters, &options, false);
     assert!(report.passed, "{}", told(&report));
     assert_eq!(report.checks.len(), 3 * 4);
@@ -26,7 +27,8 @@ fn int4_is_exact_and_close_with_rounded_activations() {
     };
     let (_dir, report) = exported_and_verified(&file, &adapters, &options, false);
     assert!(report.passed, "{}", told(&report));
-    assert_eq!(report.checks.len(), 3 * 5);
-    let to: Vec<_> = report.weights.iter().map(|w| (&*w.from, &*w.to, w.matrices, w.exact)).collect();
+    assert_eq!(report.checks.len(), 3 * 6);
+    let to: Vec<_> =
+        report.weights.iter().map(|w| (&*w.from, &*w.to, w.matrices, w.exact)).collect();
     assert_eq!(to, [("Q4_1", "int4 by 32", 210, true), ("Q8_0", "int8 by 32", 1, true)]);
 }

@@ -8,3 +8,4 @@ mod models;
 mod python;
 mod refused;
 mod support;
+mod tokenizer;

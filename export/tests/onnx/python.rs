@@ -22,7 +22,10 @@ fn run(words: &[&str], folder: &Path, input: &Value) {
     assert!(output.status.success() && said.contains("all checks passed"), "{words:?}: {said}");
 }
 
-fn tensor<'a>(file: &'a safetensors::SafeTensors<'_>, name: &str) -> impl Iterator<Item = [u8; 4]> + use<'a> {
+fn tensor<'a>(
+    file: &'a safetensors::SafeTensors<'_>,
+    name: &str,
+) -> impl Iterator<Item = [u8; 4]> + use<'a> {
     let tensor = file.tensor(name).unwrap();
     let (values, rest) = tensor.data().as_chunks::<4>();
     assert!(rest.is_empty());
@@ -62,7 +65,8 @@ fn lines(path: &str) -> Vec<Value> {
 fn onnxruntime_genai_gives_the_same_greedy_tokens() {
     let file = default_model();
     let dir = tempfile::tempdir().unwrap();
-    let options = ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
+    let options =
+        ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
     export_onnx(&file, &reference_adapters(&file), &options, &dir.path().join("out")).unwrap();
     let tokenization: Vec<Value> = lines("text/tokenization.jsonl")
         .into_iter()
@@ -81,7 +85,8 @@ fn the_checker_passes_the_standard_form() {
             let mut options = options(Form::Standard, precision);
             let mut adapters = Vec::new();
             if name == "llama-plain" {
-                adapters.push(adapter(&file, &fixtures().join("models/lora/llama-plain/r8-patterns")));
+                adapters
+                    .push(adapter(&file, &fixtures().join("models/lora/llama-plain/r8-patterns")));
                 options.lora = LoraExport::Inputs;
             }
             export_onnx(&file, &adapters, &options, &dir.path().join("out")).unwrap();
@@ -109,7 +114,8 @@ fn onnxruntime_reads_the_adapter_files() {
             })
         })
         .collect();
-    let options = ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
+    let options =
+        ExportOptions { lora: LoraExport::Inputs, ..options(Form::Genai, Precision::F32) };
     let name = named.name.clone();
     export_onnx(&file, &[named], &options, &dir.path().join("out")).unwrap();
     run(&["adapter", &name], dir.path(), &json!({ "factors": factors }));

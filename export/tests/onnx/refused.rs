@@ -17,7 +17,8 @@ fn plain() -> ExportOptions {
 /// The message of an export that is refused, after which its folder and its parent are as they were.
 fn refused(file: &GgufFile, adapters: &[&str], options: &ExportOptions) -> String {
     let dir = tempfile::tempdir().unwrap();
-    let folder = |name: &&str| adapter(file, &fixtures().join("models/lora/llama-plain").join(name));
+    let folder =
+        |name: &&str| adapter(file, &fixtures().join("models/lora/llama-plain").join(name));
     let adapters: Vec<_> = adapters.iter().map(folder).collect();
     let error = export_onnx(file, &adapters, options, &dir.path().join("out")).unwrap_err();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "something is left after: {error}");
@@ -105,13 +106,19 @@ fn another_base_adapter_or_file_is_refused() {
     export_onnx(&file, &[named], &options, &out).unwrap();
 
     let message = not_verified(&out, &tiny("llama-head-dim"), &[]);
-    assert!(message.starts_with("wrong base: ") && message.contains("llama-head-dim.gguf"), "{message}");
+    assert!(
+        message.starts_with("wrong base: ") && message.contains("llama-head-dim.gguf"),
+        "{message}"
+    );
     let message = not_verified(&out, &file, &[("r8-patterns", "r256")]);
     assert!(message.starts_with("wrong adapter: ") && message.contains("r256"), "{message}");
     let message = not_verified(&out, &file, &[("pirate", "r256")]);
     assert_eq!(message, "the export has no adapter \"pirate\": it has r8-patterns");
     let message = not_verified(&out, &file, &[]);
-    assert!(message.starts_with("adapter r8-patterns of the export is not where it was"), "{message}");
+    assert!(
+        message.starts_with("adapter r8-patterns of the export is not where it was"),
+        "{message}"
+    );
     let message = not_verified(dir.path(), &file, &[]);
     assert!(message.ends_with("is no export of pleach: it has no pleach.json"), "{message}");
 
@@ -120,7 +127,10 @@ fn another_base_adapter_or_file_is_refused() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&in_folder, bytes).unwrap();
     let message = not_verified(&out, &file, &[("r8-patterns", "r8-patterns")]);
-    assert!(message.contains("onnx_adapter is not the file that was exported: SHA-256"), "{message}");
+    assert!(
+        message.contains("onnx_adapter is not the file that was exported: SHA-256"),
+        "{message}"
+    );
     fs::write(out.join("model.onnx.data"), b"").unwrap();
     let message = not_verified(&out, &file, &[("r8-patterns", "r8-patterns")]);
     assert!(message.contains("is not the file that was exported"), "{message}");

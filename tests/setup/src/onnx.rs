@@ -64,8 +64,11 @@ fn library(folder: &Path) -> Result<PathBuf, SetupError> {
     let mut paths = entries.flatten().map(|entry| entry.path());
     let is_library = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("libonnxruntime.so") || name.starts_with("libonnxruntime.1") || name == "onnxruntime.dll"
+        name.starts_with("libonnxruntime.so")
+            || name.starts_with("libonnxruntime.1")
+            || name == "onnxruntime.dll"
     };
-    let missing = || SetupError::io("find a library in", folder)(std::io::ErrorKind::NotFound.into());
+    let missing =
+        || SetupError::io("find a library in", folder)(std::io::ErrorKind::NotFound.into());
     paths.find(is_library).ok_or_else(missing)
 }

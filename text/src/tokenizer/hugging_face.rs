@@ -2,11 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    TokenizerSpec, checked_types,
-    pre_tokenizer::Rule,
-    spec::TokenType,
-};
+use super::{TokenizerSpec, checked_types, pre_tokenizer::Rule, spec::TokenType};
 use crate::TextError;
 
 impl TokenizerSpec {
