@@ -75,11 +75,12 @@ pub fn verify_onnx(
     let subject =
         Subject { folder, file, spec: &spec, manifest: &manifest, adapters, runtime, options };
     let mut report = Report::new(&subject);
-    checks::check(&subject, &cases, &mut report)?;
-    report.judge();
+    // First, while memory is fresh.
     if options.steps > 0 {
         timing::time(&subject, &mut report)?;
     }
+    checks::check(&subject, &cases, &mut report)?;
+    report.judge();
     Ok(report)
 }
 

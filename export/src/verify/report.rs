@@ -191,7 +191,7 @@ pub struct Memory {
     pub runtime: String,
     /// Bytes that became resident when the model was opened.
     pub opened_bytes: u64,
-    /// The most that was resident above what was before.
+    /// That, and the most that a timed step needed besides.
     pub peak_bytes: u64,
 }
 

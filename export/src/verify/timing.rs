@@ -63,45 +63,61 @@ fn tokens(subject: &Subject<'_>, sequence: usize, n: usize) -> Vec<u32> {
 
 pub(super) fn time(subject: &Subject<'_>, report: &mut Report) -> Result<(), VerifyError> {
     let sizes = Sizes::of(subject);
-    let name = format!("ONNX Runtime {}", subject.manifest.precision);
-    let opened = Opened::begin();
-    let mut model = OnnxModel::open(subject, subject.folder, subject.manifest.accuracy_level)?;
-    let opened = opened.end();
-    for variant in subject.variants() {
-        let mut timed = TimedOnnx { subject, sizes, model: &mut model, adapter: variant };
-        let mut tell = |what: String, times: Times| report.tell(&name, variant, what, &times);
-        tell(format!("prefill {}", sizes.prompt), timed.prefill()?);
-        tell("decode".to_owned(), timed.decode(1)?);
-        if sizes.batch > 1 {
-            tell(format!("decode, batch of {}", sizes.batch), timed.decode(sizes.batch)?);
-            tell(format!("prefill, ragged batch of {}", sizes.batch), timed.ragged()?);
-        }
-    }
-    report.memory.extend(opened.into_memory(&name));
-    drop(model);
-
-    let name = "pleach int8".to_owned();
-    let opened = Opened::begin();
-    let rows = sizes.prompt * sizes.batch.max(1);
-    let shape = [sizes.batch.max(1), sizes.tokens_max, rows];
-    let mut native = Native::load(subject.file, Activations::Int8, subject.options.threads, shape)?;
-    let opened = opened.end();
+    let batch = sizes.batch.max(1);
+    let shape = [batch, sizes.tokens_max, sizes.prompt * batch];
+    // Both stay open, so that neither gets the memory that the other had, and take turns, so that both meet the same
+    // noise.
+    let mut of_native = Measured::new("pleach int8".to_owned());
+    let mut native = of_native
+        .open(|| Native::load(subject.file, Activations::Int8, subject.options.threads, shape))?;
+    let mut of_onnx = Measured::new(format!("ONNX Runtime {}", subject.manifest.precision));
+    let level = subject.manifest.accuracy_level;
+    let mut model = of_onnx.open(|| OnnxModel::open(subject, subject.folder, level))?;
     for variant in subject.variants() {
         let slot = variant.map(|named| native.install(&named.adapter.weights)).transpose()?;
-        let mut timed = TimedNative { subject, sizes, native: &mut native, slot };
-        let mut tell = |what: String, times: Times| report.tell(&name, variant, what, &times);
-        tell(format!("prefill {}", sizes.prompt), timed.prefill()?);
-        tell("decode".to_owned(), timed.decode(1)?);
-        if sizes.batch > 1 {
-            tell(format!("decode, batch of {}", sizes.batch), timed.decode(sizes.batch)?);
-            tell(format!("prefill, ragged batch of {}", sizes.batch), timed.ragged()?);
+        for step in Step::all(sizes) {
+            let mut timed = TimedNative { subject, sizes, native: &mut native, slot };
+            let times = of_native.run(|| timed.time(step))?;
+            report.tell(&of_native.runtime, variant, step.to_string(), &times);
+            let mut timed = TimedOnnx { subject, sizes, model: &mut model, adapter: variant };
+            let times = of_onnx.run(|| timed.time(step))?;
+            report.tell(&of_onnx.runtime, variant, step.to_string(), &times);
         }
         if let Some(slot) = slot {
             native.remove(slot);
         }
     }
-    report.memory.extend(opened.into_memory(&name));
+    report.memory.extend([of_native, of_onnx].into_iter().filter_map(Measured::finish));
     Ok(())
+}
+
+/// What is timed.
+#[derive(Clone, Copy)]
+enum Step {
+    Prefill(usize),
+    Decode(usize),
+    RaggedPrefill(usize),
+}
+
+impl Step {
+    fn all(sizes: Sizes) -> Vec<Self> {
+        let mut steps = vec![Self::Prefill(sizes.prompt), Self::Decode(1)];
+        if sizes.batch > 1 {
+            steps.extend([Self::Decode(sizes.batch), Self::RaggedPrefill(sizes.batch)]);
+        }
+        steps
+    }
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Prefill(tokens) => write!(f, "prefill {tokens}"),
+            Self::Decode(1) => f.write_str("decode"),
+            Self::Decode(batch) => write!(f, "decode, batch of {batch}"),
+            Self::RaggedPrefill(batch) => write!(f, "prefill, ragged batch of {batch}"),
+        }
+    }
 }
 
 /// Lengths of the sequences of a ragged batch: from the whole prompt down to a part of it.
@@ -123,6 +139,14 @@ enum Past {
 }
 
 impl TimedOnnx<'_> {
+    fn time(&mut self, step: Step) -> Result<Times, VerifyError> {
+        match step {
+            Step::Prefill(_) => self.prefill(),
+            Step::Decode(batch) => self.decode(batch),
+            Step::RaggedPrefill(_) => self.ragged(),
+        }
+    }
+
     fn given(&self) -> Option<&NamedAdapter> {
         self.adapter.filter(|_| self.subject.is_given())
     }
@@ -221,6 +245,14 @@ struct TimedNative<'a> {
 }
 
 impl TimedNative<'_> {
+    fn time(&mut self, step: Step) -> Result<Times, RunError> {
+        match step {
+            Step::Prefill(_) => self.prefill(),
+            Step::Decode(batch) => self.decode(batch),
+            Step::RaggedPrefill(_) => self.ragged(),
+        }
+    }
+
     /// Prompts of these lengths, each a sequence of its own, in one step.
     fn read(&mut self, prompts: &[Vec<u32>]) -> Result<(), RunError> {
         let part = |(sequence, tokens): (usize, &Vec<u32>)| (sequence, tokens.clone());
@@ -324,28 +356,39 @@ impl Report {
     }
 }
 
-/// Memory before and after opening.
-struct Opened {
-    before: Option<u64>,
-    after: Option<u64>,
+/// One runtime's memory.
+struct Measured {
+    runtime: String,
+    opened: Option<u64>,
+    /// The most that a step needed above what was resident before it.
+    more: u64,
 }
 
-impl Opened {
-    fn begin() -> Self {
+impl Measured {
+    fn new(runtime: String) -> Self {
+        Self { runtime, opened: None, more: 0 }
+    }
+
+    fn open<T>(&mut self, open: impl FnOnce() -> T) -> T {
+        let before = memory::resident();
+        let opened = open();
+        let grown = |after: u64| Some(after.saturating_sub(before?));
+        self.opened = memory::resident().and_then(grown);
+        opened
+    }
+
+    fn run<T>(&mut self, run: impl FnOnce() -> T) -> T {
         memory::reset_peak();
-        Self { before: memory::resident(), after: None }
+        let before = memory::resident();
+        let result = run();
+        if let (Some(before), Some(peak)) = (before, memory::peak()) {
+            self.more = self.more.max(peak.saturating_sub(before));
+        }
+        result
     }
 
-    fn end(self) -> Self {
-        Self { after: memory::resident(), ..self }
-    }
-
-    fn into_memory(self, runtime: &str) -> Option<Memory> {
-        let (before, after, peak) = (self.before?, self.after?, memory::peak()?);
-        Some(Memory {
-            runtime: runtime.to_owned(),
-            opened_bytes: after.saturating_sub(before),
-            peak_bytes: peak.saturating_sub(before),
-        })
+    fn finish(self) -> Option<Memory> {
+        let opened_bytes = self.opened?;
+        Some(Memory { runtime: self.runtime, opened_bytes, peak_bytes: opened_bytes + self.more })
     }
 }
