@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{digest::hex, error::ExportError};
 
 /// Tensors begin at multiples of this many bytes, so that every runtime can map them.
-const ALIGN: u64 = 4096;
+const ALIGN: usize = 4096;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// Where the bytes of a tensor are.
@@ -41,8 +41,8 @@ impl DataFile {
 
     /// Where the next tensor begins.
     pub(crate) fn begin(&mut self) -> Result<(), ExportError> {
-        const ZEROS: [u8; ALIGN as usize] = [0; ALIGN as usize];
-        let gap = self.position.next_multiple_of(ALIGN) - self.position;
+        const ZEROS: [u8; ALIGN] = [0; ALIGN];
+        let gap = self.position.next_multiple_of(ALIGN as u64) - self.position;
         // Below the alignment, which is a usize.
         let gap = usize::try_from(gap).unwrap_or_default();
         self.bytes(&ZEROS[..gap])?;

@@ -71,7 +71,8 @@ mod tests {
     fn equal_rows_do_not_differ_and_shifted_ones_have_no_divergence() {
         let mut difference = Difference::default();
         difference.add(&[1.0, 2.0, 0.5], &[1.0, 2.0, 0.5], 3);
-        assert_eq!((difference.logit_max, difference.kl(), difference.top1()), (0.0, 0.0, 1.0));
+        assert!(difference.logit_max < 1e-9 && difference.kl().abs() < 1e-12);
+        assert!(difference.top1() > 0.999);
         difference.add(&[1.0, 2.0, 0.5], &[2.0, 3.0, 1.5], 3);
         assert!((difference.logit_max - 1.0).abs() < 1e-6 && difference.kl().abs() < 1e-12);
     }
@@ -83,13 +84,13 @@ mod tests {
         difference.add(&[0.0, 3f32.ln()], &[7.0, 7.0], 2);
         let expected = 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln();
         assert!((difference.kl() - expected).abs() < 1e-7, "{}", difference.kl());
-        assert_eq!(difference.top1(), 0.0);
+        assert!(difference.top1() < 1e-9);
     }
 
     #[test]
     fn what_is_no_number_is_no_small_difference() {
         let mut difference = Difference::default();
         difference.add(&[0.0, 1.0], &[f32::NAN, 1.0], 2);
-        assert_eq!(difference.logit_max, f32::INFINITY);
+        assert!(difference.logit_max.is_infinite());
     }
 }

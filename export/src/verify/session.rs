@@ -54,7 +54,7 @@ impl OnnxModel {
     ) -> Result<Self, VerifyError> {
         let path = folder.join(MODEL_FILE);
         let action = || format!("opening {}", path.display());
-        let mut builder = builder(subject, accuracy_level).map_err(onnx(action()))?;
+        let mut builder = builder(subject, accuracy_level)?;
         let manifest = subject.manifest;
         let is_changed = accuracy_level != manifest.accuracy_level && manifest.form == Form::Genai;
         let session = if is_changed {
@@ -203,21 +203,19 @@ pub(super) fn run_options(file: Option<&Path>) -> Result<RunOptions, VerifyError
     Ok(options)
 }
 
-fn builder(
-    subject: &Subject<'_>,
-    accuracy_level: u8,
-) -> Result<SessionBuilder, ort::Error<SessionBuilder>> {
-    let options = subject.options;
-    let builder = match Session::builder(&subject.runtime.environment) {
-        Ok(builder) => builder,
-        Err(error) => unreachable!("session options cannot be made: {error}"),
-    };
-    builder
-        .with_intra_threads(options.threads)?
-        .with_inter_threads(1)?
-        .with_intra_op_spinning(options.spinning)?
+fn builder(subject: &Subject<'_>, accuracy_level: u8) -> Result<SessionBuilder, VerifyError> {
+    let (options, action) = (subject.options, "setting up a session");
+    Session::builder(&subject.runtime.environment)
+        .map_err(onnx(action))?
+        .with_intra_threads(options.threads)
+        .map_err(onnx(action))?
+        .with_inter_threads(1)
+        .map_err(onnx(action))?
+        .with_intra_op_spinning(options.spinning)
+        .map_err(onnx(action))?
         // Of blocks that `DequantizeLinear` expresses; fused into products when the graph is opened.
         .with_config_entry("session.qdq_matmulnbits_accuracy_level", accuracy_level.to_string())
+        .map_err(onnx(action))
 }
 
 fn set_accuracy_level(model: &mut ModelProto, level: u8) {

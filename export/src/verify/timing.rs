@@ -76,11 +76,11 @@ pub(super) fn time(subject: &Subject<'_>, report: &mut Report) -> Result<(), Ver
     for variant in subject.variants() {
         let slot = variant.map(|named| native.install(&named.adapter.weights)).transpose()?;
         for step in Step::all(sizes) {
-            let mut timed = TimedNative { subject, sizes, native: &mut native, slot };
-            let times = of_native.run(|| timed.time(step))?;
+            let mut ours = TimedNative { subject, sizes, native: &mut native, slot };
+            let times = of_native.run(|| ours.time(step))?;
             report.tell(&of_native.runtime, variant, step.to_string(), &times);
-            let mut timed = TimedOnnx { subject, sizes, model: &mut model, adapter: variant };
-            let times = of_onnx.run(|| timed.time(step))?;
+            let mut theirs = TimedOnnx { subject, sizes, model: &mut model, adapter: variant };
+            let times = of_onnx.run(|| theirs.time(step))?;
             report.tell(&of_onnx.runtime, variant, step.to_string(), &times);
         }
         if let Some(slot) = slot {

@@ -178,11 +178,16 @@ mod tests {
             })
             .collect();
         let scales: &[usize] = match format {
+            BlockFormat::F32
+            | BlockFormat::F16
+            | BlockFormat::Bf16
+            | BlockFormat::Q4_0
+            | BlockFormat::Q5_0
+            | BlockFormat::Q8_0 => &[1],
             BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4K | BlockFormat::Q5K => &[1, 3],
             BlockFormat::Q2K => &[81, 83],
             BlockFormat::Q3K => &[109],
             BlockFormat::Q6K => &[209],
-            _ => &[1],
         };
         for block in bytes.chunks_exact_mut(format.block_bytes()) {
             for &at in scales {

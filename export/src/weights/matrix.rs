@@ -128,7 +128,9 @@ impl Merged<'_> {
             }
         }
         if let Some(gain) = &self.gain {
-            out.iter_mut().for_each(|value| *value *= gain[n]);
+            for value in out {
+                *value *= gain[n];
+            }
         }
     }
 }
