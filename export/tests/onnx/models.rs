@@ -1,4 +1,4 @@
-//! Every tiny model: all architectures, RoPE scalings and block formats.
+//! Every tiny model: all architectures, `RoPE` scalings and block formats.
 
 use pleach_export::{Form, Precision, verify::Limit};
 

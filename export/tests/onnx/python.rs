@@ -22,27 +22,27 @@ fn run(words: &[&str], folder: &Path, input: &Value) {
     assert!(output.status.success() && said.contains("all checks passed"), "{words:?}: {said}");
 }
 
-fn tensor<'a>(
-    file: &'a safetensors::SafeTensors<'_>,
-    name: &str,
-) -> impl Iterator<Item = [u8; 4]> + use<'a> {
+fn tensor(file: &safetensors::SafeTensors<'_>, name: &str) -> Vec<[u8; 4]> {
     let tensor = file.tensor(name).unwrap();
     let (values, rest) = tensor.data().as_chunks::<4>();
     assert!(rest.is_empty());
-    values.to_vec().into_iter()
+    values.to_vec()
 }
 
 /// The reference's greedy answers, which are those of `pleach --activations f32` (`adapters/tests/adapters_on_model.rs`).
 fn greedy() -> Vec<Value> {
     let bytes = std::fs::read(fixtures().join("reference/adapter_logits.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let ids = |name: &str| tensor(&file, name).map(i32::from_le_bytes).collect::<Vec<_>>();
+    let ids =
+        |name: &str| tensor(&file, name).into_iter().map(i32::from_le_bytes).collect::<Vec<_>>();
     let mut rows = Vec::new();
     for prompt in ["question", "order", "plain", "two_turns"] {
         for name in ["base", "pirate", "extract"] {
             let row = format!("{prompt}.{name}");
-            let margins: Vec<f32> =
-                tensor(&file, &format!("{row}.greedy_margin")).map(f32::from_le_bytes).collect();
+            let margins: Vec<f32> = tensor(&file, &format!("{row}.greedy_margin"))
+                .into_iter()
+                .map(f32::from_le_bytes)
+                .collect();
             rows.push(json!({
                 "adapter": (name != "base").then_some(name),
                 "ids": ids(&format!("{row}.ids")),
