@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Writes a model of random weights in the shape of Llama 3.1 8B, all linears in Q4_0, with another file's tokenizer.
+"""Writes a model of random weights in the shape of Llama 3.1 8B or Qwen2.5 0.5B, all linears in Q4_0, with another file's
+tokenizer.
 
 Its answers mean nothing; its speed is that of the real one. Needs numpy.
 
-    random_gguf.py TOKENIZER.gguf OUT.gguf [--layers 32]
+    random_gguf.py TOKENIZER.gguf OUT.gguf [--shape 8b|0.5b] [--layers 32]
 """
 
 import argparse
@@ -11,7 +12,9 @@ import struct
 
 import numpy as np
 
-HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 4096, 14336, 32, 8, 128, 128256
+# hidden, ffn, heads, key and value heads, head size, vocabulary, layers, whether the head is the embedding
+SHAPES = {"8b": (4096, 14336, 32, 8, 128, 128256, 32, False), "0.5b": (896, 4864, 14, 2, 64, 151936, 24, True)}
+HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS, TIED = SHAPES["8b"]
 U32, F32, STRING, ARRAY = 4, 6, 8, 9
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 GGML_F32, GGML_Q4_0 = 0, 2
@@ -81,7 +84,7 @@ def metadata(tokenizer, n_layers):
         "vocab_size": VOCAB,
     }  # fmt: skip
     keys["general.architecture"] = (STRING, text("llama"))
-    keys["general.name"] = (STRING, text("random 8B"))
+    keys["general.name"] = (STRING, text("random"))
     keys["general.alignment"] = (U32, struct.pack("<I", ALIGN))
     keys.update({f"llama.{key}": (U32, struct.pack("<I", value)) for key, value in numbers.items()})
     keys["llama.attention.layer_norm_rms_epsilon"] = (F32, struct.pack("<f", 1e-5))
@@ -101,7 +104,8 @@ def tensors(n_layers):
         ]:  # fmt: skip
             yield f"blk.{layer}.{name}.weight", shape, GGML_F32 if len(shape) == 1 else GGML_Q4_0
     yield "output_norm.weight", (HIDDEN,), GGML_F32
-    yield "output.weight", (HIDDEN, VOCAB), GGML_Q4_0
+    if not TIED:
+        yield "output.weight", (HIDDEN, VOCAB), GGML_Q4_0
 
 
 def n_bytes(shape, kind):
@@ -122,9 +126,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tokenizer")
     parser.add_argument("out")
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--layers", type=int, help="instead of the shape's own")
     args = parser.parse_args()
-    keys, listed = metadata(args.tokenizer, args.layers), list(tensors(args.layers))
+    global HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS, TIED
+    HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, LAYERS, TIED = SHAPES[args.shape]
+    n_layers = args.layers or LAYERS
+    keys, listed = metadata(args.tokenizer, n_layers), list(tensors(n_layers))
     head = b"GGUF" + struct.pack("<IQQ", 3, len(listed), len(keys))
     head += b"".join(text(key) + struct.pack("<I", kind) + value for key, (kind, value) in keys.items())
     offset = 0

@@ -226,10 +226,7 @@ impl AdapterWeights {
     ///
     /// # Errors
     /// [`AdapterWeightsError::Untied`].
-    pub(crate) fn own_ends(
-        &self,
-        is_tied: bool,
-    ) -> Result<[Option<&OwnMatrix>; 2], AdapterWeightsError> {
+    pub fn own_ends(&self, is_tied: bool) -> Result<[Option<&OwnMatrix>; 2], AdapterWeightsError> {
         let ends = [self.embedding.as_ref(), self.head.as_ref()];
         match ends {
             [Some(own), None] | [None, Some(own)] if is_tied && own.of_base => {

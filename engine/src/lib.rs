@@ -15,7 +15,7 @@ pub mod model;
 pub mod packed_adapter;
 pub mod quant;
 pub mod reference;
-mod rope;
+pub mod rope;
 pub mod sampler;
 pub mod scheduler;
 pub mod sequence;

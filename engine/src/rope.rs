@@ -4,16 +4,16 @@ use crate::spec::{ModelSpec, RopeScaling};
 
 /// Angles per position of a model, computed in f64 and rounded once.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct RopeTable {
+pub struct RopeTable {
     /// `[head_dim / 2]`, radians per position.
-    pub(crate) frequencies: Vec<f32>,
+    pub frequencies: Vec<f32>,
     /// Multiplies cos and sin.
-    pub(crate) factor: f32,
+    pub factor: f32,
 }
 
 impl RopeTable {
     /// Frequencies `theta^(-2i / head_dim)`, scaled as the model says.
-    pub(crate) fn new(spec: &ModelSpec) -> Self {
+    pub fn new(spec: &ModelSpec) -> Self {
         let half = spec.head_dim / 2;
         let dim = spec.head_dim as f64;
         let theta = f64::from(spec.rope_theta);
@@ -54,7 +54,7 @@ impl RopeTable {
     }
 
     /// Writes cos and sin of every frequency at a position; both `[head_dim / 2]`.
-    pub(crate) fn angles(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+    pub fn angles(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
         for ((f, c), s) in self.frequencies.iter().zip(cos).zip(sin) {
             // The angle is rounded to f32 first, as every framework does.
             let (sine, cosine) = (position as f32 * f).sin_cos();

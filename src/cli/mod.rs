@@ -5,11 +5,13 @@
 pub mod bench;
 pub mod chat;
 pub mod doctor;
+pub mod export;
 pub mod gpu_check;
 pub mod merge;
 pub mod pull;
 pub mod serve;
 pub mod tenant;
+pub mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -40,6 +42,10 @@ pub enum Command {
     Doctor(doctor::Args),
     /// Merge PEFT adapters into a new one.
     Merge(merge::Args),
+    /// Write a model and its adapters for ONNX Runtime.
+    Export(export::Args),
+    /// Prove that an export computes what pleach computes, and time both.
+    Verify(verify::Args),
     /// Make, change and list tenants and their API keys.
     Tenant(tenant::Args),
     /// Check a GPU: every kernel against its definition, a model against the CPU.
@@ -72,6 +78,8 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
         Command::Merge(args) => merge::run(args).await,
+        Command::Export(args) => export::run(args).await,
+        Command::Verify(args) => verify::run(args).await,
         Command::Tenant(args) => tenant::run(args).await,
         Command::GpuCheck(args) => gpu_check::run(args).await,
     }

@@ -82,7 +82,7 @@ impl<'a> Session<'a> {
         let mut place = Place::default();
         let mut results = Results::default();
         if run.restore(&path)? {
-            let state = TrainState::load(&path, trainer.spec(), learner.adapter());
+            let state = TrainState::load(&path, trainer.spec(), learner.adapter(), None);
             let state = state.map_err(RunError::server)?;
             place = serde_json::from_str(&state.position).map_err(RunError::server)?;
             results = Results::resumed(std::mem::take(&mut place.csv));
@@ -358,5 +358,5 @@ fn metrics(step: u64, report: &StepReport, valid: Option<Measured>) -> serde_jso
 
 /// Share of targets that were the likeliest token; of pairs and thumbs, of those that were told right.
 fn accuracy_of(report: &StepReport) -> f64 {
-    if report.reward_accuracy > 0.0 { report.reward_accuracy } else { report.token_accuracy }
+    if report.sample_accuracy > 0.0 { report.sample_accuracy } else { report.token_accuracy }
 }

@@ -30,7 +30,7 @@ use super::{
 };
 
 /// Rows whose logits are in memory at a time.
-const HEAD_ROWS_MAX: usize = 32;
+pub const HEAD_ROWS_MAX: usize = 32;
 
 /// Memory of the head.
 #[derive(Debug)]
@@ -129,6 +129,17 @@ impl HeadPlan {
 }
 
 impl CpuBackend {
+    /// The logits of the last step's sample rows, `[vocab]` each, in their order: for comparisons. The step must have had
+    /// `n_rows` of them, at most [`HEAD_ROWS_MAX`].
+    pub fn last_logits(&self, n_rows: usize) -> Vec<&[f32]> {
+        let buffers = &self.head;
+        let mut logits: Vec<&[f32]> = vec![&[]; n_rows];
+        for (position, &index) in buffers.plan.order.iter().enumerate() {
+            logits[index] = &buffers.logits[position * buffers.vocab..][..self.spec.vocab];
+        }
+        logits
+    }
+
     pub(crate) fn sample_rows(
         &mut self,
         batch: &StepBatch,

@@ -45,5 +45,6 @@ mod train;
 mod tests;
 
 pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
+pub use head::HEAD_ROWS_MAX;
 pub use isa::Isa;
 pub use train::{FrozenBase, TrainPass};

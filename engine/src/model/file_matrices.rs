@@ -1,5 +1,7 @@
 //! The matrices of a model file, by name while loading and by site afterwards.
 
+use std::collections::HashSet;
+
 use crate::{
     backend::{MatrixSource, RunError},
     gguf::GgufFile,
@@ -7,12 +9,12 @@ use crate::{
     spec::{Architecture, ModelSpec},
 };
 
-use super::{LoadError, load::tensor_name, read_spec::missing};
+use super::{LoadError, load, load::tensor_name, read_spec, read_spec::missing};
 
-/// The base as the file has it, for packers of devices whose own copy the host cannot read. Nothing is copied: the file
-/// stays mapped, and its pages are the system's to keep or drop.
+/// The base as the file has it: for packers of devices whose own copy the host cannot read, and for exports. Nothing is
+/// copied: the file stays mapped, and its pages are the system's to keep or drop.
 #[derive(Clone, Debug)]
-pub(crate) struct FileMatrices {
+pub struct FileMatrices {
     file: GgufFile,
     spec: ModelSpec,
 }
@@ -22,8 +24,83 @@ impl FileMatrices {
         Self { file: file.clone(), spec: spec.clone() }
     }
 
+    /// The weights of a file that no device has loaded; refuses what loading would refuse by name.
+    ///
+    /// # Errors
+    /// What the metadata lacks or what is not supported, and tensors that no part of the model takes.
+    pub fn open(file: &GgufFile) -> Result<Self, LoadError> {
+        let matrices = Self::new(file, &read_spec::read_spec(file)?);
+        let known = matrices.names();
+        match file.tensors().iter().find(|tensor| !known.contains(&tensor.name)) {
+            Some(tensor) => Err(LoadError::UnknownTensor(tensor.name.clone())),
+            None => Ok(matrices),
+        }
+    }
+
+    /// The model's shape.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Every name that a tensor of this model may have.
+    fn names(&self) -> HashSet<String> {
+        let of_layer = |layer| {
+            let linears = TargetModule::ALL.into_iter().flat_map(move |module| {
+                ["weight", "bias"].map(|what| linear_name(layer, module, what))
+            });
+            let has_head_norms = self.spec.architecture == Architecture::Qwen3;
+            let norms = NormKind::OF_LAYERS.into_iter();
+            let norms = norms.filter(move |kind| has_head_norms || !kind.is_of_head());
+            linears.chain(norms.map(move |kind| kind.tensor_name(layer)))
+        };
+        let ends = [EMBEDDING, HEAD, "rope_freqs.weight"].map(str::to_owned);
+        (0..self.spec.n_layers)
+            .flat_map(of_layer)
+            .chain(ends)
+            .chain([NormKind::Final.tensor_name(0)])
+            .collect()
+    }
+
+    /// The weight of a norm: `[hidden]`, of a head `[head_dim]`.
+    ///
+    /// # Errors
+    /// If it is missing or of another length.
+    pub fn norm(&self, layer: usize, kind: NormKind) -> Result<Vec<f32>, LoadError> {
+        let len = if kind.is_of_head() { self.spec.head_dim } else { self.spec.hidden };
+        let name = kind.tensor_name(layer);
+        self.vector(&name, len)?.ok_or_else(|| missing(&name))
+    }
+
+    /// The bias of a linear, in Hugging Face order, if it has one.
+    ///
+    /// # Errors
+    /// If it is of another length.
+    pub fn bias(&self, site: Site) -> Result<Option<Vec<f32>>, LoadError> {
+        if site.module.is_end() {
+            return Ok(None);
+        }
+        let (len, _) = self.spec.linear_shape(site.module);
+        let values = self.vector(&linear_name(site.layer, site.module, "bias"), len)?;
+        Ok(match (values, interleaved(&self.spec, site.module)) {
+            (Some(values), Some(head_dim)) => {
+                Some((0..len).map(|row| values[interleaved_row(row, head_dim)]).collect())
+            }
+            (values, _) => values,
+        })
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(tensor) = self.file.tensor(name) else { return Ok(None) };
+        let values = load::floats(&self.file, tensor)?;
+        if values.len() == len {
+            return Ok(Some(values));
+        }
+        let problem = format!("has {} values, expected {len}", values.len());
+        Err(LoadError::Tensor { tensor: name.to_owned(), problem })
+    }
+
     /// Whether the head is the embedding.
-    pub(crate) fn is_tied(&self) -> bool {
+    pub fn is_tied(&self) -> bool {
         self.file.tensor(HEAD).is_none()
     }
 
@@ -31,7 +108,7 @@ impl FileMatrices {
     ///
     /// # Errors
     /// [`RunError::Device`] naming a tensor that is not there, which loading would have found.
-    pub(crate) fn with<T>(
+    pub fn with<T>(
         &self,
         site: Site,
         read: impl FnOnce(&MatrixSource<'_>) -> T,
@@ -48,6 +125,40 @@ impl FileMatrices {
             with_matrix(file, &name, shape, interleaved(spec, module), read)
         };
         lent.map_err(|error| RunError::Device(error.to_string()))
+    }
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Before attention.
+    Attention,
+    /// Of the heads of q (Qwen3).
+    QHead,
+    /// Of the heads of k (Qwen3).
+    KHead,
+    /// Before the feed-forward part.
+    Ffn,
+    /// Before the head of the model; its layer is not read.
+    Final,
+}
+
+impl NormKind {
+    const OF_LAYERS: [Self; 4] = [Self::Attention, Self::QHead, Self::KHead, Self::Ffn];
+
+    const fn is_of_head(self) -> bool {
+        matches!(self, Self::QHead | Self::KHead)
+    }
+
+    fn tensor_name(self, layer: usize) -> String {
+        let name = match self {
+            Self::Attention => "attn_norm",
+            Self::QHead => "attn_q_norm",
+            Self::KHead => "attn_k_norm",
+            Self::Ffn => "ffn_norm",
+            Self::Final => return "output_norm.weight".to_owned(),
+        };
+        format!("blk.{layer}.{name}.weight")
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub use decoder::{Decoder, DecoderWeights, Layer};
-pub(crate) use file_matrices::FileMatrices;
+pub use file_matrices::{FileMatrices, NormKind};
 pub use random::{random_adapter, random_weights};
 pub use random_kinds::random_kinds;
 

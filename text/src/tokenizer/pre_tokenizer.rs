@@ -16,6 +16,7 @@
 //! Sources: the `tokenizer.json` files of the models; names as llama.cpp's converter writes them.
 
 use regex::Regex;
+use serde_json::{Value, json};
 
 use crate::TextError;
 
@@ -88,15 +89,49 @@ pub(super) struct PreTokenizer {
     pub(super) rule: &'static Rule,
 }
 
-impl PreTokenizer {
-    pub(super) fn by_name(pre: &str) -> Result<Self, TextError> {
-        let Some(rule) = RULES.iter().find(|rule| rule.names.contains(&pre)) else {
+impl Rule {
+    pub(super) fn by_name(pre: &str) -> Result<&'static Self, TextError> {
+        RULES.iter().find(|rule| rule.names.contains(&pre)).ok_or_else(|| {
             let supported: Vec<&str> = RULES.iter().flat_map(|rule| rule.names).copied().collect();
-            return Err(TextError::UnsupportedPreTokenizer {
+            TextError::UnsupportedPreTokenizer {
                 pre: pre.to_owned(),
                 supported: supported.join(", "),
-            });
+            }
+        })
+    }
+
+    /// The steps of a `tokenizer.json` that cut alike.
+    pub(super) fn published(&self) -> Value {
+        let byte_level = |use_regex| {
+            json!({
+                "type": "ByteLevel",
+                "add_prefix_space": false,
+                "trim_offsets": true,
+                "use_regex": use_regex,
+            })
         };
+        if self.pattern == GPT2 {
+            if !self.digits_alone {
+                return byte_level(true);
+            }
+            let digits = json!({ "type": "Digits", "individual_digits": true });
+            return json!({ "type": "Sequence", "pretokenizers": [digits, byte_level(true)] });
+        }
+        let pattern = self.pattern.trim_end_matches(r"\s+");
+        let pattern = format!(r"{pattern}\s+(?!\S)|\s+");
+        let split = json!({
+            "type": "Split",
+            "pattern": { "Regex": pattern },
+            "behavior": "Isolated",
+            "invert": false,
+        });
+        json!({ "type": "Sequence", "pretokenizers": [split, byte_level(false)] })
+    }
+}
+
+impl PreTokenizer {
+    pub(super) fn by_name(pre: &str) -> Result<Self, TextError> {
+        let rule = Rule::by_name(pre)?;
         let regex = Regex::new(rule.pattern)
             .map_err(|source| TextError::Build { part: "pre-tokenizer", source: source.into() })?;
         Ok(Self { regex, rule })
