@@ -5,6 +5,7 @@
 use crate::{
     cpu::{
         Isa,
+        memory::Arena,
         packed::PackedMatrix,
         simd::{Kernel, LANES, Simd},
         tests::{
@@ -138,7 +139,7 @@ const RANK: usize = 3;
 
 fn check_format(random: &mut Random, isa: Isa, format: BlockFormat, n_out: usize, n_in: usize) {
     let rows = random_rows(random, format, n_out, n_in, true);
-    let matrix = PackedMatrix::pack(format, n_out, n_in, |n| &rows[n]);
+    let matrix = PackedMatrix::pack(format, n_out, n_in, &mut Arena::new(0), |n| &rows[n]);
     let w: Vec<f64> = rows.iter().flat_map(|row| dequantized_weights(format, row, n_in)).collect();
     let (tiles, wide) = (matrix.n_tiles(), matrix.n_in.max(matrix.n_tiles() * LANES));
     let (v, factor) = (random.units(N_ROWS * RANK), random.units(RANK * wide));
