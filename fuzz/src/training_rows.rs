@@ -52,7 +52,7 @@ pub fn run(data: &[u8]) -> bool {
     match loaded {
         Ok(loaded) => assert_eq!(loaded.data.items.len(), loaded.validation.items.len()),
         Err(errors) => {
-            assert!(!errors.is_empty() && errors.iter().all(|e| !e.to_string().is_empty()))
+            assert!(!errors.is_empty() && errors.iter().all(|e| !e.to_string().is_empty()));
         }
     }
     for document in DocumentReader::new(rows, DocumentEnd::EmptyLine, limits.clone()) {

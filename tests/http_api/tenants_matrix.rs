@@ -65,25 +65,13 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
     let adapter = format!("/v1/adapters/{name}");
     let completion = json!({"model": name, "prompt": "ab"});
     let parts = json!([{"name": name, "scale": 0.5}, {"name": "shared-one"}]);
-    let chat = |extra| Some(chat_body(extra));
+    let chat = |extra| (Method::POST, "/v1/chat/completions".to_owned(), Some(chat_body(extra)));
     let prefixed = format!("tiny:{name}");
     vec![
-        (Method::POST, "/v1/chat/completions".to_owned(), Some(chat_body(json!({"model": name})))),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            Some(chat_body(json!({"model": name, "stream": true}))),
-        ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            Some(chat_body(json!({"model": prefixed}))),
-        ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            Some(chat_body(json!({"model": name, "adapter_generation": generation}))),
-        ),
+        chat(json!({"model": name})),
+        chat(json!({"model": name, "stream": true})),
+        chat(json!({"model": prefixed})),
+        chat(json!({"model": name, "adapter_generation": generation})),
         (Method::POST, "/v1/completions".to_owned(), Some(completion)),
         // As a part of a sum: alone, beside a shared one, and of a scale at which it would not count.
         (
@@ -91,38 +79,18 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
             "/v1/completions".to_owned(),
             Some(json!({"model": "tiny", "prompt": "ab", "adapters": parts})),
         ),
-        (Method::POST, "/v1/chat/completions".to_owned(), chat(json!({"adapters": parts}))),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            chat(json!({"adapters": parts, "stream": true})),
-        ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            chat(json!({"adapters": [{"name": name}]})),
-        ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            chat(json!({"adapters": [{"name": "shared-one"}, {"name": prefixed, "scale": 0}]})),
-        ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            chat(json!({"adapters": [{"name": name, "generation": generation}]})),
-        ),
+        chat(json!({"adapters": parts})),
+        chat(json!({"adapters": parts, "stream": true})),
+        chat(json!({"adapters": [{"name": name}]})),
+        chat(json!({"adapters": [{"name": "shared-one"}, {"name": prefixed, "scale": 0}]})),
+        chat(json!({"adapters": [{"name": name, "generation": generation}]})),
         // Shared names, with the generation of another.
         (
             Method::POST,
             "/v1/completions".to_owned(),
             Some(json!({"model": "pirate", "prompt": "ab", "adapter_generation": generation})),
         ),
-        (
-            Method::POST,
-            "/v1/chat/completions".to_owned(),
-            chat(json!({"adapters": [{"name": "shared-one", "generation": generation}]})),
-        ),
+        chat(json!({"adapters": [{"name": "shared-one", "generation": generation}]})),
         (Method::GET, format!("/v1/models/{name}"), None),
         (Method::GET, format!("/v1/models/{prefixed}"), None),
         (Method::GET, adapter.clone(), None),

@@ -40,6 +40,9 @@ const FORMATS: [&str; 14] = [
     "q6_k", "mixed",
 ];
 
+/// Of finite differences.
+const STEP: f64 = 1e-4;
+
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -83,7 +86,6 @@ fn check(name: &str, isa: Isa, seed: usize, skip_percent: usize) {
             *(if is_a { &mut site.a } else { &mut site.b }) = saved;
             loss
         };
-        const STEP: f64 = 1e-4;
         (loss_at(STEP) - loss_at(-STEP)) / (2.0 * STEP)
     };
     for (index, site) in gradients.sites.iter().enumerate() {
