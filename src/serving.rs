@@ -24,6 +24,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     adapter_service::{AdapterService, AdapterSettings},
     feedback::{Capture, maintenance},
+    hex::hex,
     http::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
@@ -355,8 +356,7 @@ fn open_base(file: &GgufFile) -> anyhow::Result<(Base, String)> {
 
 /// SHA-256 of a file, 64 hexadecimal digits.
 fn file_digest(file: &[u8]) -> String {
-    let digest = Sha256::digest(file);
-    digest.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
+    hex(&Sha256::digest(file))
 }
 
 async fn load_adapters(

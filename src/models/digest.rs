@@ -17,16 +17,6 @@ use super::error::ModelError;
 
 const READ_BYTES: usize = 1 << 18;
 
-/// Lower-case hexadecimal of a finished hash.
-pub(super) fn hex(hash: Sha256) -> String {
-    use std::fmt::Write as _;
-    hash.finalize().iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 /// Whether `text` looks like a SHA-256 in hexadecimal.
 pub(super) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
@@ -98,6 +88,7 @@ fn stamp(file: &Path) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hex::hex;
 
     #[test]
     fn a_note_holds_until_the_file_changes() {
@@ -107,7 +98,7 @@ mod tests {
         assert_eq!(Verified::of(&file), None);
         let mut hash = Sha256::new();
         assert_eq!(hash_file(&file, &mut hash).unwrap(), 3);
-        let sha256 = hex(hash);
+        let sha256 = hex(&hash.finalize());
         assert_eq!(sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         Verified::write(&file, sha256.clone()).unwrap();
         assert_eq!(Verified::of(&file).unwrap().sha256, sha256);

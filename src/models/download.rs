@@ -17,8 +17,10 @@ use tokio::{
     io::AsyncWriteExt as _,
 };
 
+use crate::hex::hex;
+
 use super::{
-    digest::{hash_file, hex, with_suffix},
+    digest::{hash_file, with_suffix},
     error::ModelError,
     hub::{Answer, Hub, check_status},
     progress::{Meter, Progress},
@@ -280,7 +282,7 @@ async fn check(
     let part = wanted.part.to_owned();
     let hashed = tokio::task::spawn_blocking(move || {
         let mut hash = Sha256::new();
-        hash_file(&part, &mut hash).map(|bytes| (bytes, hex(hash)))
+        hash_file(&part, &mut hash).map(|bytes| (bytes, hex(&hash.finalize())))
     });
     let (bytes_found, found) =
         hashed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;

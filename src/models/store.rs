@@ -17,9 +17,11 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
+use crate::hex::hex;
+
 use super::{
     catalog::{HubFile, KnownModel, ModelReference, is_gguf},
-    digest::{Verified, hash_file, hex, with_suffix},
+    digest::{Verified, hash_file, with_suffix},
     download::{Wanted, discard, download},
     error::ModelError,
     hub::Hub,
@@ -314,7 +316,7 @@ async fn check_whole(path: &Path, model: &KnownModel) -> Result<String, ModelErr
     let (file, expected) = (path.to_owned(), model.sha256);
     let hashed = tokio::task::spawn_blocking(move || {
         let mut hash = Sha256::new();
-        hash_file(&file, &mut hash).map(|_| hex(hash))
+        hash_file(&file, &mut hash).map(|_| hex(&hash.finalize()))
     });
     let found =
         hashed.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;

@@ -12,10 +12,11 @@ use std::{
 use axum::{Router, http::StatusCode, routing::get};
 use sha2::{Digest as _, Sha256};
 
+use crate::hex::hex;
+
 use super::{
     KnownModel, ModelError, ModelStore, Verified,
     catalog::{HubFile, WheelFile},
-    digest::hex,
     progress::Progress,
 };
 use mock_hub::{MockHub, Mood};
@@ -25,7 +26,7 @@ fn content() -> Vec<u8> {
 }
 
 fn digest(content: &[u8]) -> String {
-    hex(Sha256::new_with_prefix(content))
+    hex(&Sha256::digest(content))
 }
 
 fn model(content: &[u8]) -> KnownModel {

@@ -12,9 +12,10 @@ use std::{
 use sha2::{Digest as _, Sha256};
 use tokio::process::Command;
 
+use crate::hex::hex;
+
 use super::{
     catalog::KnownModel,
-    digest::hex,
     error::ModelError,
     progress::{Meter, Progress},
 };
@@ -135,7 +136,7 @@ fn extract(
     if bytes != model.bytes {
         return Err(ModelError::Size { origin: origin(), expected: model.bytes, found: bytes });
     }
-    let found = hex(hash);
+    let found = hex(&hash.finalize());
     if found != model.sha256 {
         return Err(ModelError::Digest {
             origin: origin(),

@@ -10,7 +10,7 @@ use crate::{
     error::StoreError,
     owner::{Owner, time_id},
     page::{Listing, Order, Page},
-    registration::{HOLD_BLOB, quota_of},
+    registration::{BytesQuota, check_bytes_quota, hold},
     row::{Fields, stored},
     store::Store,
 };
@@ -67,8 +67,12 @@ const USER: &str = "SELECT id FROM jobs WHERE owner = $1 \
      AND (training_file = $2 OR validation_file = $2) \
      AND status IN ('validating_files', 'queued', 'running', 'paused') LIMIT 1";
 /// Files, and parts of what may become one.
-const BYTES: &str = "SELECT CAST(COALESCE((SELECT SUM(bytes) FROM files WHERE owner = $1), 0) \
-     + COALESCE((SELECT SUM(bytes) FROM upload_parts WHERE owner = $1), 0) AS BIGINT) AS bytes";
+const FILE_BYTES: BytesQuota = BytesQuota {
+    name: "file bytes",
+    column: "file_bytes",
+    used: "SELECT CAST(COALESCE((SELECT SUM(bytes) FROM files WHERE owner = $1), 0) \
+     + COALESCE((SELECT SUM(bytes) FROM upload_parts WHERE owner = $1), 0) AS BIGINT) AS bytes",
+};
 
 impl Store {
     /// Keeps a file.
@@ -195,23 +199,6 @@ pub(crate) async fn insert(
     Ok(made)
 }
 
-/// Keeps a staged blob from being swept until this change ends, and need not be kept for a registration after it.
-pub(crate) async fn hold(
-    change: &mut Transaction<'static, Any>,
-    blob: &StagedBlob,
-    action: &str,
-) -> Result<(), StoreError> {
-    let held = sqlx::query(HOLD_BLOB)
-        .bind(blob.digest.to_string())
-        .execute(&mut **change)
-        .await
-        .map_err(|source| StoreError::database(action, source))?;
-    if held.rows_affected() == 0 {
-        return Err(StoreError::BlobExpired { digest: blob.digest });
-    }
-    Ok(())
-}
-
 /// Whether the owner may have so many bytes more. The caller holds its row.
 pub(crate) async fn check_quota(
     change: &mut Transaction<'static, Any>,
@@ -219,17 +206,7 @@ pub(crate) async fn check_quota(
     more_bytes: u64,
     action: &str,
 ) -> Result<(), StoreError> {
-    let failed = |source| StoreError::database(action, source);
-    let Some(limit) = quota_of(change, owner, "file_bytes").await? else { return Ok(()) };
-    let row =
-        sqlx::query(BYTES).bind(owner.as_str()).fetch_one(&mut **change).await.map_err(failed)?;
-    let bytes: i64 = row.try_get("bytes").map_err(failed)?;
-    let wanted = u64::try_from(bytes).unwrap_or_default().saturating_add(more_bytes);
-    if wanted > limit {
-        let (owner, quota) = (owner.clone(), "file bytes");
-        return Err(StoreError::QuotaExceeded { owner, quota, limit, wanted });
-    }
-    Ok(())
+    check_bytes_quota(change, owner, FILE_BYTES, more_bytes, action).await
 }
 
 pub(crate) fn file_in(row: &AnyRow) -> Result<StoredFile, StoreError> {

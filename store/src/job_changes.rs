@@ -11,10 +11,11 @@ use crate::{
     clock::now_ms,
     digest::BlobDigest,
     error::StoreError,
-    files::{NewFile, hold, insert},
+    files::{NewFile, insert},
     job_records::{EventLevel, JobEvent},
     jobs::{JobError, JobStatus, KIND, StoredJob, job_in, unknown},
     owner::{Owner, time_id},
+    registration::hold,
     row::stored,
     store::Store,
 };

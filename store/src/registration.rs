@@ -54,9 +54,24 @@ const NEW_FILE: &str =
     "INSERT INTO generation_files (owner, digest, name, sha256, bytes) VALUES ($1, $2, $3, $4, $5)";
 /// It has a file now, and need not be kept for one any more. Keeps a sweep from deleting the row until this transaction
 /// ends.
-pub(crate) const HOLD_BLOB: &str = "UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1";
-const BYTES: &str = "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM generations \
-     WHERE owner = $1";
+const HOLD_BLOB: &str = "UPDATE blobs SET keep_until_ms = 0 WHERE sha256 = $1";
+const ADAPTER_BYTES: BytesQuota = BytesQuota {
+    name: "adapter bytes",
+    column: "adapter_bytes",
+    used: "SELECT CAST(COALESCE(SUM(bytes), 0) AS BIGINT) AS bytes FROM generations \
+     WHERE owner = $1",
+};
+
+/// A limit on bytes that an owner keeps.
+#[derive(Clone, Copy)]
+pub(crate) struct BytesQuota {
+    /// As errors say it.
+    pub(crate) name: &'static str,
+    /// See [`quota_of`].
+    pub(crate) column: &'static str,
+    /// Query of the `bytes` that owner `$1` has.
+    pub(crate) used: &'static str,
+}
 
 impl Store {
     /// Registers a generation and moves an alias to it, both or neither. To do
@@ -112,7 +127,7 @@ async fn insert(
     let Registration { owner, digest, metadata, origin, files } = registration;
     let (metadata, origin) = (json(metadata)?, json(origin)?);
     let bytes = files.iter().fold(0_u64, |sum, (_, blob)| sum.saturating_add(blob.bytes));
-    check_bytes_quota(change, owner, bytes, action).await?;
+    check_bytes_quota(change, owner, ADAPTER_BYTES, bytes, action).await?;
     let created_ms = now_ms();
     sqlx::query(NEW_GENERATION)
         .bind(owner.as_str())
@@ -128,16 +143,12 @@ async fn insert(
     let mut files: Vec<_> = files.iter().collect();
     files.sort_unstable_by_key(|(_, blob)| blob.digest);
     for (name, blob) in files {
-        let sha256 = blob.digest.to_string();
-        let held = sqlx::query(HOLD_BLOB).bind(&sha256).execute(&mut **change).await;
-        if held.map_err(failed)?.rows_affected() == 0 {
-            return Err(StoreError::BlobExpired { digest: blob.digest });
-        }
+        hold(change, blob, action).await?;
         sqlx::query(NEW_FILE)
             .bind(owner.as_str())
             .bind(digest.to_string())
             .bind(name)
-            .bind(sha256)
+            .bind(blob.digest.to_string())
             .bind(stored(blob.bytes))
             .execute(&mut **change)
             .await
@@ -167,20 +178,42 @@ async fn note_base(
     Ok(())
 }
 
-async fn check_bytes_quota(
+/// Keeps a staged blob from being swept until this change ends, and need not be kept for a registration after it.
+pub(crate) async fn hold(
+    change: &mut Transaction<'static, Any>,
+    blob: &StagedBlob,
+    action: &str,
+) -> Result<(), StoreError> {
+    let held = sqlx::query(HOLD_BLOB)
+        .bind(blob.digest.to_string())
+        .execute(&mut **change)
+        .await
+        .map_err(|source| StoreError::database(action, source))?;
+    if held.rows_affected() == 0 {
+        return Err(StoreError::BlobExpired { digest: blob.digest });
+    }
+    Ok(())
+}
+
+/// Whether the owner may have so many bytes more. The caller holds its row.
+pub(crate) async fn check_bytes_quota(
     change: &mut Transaction<'static, Any>,
     owner: &Owner,
+    quota: BytesQuota,
     more_bytes: u64,
     action: &str,
 ) -> Result<(), StoreError> {
     let failed = |source| StoreError::database(action, source);
-    let Some(limit) = quota_of(change, owner, "adapter_bytes").await? else { return Ok(()) };
-    let row =
-        sqlx::query(BYTES).bind(owner.as_str()).fetch_one(&mut **change).await.map_err(failed)?;
+    let Some(limit) = quota_of(change, owner, quota.column).await? else { return Ok(()) };
+    let row = sqlx::query(quota.used)
+        .bind(owner.as_str())
+        .fetch_one(&mut **change)
+        .await
+        .map_err(failed)?;
     let bytes: i64 = row.try_get("bytes").map_err(failed)?;
     let wanted = u64::try_from(bytes).unwrap_or_default().saturating_add(more_bytes);
     if wanted > limit {
-        let (owner, quota) = (owner.clone(), "adapter bytes");
+        let (owner, quota) = (owner.clone(), quota.name);
         return Err(StoreError::QuotaExceeded { owner, quota, limit, wanted });
     }
     Ok(())

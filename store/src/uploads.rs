@@ -15,8 +15,9 @@ use crate::{
     clock::now_ms,
     digest::BlobDigest,
     error::StoreError,
-    files::{NewFile, StoredFile, check_quota, hold, insert},
+    files::{NewFile, StoredFile, check_quota, insert},
     owner::{Owner, time_id},
+    registration::hold,
     row::{Fields, stored},
     store::Store,
 };
