@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{BASE, IM_END, Setup, ids, says, serve};
+use crate::support::{BASE, IM_END, Reply, Setup, ids, says, serve};
 
 /// `<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n`
 const PROMPT_TOKENS: usize = 1 + 5 + 2 + 1 + 1 + 1 + 10;
@@ -180,11 +180,11 @@ async fn min_tokens_bans_end_tokens_and_hides_stop_strings() {
 #[tokio::test]
 async fn a_silent_stream_is_kept_alive_and_goes_on() {
     let server = says("hi").await;
-    // Not earlier: the database is opened on another thread, within a time.
-    tokio::time::pause();
-    // Long enough for all the timers that come before the one that is meant: at some, the store is read.
     server.script.lock().unwrap().step = Duration::from_millis(300);
-    let mut reply = server.chat(json!({"stream": true, "max_tokens": 2})).await;
+    let stream = server.begin_chat(json!({"stream": true, "max_tokens": 2})).await;
+    // Not earlier: the database answers from another thread, within a time.
+    tokio::time::pause();
+    let mut reply = Reply::read(stream).await;
     assert!(reply.text.contains(": waiting\n\n"), "{:?}", reply.text);
     reply.text = reply.text.replace(": waiting\n\n", "");
     let events = reply.events();

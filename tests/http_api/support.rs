@@ -11,6 +11,7 @@ use axum::{
     Extension, Router,
     body::{Body, to_bytes},
     http::{HeaderMap, Request, StatusCode},
+    response::Response,
 };
 use pleach::{
     adapter_service::{AdapterService, AdapterSettings, AllowedRoots},
@@ -227,6 +228,14 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
+    /// Waits for the end of an answer.
+    pub(crate) async fn read(response: Response) -> Self {
+        let (head, body) = response.into_parts();
+        let bytes = to_bytes(body, usize::MAX).await.unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Self { status: head.status, headers: head.headers, text }
+    }
+
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {:?}", self.text))
     }
@@ -367,14 +376,12 @@ impl Server {
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
-        let response = self.router.clone().oneshot(request).await.unwrap();
-        let (head, body) = response.into_parts();
-        let bytes = to_bytes(body, usize::MAX).await.unwrap();
-        Reply {
-            status: head.status,
-            headers: head.headers,
-            text: String::from_utf8_lossy(&bytes).into_owned(),
-        }
+        Reply::read(self.begin(request).await).await
+    }
+
+    /// Sends a request up to the beginning of its answer.
+    pub(crate) async fn begin(&self, request: Request<Body>) -> Response {
+        self.router.clone().oneshot(request).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Reply {
@@ -391,11 +398,16 @@ impl Server {
 
     /// A chat of one user message, with `extra` fields.
     pub(crate) async fn chat(&self, extra: Value) -> Reply {
+        Reply::read(self.begin_chat(extra).await).await
+    }
+
+    /// The same, up to the beginning of its answer.
+    pub(crate) async fn begin_chat(&self, extra: Value) -> Response {
         let body = merge(
             serde_json::json!({"model": BASE, "messages": [{"role": "user", "content": "hi"}]}),
             extra,
         );
-        self.post("/v1/chat/completions", &body).await
+        self.begin(post("/v1/chat/completions", body.to_string())).await
     }
 
     pub(crate) async fn put(&self, path: &str, body: &Value) -> Reply {

@@ -135,11 +135,16 @@ impl Trainer for Script {
             0
         };
         for step in first..self.n_steps {
-            while self.allowed.load(Ordering::Relaxed) <= step {
+            loop {
+                let may_go_on = self.allowed.load(Ordering::Relaxed) > step;
                 if run.is_stopping() {
                     return Err(RunError::Interrupted);
                 }
+                // After the look at what is allowed: a pause before that is heard before the step.
                 tell(JobReport::default())?;
+                if may_go_on {
+                    break;
+                }
                 std::thread::sleep(Duration::from_millis(3));
             }
             std::fs::write(&path, (step + 1).to_string()).map_err(RunError::server)?;
