@@ -41,9 +41,9 @@ const KV_SHARE_OF_FREE: u64 = 4;
 const KV_BYTES_DEFAULT_MAX: u64 = 2 << 30;
 /// Bytes of resident adapters on the CPU.
 const ADAPTER_BYTES_CPU: u64 = 4 << 30;
-/// Share of a GPU's free memory that is taken; the rest is left to the driver and to others.
+/// Share of a GPU's free memory that is taken unless told otherwise; the rest is left to the driver and to others.
 const GPU_MEMORY_PERCENT: u64 = 90;
-/// Share of a GPU's free memory that resident adapters may take.
+/// Share of what is taken of a GPU that resident adapters may have.
 const GPU_ADAPTER_SHARE: u64 = 8;
 /// Hexadecimal digits of the base's digest in `system_fingerprint`.
 const FINGERPRINT_DIGITS: usize = 12;
@@ -120,6 +120,8 @@ pub struct LoadSettings {
     pub activations: Activations,
     /// Bytes for keys and values; absent: a share of the free memory.
     pub kv_bytes: Option<u64>,
+    /// Share of a GPU's memory that this process takes; absent: most of what is free.
+    pub gpu_memory_share: Option<f64>,
     /// Limits of the engine.
     pub engine: EngineConfig,
     /// Limits on what clients send.
@@ -312,12 +314,13 @@ fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow
         "--activations f32 is computed on the CPU only: add --device cpu"
     );
     let mut device = Device::open(ordinal)?;
-    let free = device.free_bytes()?;
-    device.reserve(free / 100 * GPU_MEMORY_PERCENT)?;
-    let kv_bytes = settings.kv_bytes.unwrap_or(free / KV_SHARE_OF_FREE);
+    let taken =
+        gpu_bytes(device.free_bytes()?, device.info().memory_bytes, settings.gpu_memory_share)?;
+    device.reserve(taken)?;
+    let kv_bytes = settings.kv_bytes.unwrap_or(taken / KV_SHARE_OF_FREE);
     let options = CudaOptions {
         kv_bytes: bytes_of_kv_memory(kv_bytes)?,
-        adapter_bytes: bytes_of_adapters(settings, free / GPU_ADAPTER_SHARE)?,
+        adapter_bytes: bytes_of_adapters(settings, taken / GPU_ADAPTER_SHARE)?,
         max_rows: settings.engine.max_step_rows,
     };
     let name = format!("cuda:{ordinal}, {}, f16 activations", device.info().name);
@@ -327,6 +330,22 @@ fn load_cuda(file: &GgufFile, ordinal: usize, settings: &LoadSettings) -> anyhow
         kv_bytes,
         frozen: None,
     })
+}
+
+/// What to take of a GPU with so many bytes free and in all.
+fn gpu_bytes(free: u64, total: u64, share: Option<f64>) -> anyhow::Result<u64> {
+    let Some(share) = share else { return Ok(free / 100 * GPU_MEMORY_PERCENT) };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a size, between 0 and 1"
+    )]
+    let wanted = (total as f64 * share) as u64;
+    anyhow::ensure!(
+        wanted <= free,
+        "--gpu-memory-utilization {share} is {wanted} bytes of this GPU's {total}, and {free} are free"
+    );
+    Ok(wanted)
 }
 
 fn bytes_of_kv_memory(kv_bytes: u64) -> anyhow::Result<usize> {
@@ -388,4 +407,17 @@ fn kv_token_bytes(spec: &ModelSpec, activations: Activations) -> u64 {
         Activations::F32 => 4,
     };
     (2 * spec.n_layers * spec.n_kv_heads * spec.head_dim * value_bytes) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_a_gpu_is_of_its_whole_memory_and_must_be_free() {
+        assert_eq!(gpu_bytes(800, 1000, None).unwrap(), 720);
+        assert_eq!(gpu_bytes(800, 1000, Some(0.5)).unwrap(), 500);
+        let error = gpu_bytes(400, 1000, Some(0.5)).unwrap_err().to_string();
+        assert!(error.contains("--gpu-memory-utilization 0.5") && error.contains("400"), "{error}");
+    }
 }

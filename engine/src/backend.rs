@@ -63,6 +63,22 @@ pub trait StepRunner: Send {
     /// [`RunError::OutOfMemory`] while others take too much room, [`RunError::Device`].
     fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
 
+    /// Begins to make an adapter resident. Until [`Self::is_installed`], no step may name the slot.
+    ///
+    /// # Errors
+    /// As [`Self::install_adapter`].
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.install_adapter(adapter)
+    }
+
+    /// Whether an adapter that was begun is there; with `wait`, only once it is.
+    ///
+    /// # Errors
+    /// [`RunError::Device`]; it never will be.
+    fn is_installed(&mut self, _slot: AdapterSlot, _wait: bool) -> Result<bool, RunError> {
+        Ok(true)
+    }
+
     /// Packs and installs.
     ///
     /// # Errors
@@ -249,6 +265,22 @@ pub trait Backend: Send {
     /// # Errors
     /// As there.
     fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
+
+    /// See [`StepRunner::begin_install`].
+    ///
+    /// # Errors
+    /// As there.
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.install_adapter(adapter)
+    }
+
+    /// See [`StepRunner::is_installed`].
+    ///
+    /// # Errors
+    /// As there.
+    fn is_installed(&mut self, _slot: AdapterSlot, _wait: bool) -> Result<bool, RunError> {
+        Ok(true)
+    }
 
     /// See [`StepRunner::remove_adapter`].
     fn remove_adapter(&mut self, slot: AdapterSlot);

@@ -47,6 +47,15 @@ pub trait AdapterPacker: Send + Sync {
     /// [`RunError::Adapter`] naming the entry that does not fit.
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError>;
 
+    /// Brings a packed adapter to where the device fetches it without the step loop's help. Waits for others that are on
+    /// their way, and copies: for threads that may.
+    ///
+    /// # Errors
+    /// [`RunError::Device`]: it was packed for another device, or that failed.
+    fn stage(&self, packed: &PackedAdapter) -> Result<PackedAdapter, RunError> {
+        Ok(packed.clone())
+    }
+
     /// Bytes that all resident adapters together may take; no adapter that is larger can ever be installed.
     fn capacity_bytes(&self) -> usize;
 

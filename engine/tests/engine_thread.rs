@@ -173,6 +173,28 @@ async fn a_slot_is_freed_after_the_last_sequence_that_uses_it() {
 }
 
 #[tokio::test]
+async fn steps_go_on_while_an_adapter_is_on_its_way() {
+    let mut runner = FakeRunner::new(16, 250, 64);
+    runner.step_time = Duration::from_millis(1);
+    runner.steps_to_install = 20;
+    let seen = Arc::clone(&runner.seen);
+    let engine = start(runner, EngineConfig::default());
+    // Nothing runs: it is waited for.
+    let first = engine.install_adapter(empty(&engine)).await.unwrap();
+    assert_eq!(seen.steps.load(Ordering::Relaxed), 0);
+    let stream = engine.submit(request(1, 5, 100)).unwrap();
+    wait_until("it runs", || seen.steps.load(Ordering::Relaxed) > 0).await;
+    let second = engine.install_adapter(empty(&engine)).await.unwrap();
+    let n_steps = seen.steps.load(Ordering::Relaxed);
+    assert!((20..90).contains(&n_steps), "{n_steps} steps");
+    assert_ne!(first.slot(), second.slot());
+    let mut wanted = request(2, 5, 5);
+    wanted.adapter = Some(second);
+    assert_eq!(collect(engine.submit(wanted).unwrap()).await.0.len(), 5);
+    assert_eq!(collect(stream).await.0.len(), 100);
+}
+
+#[tokio::test]
 async fn an_adapter_that_does_not_fit_is_refused() {
     let engine = start(FakeRunner::new(16, 250, 64), EngineConfig::default());
     let site = Site { layer: 9, module: TargetModule::QProj };

@@ -32,7 +32,12 @@ impl AdapterDevice for EngineDevice {
     }
 
     async fn install(&self, packed: Arc<PackedAdapter>) -> Result<AdapterLease, InstallError> {
-        self.0.install_adapter((*packed).clone()).await.map_err(|error| {
+        let packer = self.0.adapter_packer();
+        let staged = tokio::task::spawn_blocking(move || packer.stage(&packed)).await;
+        let staged = staged
+            .unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
+            .map_err(|error| InstallError::Failed(error.into()))?;
+        self.0.install_adapter(staged).await.map_err(|error| {
             if matches!(error, RunError::OutOfMemory { .. }) {
                 InstallError::OutOfMemory
             } else {

@@ -9,6 +9,7 @@ mod outbox;
 mod owner;
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -181,6 +182,7 @@ impl EngineHandle {
             returned: Arc::new(ReturnedSlots::default()),
             delivery: Delivery::start(outbox.clone())?,
             stats: Arc::clone(&stats),
+            arriving: VecDeque::new(),
             ending: None,
         };
         thread::Builder::new().name("pleach-engine".to_owned()).spawn(move || {

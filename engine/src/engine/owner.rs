@@ -2,6 +2,7 @@
 
 use std::{
     any::Any,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
@@ -53,7 +54,16 @@ pub(super) struct EngineOwner {
     pub(super) delivery: Delivery,
     /// Written after every step, read by whoever asks; held for a copy only.
     pub(super) stats: Arc<Mutex<EngineStats>>,
+    /// Adapters that are on their way to the device, in the order in which they arrive.
+    pub(super) arriving: VecDeque<Arriving>,
     pub(super) ending: Option<Ending>,
+}
+
+/// An adapter that steps may not name yet.
+#[derive(Debug)]
+pub(super) struct Arriving {
+    lease: AdapterLease,
+    reply: oneshot::Sender<Result<AdapterLease, RunError>>,
 }
 
 /// Shut-down has begun.
@@ -66,6 +76,7 @@ impl EngineOwner {
     /// Runs until shut-down, or until all handles are gone and all sequences have ended.
     pub(super) fn run(mut self) {
         while self.receive() {
+            self.let_arrived_in(false);
             self.free_returned_slots();
             self.step();
             self.publish();
@@ -76,6 +87,10 @@ impl EngineOwner {
 
     /// Takes all commands that are there; waits for one when there is nothing to do. Whether to go on.
     fn receive(&mut self) -> bool {
+        if self.scheduler.is_empty() {
+            // Nothing else to do: their steps come next.
+            self.let_arrived_in(true);
+        }
         if self.scheduler.is_empty() && self.ending.is_none() {
             match self.commands.blocking_recv() {
                 Some(command) => self.execute(command),
@@ -105,9 +120,12 @@ impl EngineOwner {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Submit(sequence) => self.scheduler.submit(*sequence),
-            Command::InstallAdapter { adapter, reply } => {
-                let _ = reply.send(self.install(&adapter));
-            }
+            Command::InstallAdapter { adapter, reply } => match self.begin_install(&adapter) {
+                Ok(lease) => self.arriving.push_back(Arriving { lease, reply }),
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                }
+            },
             Command::Wake => {}
             Command::Shutdown { deadline } => {
                 let earlier = self.ending.and_then(|ending| ending.deadline);
@@ -117,13 +135,28 @@ impl EngineOwner {
         }
     }
 
-    fn install(&mut self, adapter: &PackedAdapter) -> Result<AdapterLease, RunError> {
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterLease, RunError> {
         // First, so that a replaced adapter's place can serve the new one.
         self.free_returned_slots();
-        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.install_adapter(adapter)))
+        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.begin_install(adapter)))
             .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))))?;
         tracing::debug!(slot = slot.0, "adapter installed");
         Ok(AdapterLease::new(slot, Arc::clone(&self.returned), self.sender.clone()))
+    }
+
+    /// Hands out the leases of adapters that are there; with `wait`, of all.
+    fn let_arrived_in(&mut self, wait: bool) {
+        while let Some(first) = self.arriving.front() {
+            let slot = first.lease.slot();
+            let is_there = catch_unwind(AssertUnwindSafe(|| self.runner.is_installed(slot, wait)))
+                .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))));
+            if matches!(is_there, Ok(false)) {
+                return;
+            }
+            let Some(Arriving { lease, reply }) = self.arriving.pop_front() else { return };
+            // Dropped there, and freed, if the caller went away.
+            let _ = reply.send(is_there.map(|_| lease));
+        }
     }
 
     /// Between steps, and every sequence holds a lease of its adapter: so no step in flight or to come names these slots.

@@ -156,6 +156,14 @@ impl<B: Backend> StepRunner for Decoder<B> {
         self.backend.install_adapter(adapter)
     }
 
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.backend.begin_install(adapter)
+    }
+
+    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
+        self.backend.is_installed(slot, wait)
+    }
+
     fn remove_adapter(&mut self, slot: AdapterSlot) {
         self.backend.remove_adapter(slot);
     }

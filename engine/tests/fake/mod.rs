@@ -7,6 +7,7 @@ pub(crate) mod audit;
 pub(crate) mod bench;
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -62,7 +63,11 @@ pub(crate) struct FakeRunner {
     /// A prompt beginning with this token has an accident.
     pub(crate) accident_token: Option<(u32, Accident)>,
     pub(crate) step_time: Duration,
+    /// Steps that pass before an adapter is there.
+    pub(crate) steps_to_install: usize,
     next_slot: u32,
+    /// At which step each slot is.
+    there_at: HashMap<AdapterSlot, usize>,
 }
 
 impl FakeRunner {
@@ -89,7 +94,9 @@ impl FakeRunner {
             accident: None,
             accident_token: None,
             step_time: Duration::ZERO,
+            steps_to_install: 0,
             next_slot: 0,
+            there_at: HashMap::new(),
         }
     }
 
@@ -159,6 +166,10 @@ impl StepRunner for FakeRunner {
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
         check(batch, self.max_rows, self.kv.len());
+        let step = self.seen.steps.load(Ordering::Relaxed);
+        for slot in batch.sequences.iter().filter_map(|sequence| sequence.adapter) {
+            assert!(self.there_at.get(&slot).is_none_or(|&at| at <= step), "{slot:?} is not there");
+        }
         std::thread::sleep(self.step_time);
         self.seen.rows.fetch_add(batch.n_rows(), Ordering::Relaxed);
         self.seen.steps.fetch_add(1, Ordering::Relaxed);
@@ -195,6 +206,21 @@ impl StepRunner for FakeRunner {
     fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         self.next_slot += 1;
         Ok(AdapterSlot(self.next_slot))
+    }
+
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        let slot = self.install_adapter(adapter)?;
+        let step = self.seen.steps.load(Ordering::Relaxed);
+        self.there_at.insert(slot, step + self.steps_to_install);
+        Ok(slot)
+    }
+
+    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
+        if wait {
+            self.there_at.remove(&slot);
+        }
+        let step = self.seen.steps.load(Ordering::Relaxed);
+        Ok(self.there_at.get(&slot).is_none_or(|&at| at <= step))
     }
 
     fn remove_adapter(&mut self, _: AdapterSlot) {

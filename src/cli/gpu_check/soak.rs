@@ -75,7 +75,10 @@ pub(super) fn soak(
         for _ in 0..wanted.min(free.len()) {
             let kind = draw(kinds.len());
             if let (Some(adapter), None) = (&kinds[kind], slots[kind]) {
-                slots[kind] = Some(gpu.install_adapter(adapter)?);
+                // The way that a server takes.
+                let slot = gpu.begin_install(&packer.stage(adapter)?)?;
+                gpu.is_installed(slot, true)?;
+                slots[kind] = Some(slot);
                 swaps += 1;
             }
             let Some(place) = free.pop() else { break };

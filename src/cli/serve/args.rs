@@ -73,6 +73,9 @@ pub struct Args {
     /// Memory for keys and values, such as 512MiB [default: a quarter of what is free, at most 2GiB].
     #[arg(long, env = "PLEACH_KV_MEMORY", value_name = "BYTES")]
     pub kv_memory: Option<String>,
+    /// Share of a GPU's memory that this server takes, such as 0.45 [default: 90 % of what is free].
+    #[arg(long, env = "PLEACH_GPU_MEMORY_UTILIZATION", value_name = "SHARE")]
+    pub gpu_memory_utilization: Option<f64>,
     /// Most sequences in a step [default: 32, on a GPU 128].
     #[arg(long, env = "PLEACH_MAX_BATCH", value_name = "N")]
     pub max_batch: Option<usize>,
@@ -156,6 +159,7 @@ impl Args {
             isa: self.isa.or(file.isa),
             threads: self.threads.or(file.threads),
             kv_memory: self.kv_memory.or(file.kv_memory),
+            gpu_memory_utilization: self.gpu_memory_utilization.or(file.gpu_memory_utilization),
             max_batch: self.max_batch.or(file.max_batch),
             max_step_rows: self.max_step_rows.or(file.max_step_rows),
             max_queue: self.max_queue.or(file.max_queue),

@@ -59,6 +59,7 @@ pub struct Settings {
     threads: usize,
     activations: Activations,
     kv_bytes: Option<u64>,
+    gpu_memory_share: Option<f64>,
     engine: EngineConfig,
     limits: HttpLimits,
     operator_key: Option<OperatorKey>,
@@ -106,6 +107,7 @@ impl Settings {
                 .as_deref()
                 .map(|text| read_bytes("--kv-memory", text))
                 .transpose()?,
+            gpu_memory_share: args.gpu_memory_utilization.map(read_share).transpose()?,
             engine: read_engine(args, device.gpu(activations).is_some())?,
             limits: read_limits(args)?,
             capture: args.capture == Some(true),
@@ -162,6 +164,7 @@ impl Settings {
             threads: self.threads,
             activations: self.activations,
             kv_bytes: self.kv_bytes,
+            gpu_memory_share: self.gpu_memory_share,
             engine: self.engine.clone(),
             limits: self.limits,
             operator_key: self.operator_key.clone(),
@@ -231,6 +234,14 @@ fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
     parse_bytes(text).map_err(anyhow::Error::msg).context(flag)
 }
 
+fn read_share(share: f64) -> anyhow::Result<f64> {
+    ensure!(
+        share > 0.0 && share <= 1.0,
+        "--gpu-memory-utilization {share} is not a share between 0 and 1"
+    );
+    Ok(share)
+}
+
 fn read_engine(args: &Args, on_gpu: bool) -> anyhow::Result<EngineConfig> {
     let mut default = EngineConfig::default();
     if on_gpu {
@@ -293,6 +304,10 @@ mod tests {
             (Args { isa: text("mmx"), ..Args::default() }, "mmx"),
             (Args { threads: Some(0), ..Args::default() }, "--threads 0"),
             (Args { kv_memory: text("lots"), ..Args::default() }, "--kv-memory"),
+            (
+                Args { gpu_memory_utilization: Some(1.5), ..Args::default() },
+                "--gpu-memory-utilization 1.5",
+            ),
             (Args { max_batch: Some(0), ..Args::default() }, "--max-batch 0"),
             (
                 Args { max_batch: Some(8), max_step_rows: Some(4), ..Args::default() },

@@ -19,6 +19,7 @@ mod packer;
 mod products;
 mod residents;
 mod sampling;
+mod staging;
 mod step_graphs;
 mod step_inputs;
 
@@ -446,6 +447,14 @@ impl Backend for CudaBackend {
 
     fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         self.residents.install(&self.device, adapter)
+    }
+
+    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        self.residents.begin_install(&self.device, adapter)
+    }
+
+    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
+        self.residents.is_installed(slot, wait)
     }
 
     fn remove_adapter(&mut self, slot: AdapterSlot) {
