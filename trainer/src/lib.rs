@@ -8,6 +8,9 @@
 //! LoraSettings ──> a fresh adapter        Learner ──> PEFT folder (served), TrainState (resumed)
 //! ```
 //!
+//! What was trained is scored ([`Scorer`]) on rows that it did not learn from ([`folds()`]) and judged ([`gate`]) before it may
+//! serve.
+//!
 //! The engine knows no objective and this crate no kernel: they meet at the log-probabilities of target tokens and the
 //! hidden states that a head reads.
 
@@ -16,21 +19,26 @@ mod diagnosis;
 mod early_stopping;
 mod error;
 mod files;
+mod folds;
+pub mod gate;
 mod head;
 mod learner;
 mod lora;
 pub mod objective;
 mod optimizer;
 mod peft;
+mod scoring;
 mod state;
 
 pub use diagnosis::{Diagnosis, Symptom};
-pub use early_stopping::{Better, EarlyStopping, Verdict};
+pub use early_stopping::{Better, EarlyStopping, StopSignal};
 pub use error::TrainerError;
+pub use folds::{Folds, folds};
 pub use head::Head;
 pub use learner::{Learner, LearnerSettings, StepReport};
 pub use lora::LoraSettings;
 pub use objective::{Objective, Sample, SequenceScores, Targeted};
 pub use optimizer::{AdamW, OptimizerSettings, Schedule};
 pub use peft::{Precision, save_peft, save_peft_classifier};
+pub use scoring::{SampleScore, Scorer, divergence};
 pub use state::{StateError, TrainState};
