@@ -58,7 +58,7 @@ fn what_cannot_be_planned_is_refused() {
         (&["--examples", "4"], 2, "--tokens"),
         (&["--data", &data, "--examples", "4", "--tokens", "9"], 2, "--examples"),
         (&["--examples", "4", "--tokens", "2000"], 1, "the context is "),
-        (&["--examples", "4", "--tokens", "9", "--compare"], 2, "--data"),
+        (&["--examples", "4", "--tokens", "9", "--compare"], 1, "--compare needs --data"),
     ];
     for (words, code, says) in cases {
         let run = pleach(&[&["plan"], words].concat());

@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use pleach_trainer::{Learner, data::StepPlan, recipe::Prepared};
+use pleach_trainer::{
+    Learner,
+    data::{Position, StepPlan},
+    recipe::Prepared,
+};
 use serde::Serialize;
 
 /// Steps that are timed at least, the first of which does not count: it touches memory for the first time.
@@ -36,7 +40,7 @@ pub(super) fn measure(
     seconds: f64,
 ) -> anyhow::Result<Timing> {
     let rows = prepared.rows_of_steps();
-    let steps: Vec<StepPlan> = prepared.steps_from(Default::default()).collect();
+    let steps: Vec<StepPlan> = prepared.steps_from(Position::default()).collect();
     let order = spread(&rows);
     let began = Instant::now();
     let mut timed: Vec<(f64, f64)> = Vec::new();
