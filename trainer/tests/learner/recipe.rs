@@ -167,8 +167,8 @@ fn rows_of_another_kind_are_refused_by_their_line() {
     let tokenizer =
         Tokenizer::from_gguf(&pleach_engine::gguf::GgufFile::open(&path).unwrap()).unwrap();
     let text = Text { tokenizer: &tokenizer, template: None };
-    let rows: String =
-        (0..12).map(|n| format!("{{\"text\": \"row {n} of {}\"}}\n", n * n)).collect();
+    let row = |n: u32| format!("{{\"text\": \"row {n} of {}\"}}", n * n);
+    let rows = (0..12).map(row).collect::<Vec<_>>().join("\n");
     let load_rows = |rows: &str| {
         let mut rows = RowReader::new(rows.as_bytes(), None, ReadLimits::default());
         load(&mut rows, None, text, 128)
