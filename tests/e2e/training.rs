@@ -11,14 +11,14 @@ use crate::{
 };
 
 const BOUNDARY: &str = "border";
-const JOBS: &str = "/v1/fine_tuning/jobs";
+pub(crate) const JOBS: &str = "/v1/fine_tuning/jobs";
 /// Long enough to be killed in its middle; a step takes about a millisecond.
 const SETTINGS: &str = r#"{"n_epochs": 50, "batch_size": 1, "lora_rank": 4}"#;
 const N_ROWS: usize = 60;
 /// A killed server is taken for dead after fifteen seconds.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-fn command(home: &Path) -> Command {
+pub(crate) fn command(home: &Path) -> Command {
     let mut command = program();
     command.env("PLEACH_HOME", home).arg("serve").arg("--model");
     command.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
@@ -26,14 +26,17 @@ fn command(home: &Path) -> Command {
     command
 }
 
-async fn get(server: &Server, path: &str) -> Value {
+pub(crate) async fn get(server: &Server, path: &str) -> Value {
     server.http.get(format!("{}{path}", server.url)).send().await.unwrap().json().await.unwrap()
 }
 
-/// The id of a file of texts.
-async fn new_file(server: &Server) -> String {
-    let row = |n: usize| json!({"text": format!("{n} cats sat on mat {}", n * n)}).to_string();
-    let rows: Vec<_> = (0..N_ROWS).map(row).collect();
+fn texts() -> Vec<Value> {
+    (0..N_ROWS).map(|n| json!({"text": format!("{n} cats sat on mat {}", n * n)})).collect()
+}
+
+/// The id of a file of rows.
+pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
+    let rows: Vec<_> = rows.iter().map(Value::to_string).collect();
     let part = |head: &str, content: &str| {
         format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
     };
@@ -51,15 +54,24 @@ async fn new_file(server: &Server) -> String {
 
 async fn begin(server: &Server) -> String {
     let settings: Value = serde_json::from_str(SETTINGS).unwrap();
-    let file = new_file(server).await;
+    let file = new_file(server, &texts()).await;
     let job =
         json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
+    ask(server, &job).await
+}
+
+/// The id of a new job.
+pub(crate) async fn ask(server: &Server, job: &Value) -> String {
     let reply = server.post(JOBS, job.to_string()).await;
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
     reply.body["id"].as_str().unwrap().to_owned()
 }
 
-async fn wait_for(server: &Server, job: &str, is_there: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait_for(
+    server: &Server,
+    job: &str,
+    is_there: impl Fn(&Value) -> bool,
+) -> Value {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let card = get(server, &format!("{JOBS}/{job}")).await;

@@ -3,7 +3,7 @@
 use pleach_engine::{
     cpu::{FrozenBase, Isa},
     spec::ModelSpec,
-    train::TrainOptions,
+    train::{AdapterShape, TrainOptions},
 };
 
 use super::{
@@ -173,6 +173,19 @@ impl Prepared {
     pub fn train_options(&self, compute: Compute) -> TrainOptions {
         let Compute { isa, threads, activation_bytes, unit_work } = compute;
         TrainOptions { isa, threads, rows_max: self.rows_max, activation_bytes, unit_work }
+    }
+
+    /// Bytes that [`Self::learner`] takes, with what saving its state takes for a while.
+    ///
+    /// # Errors
+    /// Sites that a model has not.
+    pub fn memory_need(&self, spec: &ModelSpec, compute: Compute) -> Result<usize, RecipeError> {
+        let shape = match &self.parent {
+            Some(parent) => AdapterShape::of(parent.weights()),
+            None => self.lora.shape(spec)?,
+        };
+        let n_references = usize::from(self.parent.is_some());
+        Ok(Learner::memory_need(spec, &shape, &self.train_options(compute), n_references))
     }
 
     /// A learner before its first step: of the parent's weights or fresh ones.
