@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pleach_engine::adapter_weights::AdapterWeights;
 use pleach_store::GenerationDigest;
-use pleach_trainer::{Better, EarlyStopping, Verdict};
+use pleach_trainer::{Better, EarlyStopping, StopSignal};
 use serde::{Deserialize, Serialize};
 
 /// What is kept with a training's state.
@@ -41,9 +41,9 @@ impl Best {
     }
 
     fn judge(&mut self, loss: f64) -> bool {
-        let verdict = self.watch.as_mut().map(|watch| watch.observe(loss));
-        self.must_stop = verdict == Some(Verdict::Stop);
-        verdict == Some(Verdict::Best)
+        let signal = self.watch.as_mut().map(|watch| watch.observe(loss));
+        self.must_stop = signal == Some(StopSignal::Stop);
+        signal == Some(StopSignal::Best)
     }
 
     /// Takes the validation loss after a step; whether the model is to be kept for it.

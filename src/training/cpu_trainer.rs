@@ -110,7 +110,7 @@ impl Trainer for CpuTrainer {
         let parent = run.parent()?;
         let prepared = Prepared::new(run.spec.recipe(), &loaded, parent, self.spec())?;
         drop(loaded);
-        let need = prepared.memory_need(self.spec(), self.compute())?;
+        let need = prepared.memory(self.spec(), self.compute())?.reserved_bytes();
         self.options.limits.check_memory(need as u64)?;
         let (n_epochs, total_steps) = (prepared.resolved().n_epochs, prepared.total_steps());
         let learner = prepared.learner(&self.base, self.compute())?;

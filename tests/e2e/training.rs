@@ -6,7 +6,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    program::{program, scratch_folder},
+    program::{program, run, scratch_folder},
     server::Server,
 };
 
@@ -42,7 +42,10 @@ pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
     };
     let body = [
         part("name=\"purpose\"", "fine-tune"),
-        part("name=\"file\"; filename=\"rows.jsonl\"", &rows.join("\n")),
+        part(
+            "name=\"file\"; filename=\"rows.jsonl\"",
+            &texts().iter().map(Value::to_string).collect::<Vec<_>>().join("\n"),
+        ),
         format!("--{BOUNDARY}--\r\n"),
     ];
     let request = server.http.post(format!("{}/v1/files", server.url)).body(body.concat());
@@ -52,8 +55,8 @@ pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
     card["id"].as_str().unwrap_or_else(|| panic!("{card}")).to_owned()
 }
 
-async fn begin(server: &Server) -> String {
-    let settings: Value = serde_json::from_str(SETTINGS).unwrap();
+async fn begin(server: &Server, settings: &str) -> String {
+    let settings: Value = serde_json::from_str(settings).unwrap();
     let file = new_file(server, &texts()).await;
     let job =
         json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
@@ -99,14 +102,14 @@ async fn outcome(server: &Server, job: &str) -> (Value, String, Value) {
 async fn a_killed_training_comes_to_the_same_adapter() {
     let home = scratch_folder();
     let undisturbed = Server::run(command(home.path()), None);
-    let job = begin(&undisturbed).await;
+    let job = begin(&undisturbed, SETTINGS).await;
     let expected = outcome(&undisturbed, &job).await;
     drop(undisturbed);
     assert_eq!(expected.1.lines().count(), 1 + 50 * N_ROWS);
 
     let home = scratch_folder();
     let server = Server::run(command(home.path()), None);
-    let job = begin(&server).await;
+    let job = begin(&server, SETTINGS).await;
     let is_under_way = |card: &Value| card["trained_tokens"].as_u64().is_some_and(|n| n > 0);
     let card = wait_for(&server, &job, is_under_way).await;
     assert_eq!(card["status"], "running", "it was too fast to be killed");
@@ -122,4 +125,32 @@ async fn a_killed_training_comes_to_the_same_adapter() {
     let steps: Vec<u64> = resumed.map(|step| step.parse().unwrap()).collect();
     assert!(steps.len() == 1 && steps[0] > 0, "it began anew: {steps:?}");
     assert_eq!(found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_comes_to_what_the_command_line_comes_to() {
+    let home = scratch_folder();
+    let server = Server::run(command(home.path()), None);
+    let job = begin(
+        &server,
+        r#"{"n_epochs": 2, "batch_size": 3, "lora_rank": 4, "learning_rate_multiplier": 2}"#,
+    )
+    .await;
+    let (generation, csv, tokens) = outcome(&server, &job).await;
+
+    let (data, out) = (home.path().join("rows.jsonl"), home.path().join("offline"));
+    std::fs::write(&data, texts().iter().map(Value::to_string).collect::<Vec<_>>().join("\n"))
+        .unwrap();
+    let mut offline = program();
+    offline.arg("train").arg("--model");
+    offline.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
+    offline.arg("--data").arg(&data).arg("--out").arg(&out).args(["--seed", "7", "--epochs", "2"]);
+    offline.args(["--batch-size", "3", "--rank", "4", "--learning-rate-multiplier", "2", "-q"]);
+    let trained = run(&mut offline, "");
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    assert_eq!(json!(trained.out.trim()), generation);
+    assert_eq!(std::fs::read_to_string(out.join("results.csv")).unwrap(), csv);
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["tokens"], tokens);
 }

@@ -177,8 +177,8 @@ impl Settings {
     }
 }
 
-/// The file's name for a path, the repository for a hub reference, else the name itself.
-fn name_of_model(model: &str) -> String {
+/// The name by which a model is served: the file's name for a path, the repository for a hub reference, else the name itself.
+pub(in crate::cli) fn name_of_model(model: &str) -> String {
     if let Some(reference) = model.strip_prefix("hf:") {
         return reference.split(':').next().unwrap_or(reference).to_owned();
     }
@@ -217,7 +217,7 @@ pub(in crate::cli) fn read_store_place(
     })
 }
 
-fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
+pub(in crate::cli) fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
     let Some(name) = name else { return Ok(Isa::detect()) };
     let isa: Isa = name.parse().context("--isa")?;
     ensure!(
@@ -228,13 +228,13 @@ fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
     Ok(isa)
 }
 
-fn read_threads(threads: Option<usize>) -> anyhow::Result<usize> {
+pub(in crate::cli) fn read_threads(threads: Option<usize>) -> anyhow::Result<usize> {
     let threads = threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     in_range("--threads", threads, THREADS_MAX)
 }
 
-fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
+pub(in crate::cli) fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
     parse_bytes(text).map_err(anyhow::Error::msg).context(flag)
 }
 

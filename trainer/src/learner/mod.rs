@@ -15,7 +15,6 @@ use std::sync::Arc;
 use pleach_engine::{
     adapter_weights::AdapterWeights,
     cpu::{FrozenBase, TrainPass},
-    spec::ModelSpec,
     train::{AdapterGradients, AdapterShape, Dropout, Progress, TrainOptions, UnitCost},
 };
 
@@ -28,6 +27,8 @@ use crate::{
 };
 
 use step::Step;
+
+pub(crate) use step::cut;
 
 /// How an adapter is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -130,20 +131,6 @@ impl Learner {
             learner.set_head(Head::fresh(n_outputs, hidden, settings.seed))?;
         }
         Ok(learner)
-    }
-
-    /// Bytes that [`Self::new`] takes for an adapter of this shape, and a copy of its [`Self::state`] on the way to a file.
-    /// `n_references`: adapters of the same shape that it is compared with.
-    pub fn memory_need(
-        spec: &ModelSpec,
-        shape: &AdapterShape,
-        options: &TrainOptions,
-        n_references: usize,
-    ) -> usize {
-        // Weights, gradients, two moments; of a state weights and moments, and the file's bytes of them.
-        let arrays = 4 + n_references + 2 * 3;
-        let adapter = shape.n_parameters(spec) * size_of::<f32>() * arrays;
-        TrainPass::memory_need(spec, shape, options).total_bytes() + adapter
     }
 
     /// Goes on from another head, that of a parent for example; its moments are zero.

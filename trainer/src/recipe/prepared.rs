@@ -3,11 +3,12 @@
 use pleach_engine::{
     cpu::{FrozenBase, Isa},
     spec::ModelSpec,
-    train::{AdapterShape, TrainOptions},
+    train::TrainOptions,
 };
 
 use super::{
     Method, Parent, Recipe, RecipeError, Resolved, RowsOf,
+    memory::rows_of,
     rows::{batches, samples},
 };
 use crate::{
@@ -129,6 +130,19 @@ impl Prepared {
         &self.resolved
     }
 
+    /// Whether it goes on from an adapter.
+    pub fn has_parent(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// Rows that each step puts through the model, those of references not among them, from the first step on: what a
+    /// step's time goes with.
+    pub fn rows_of_steps(&self) -> Vec<usize> {
+        let rows: Vec<usize> = self.samples.iter().map(rows_of).collect();
+        let of_step = |step: StepPlan| step.records.iter().map(|&i| rows[i as usize]).sum();
+        self.steps_from(Position::default()).map(of_step).collect()
+    }
+
     /// Sites, ranks and scale.
     pub fn lora(&self) -> &LoraSettings {
         &self.lora
@@ -173,19 +187,6 @@ impl Prepared {
     pub fn train_options(&self, compute: Compute) -> TrainOptions {
         let Compute { isa, threads, activation_bytes, unit_work } = compute;
         TrainOptions { isa, threads, rows_max: self.rows_max, activation_bytes, unit_work }
-    }
-
-    /// Bytes that [`Self::learner`] takes, with what saving its state takes for a while.
-    ///
-    /// # Errors
-    /// Sites that a model has not.
-    pub fn memory_need(&self, spec: &ModelSpec, compute: Compute) -> Result<usize, RecipeError> {
-        let shape = match &self.parent {
-            Some(parent) => AdapterShape::of(parent.weights()),
-            None => self.lora.shape(spec)?,
-        };
-        let n_references = usize::from(self.parent.is_some());
-        Ok(Learner::memory_need(spec, &shape, &self.train_options(compute), n_references))
     }
 
     /// A learner before its first step: of the parent's weights or fresh ones.
