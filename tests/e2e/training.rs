@@ -34,18 +34,18 @@ fn texts() -> Vec<Value> {
     (0..N_ROWS).map(|n| json!({"text": format!("{n} cats sat on mat {}", n * n)})).collect()
 }
 
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
 /// The id of a file of rows.
 pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
-    let rows: Vec<_> = rows.iter().map(Value::to_string).collect();
     let part = |head: &str, content: &str| {
         format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
     };
     let body = [
         part("name=\"purpose\"", "fine-tune"),
-        part(
-            "name=\"file\"; filename=\"rows.jsonl\"",
-            &texts().iter().map(Value::to_string).collect::<Vec<_>>().join("\n"),
-        ),
+        part("name=\"file\"; filename=\"rows.jsonl\"", &lines(rows)),
         format!("--{BOUNDARY}--\r\n"),
     ];
     let request = server.http.post(format!("{}/v1/files", server.url)).body(body.concat());
@@ -139,8 +139,7 @@ async fn a_job_comes_to_what_the_command_line_comes_to() {
     let (generation, csv, tokens) = outcome(&server, &job).await;
 
     let (data, out) = (home.path().join("rows.jsonl"), home.path().join("offline"));
-    std::fs::write(&data, texts().iter().map(Value::to_string).collect::<Vec<_>>().join("\n"))
-        .unwrap();
+    std::fs::write(&data, lines(&texts())).unwrap();
     let mut offline = program();
     offline.arg("train").arg("--model");
     offline.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
