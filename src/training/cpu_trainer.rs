@@ -3,6 +3,7 @@
 use std::{io::BufReader, sync::Arc, time::Duration};
 
 use pleach_engine::{
+    breaks::with_breaks,
     cpu::{FrozenBase, Isa},
     engine::EngineHandle,
     spec::ModelSpec,
@@ -26,6 +27,8 @@ use crate::{hex::hex, http::wire::files::UPLOAD_BYTES_MAX};
 
 /// Epochs whose models are kept as checkpoints: the last ones.
 const CHECKPOINTS_MAX: u32 = 3;
+/// Of a core's time, while sequences run, reading rows takes one part in so many.
+const READING_ONE_PART_IN: u32 = 4;
 
 /// Trains on the CPU.
 #[derive(Debug)]
@@ -81,7 +84,13 @@ impl CpuTrainer {
         let mut validation = validation.map(reader);
         let text = Text { tokenizer: &self.tokenizer, template: self.template.as_deref() };
         let validation = validation.as_mut().map(|rows| rows as _);
-        let loaded = load(&mut train, validation, text, self.spec().context);
+        let engine = self.engine.clone();
+        let length = move |worked: Duration| {
+            let is_serving = engine.stats().running > 0;
+            if is_serving { worked * (READING_ONE_PART_IN - 1) } else { Duration::ZERO }
+        };
+        let context = self.spec().context;
+        let loaded = with_breaks(length, || load(&mut train, validation, text, context));
         let loaded = loaded.map_err(RecipeError::Rows)?;
         for finding in &loaded.report.findings {
             let message = format!("{}: {}", finding.check, finding.message);
