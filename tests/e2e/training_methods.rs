@@ -136,3 +136,47 @@ async fn the_best_model_is_kept_and_a_training_ends_that_makes_no_progress() {
     let mut messages = events.filter_map(|event| event["message"].as_str());
     assert!(messages.any(|message| message.ends_with(&ends)), "{ends}");
 }
+
+async fn metric(server: &Server, name: &str) -> f64 {
+    let text = server.http.get(format!("{}/metrics", server.url)).send().await.unwrap();
+    let text = text.text().await.unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_the_same_beside_a_training_that_goes_on_between_their_steps() {
+    let home = scratch_folder();
+    let mut command = command(home.path());
+    command.args(["--training-itl-budget", "50"]);
+    let server = Server::run(command, None);
+    let ask_for = async |n: usize| {
+        let message = json!({"role": "user", "content": format!("tell me {n}")});
+        let body = json!({
+            "model": "tiny", "messages": [message], "temperature": 0, "max_tokens": 60,
+            "ignore_eos": true,
+        });
+        server.post("/v1/chat/completions", body.to_string()).await.body["choices"].clone()
+    };
+    let alone = [ask_for(0).await, ask_for(1).await, ask_for(2).await];
+    assert!(alone[0].is_array());
+    let settings = json!({"n_epochs": 50, "batch_size": 1, "lora_rank": 4});
+    let file = new_file(&server, &texts("dogs")).await;
+    let begun = ask(&server, &job("tiny", &file, "supervised", settings)).await;
+    wait_for(&server, &begun, |card| card["status"] == "running").await;
+    let mut trained = metric(&server, "pleach_training_seconds_total").await;
+    let mut n_rounds = 0;
+    loop {
+        let (one, two, three) = tokio::join!(ask_for(0), ask_for(1), ask_for(2));
+        assert_eq!([one, two, three], alone);
+        let status = get(&server, &format!("{JOBS}/{begun}")).await["status"].clone();
+        let after = metric(&server, "pleach_training_seconds_total").await;
+        n_rounds += usize::from(after > trained);
+        trained = after;
+        if n_rounds == 5 || status != "running" {
+            break;
+        }
+    }
+    assert!(n_rounds > 0, "training went on while there were requests");
+    assert!(metric(&server, "pleach_step_seconds_total").await > 0.0);
+}
