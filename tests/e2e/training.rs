@@ -11,14 +11,14 @@ use crate::{
 };
 
 const BOUNDARY: &str = "border";
-const JOBS: &str = "/v1/fine_tuning/jobs";
+pub(crate) const JOBS: &str = "/v1/fine_tuning/jobs";
 /// Long enough to be killed in its middle; a step takes about a millisecond.
 const SETTINGS: &str = r#"{"n_epochs": 50, "batch_size": 1, "lora_rank": 4}"#;
 const N_ROWS: usize = 60;
 /// A killed server is taken for dead after fifteen seconds.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-fn command(home: &Path) -> Command {
+pub(crate) fn command(home: &Path) -> Command {
     let mut command = program();
     command.env("PLEACH_HOME", home).arg("serve").arg("--model");
     command.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
@@ -26,24 +26,26 @@ fn command(home: &Path) -> Command {
     command
 }
 
-async fn get(server: &Server, path: &str) -> Value {
+pub(crate) async fn get(server: &Server, path: &str) -> Value {
     server.http.get(format!("{}{path}", server.url)).send().await.unwrap().json().await.unwrap()
 }
 
-/// Texts, a line each.
-fn rows() -> String {
-    let row = |n: usize| json!({"text": format!("{n} cats sat on mat {}", n * n)}).to_string();
-    (0..N_ROWS).map(row).collect::<Vec<_>>().join("\n")
+fn texts() -> Vec<Value> {
+    (0..N_ROWS).map(|n| json!({"text": format!("{n} cats sat on mat {}", n * n)})).collect()
 }
 
-/// The id of a file of texts.
-async fn new_file(server: &Server) -> String {
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The id of a file of rows.
+pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
     let part = |head: &str, content: &str| {
         format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
     };
     let body = [
         part("name=\"purpose\"", "fine-tune"),
-        part("name=\"file\"; filename=\"rows.jsonl\"", &rows()),
+        part("name=\"file\"; filename=\"rows.jsonl\"", &lines(rows)),
         format!("--{BOUNDARY}--\r\n"),
     ];
     let request = server.http.post(format!("{}/v1/files", server.url)).body(body.concat());
@@ -55,15 +57,24 @@ async fn new_file(server: &Server) -> String {
 
 async fn begin(server: &Server, settings: &str) -> String {
     let settings: Value = serde_json::from_str(settings).unwrap();
-    let file = new_file(server).await;
+    let file = new_file(server, &texts()).await;
     let job =
         json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
+    ask(server, &job).await
+}
+
+/// The id of a new job.
+pub(crate) async fn ask(server: &Server, job: &Value) -> String {
     let reply = server.post(JOBS, job.to_string()).await;
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
     reply.body["id"].as_str().unwrap().to_owned()
 }
 
-async fn wait_for(server: &Server, job: &str, is_there: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait_for(
+    server: &Server,
+    job: &str,
+    is_there: impl Fn(&Value) -> bool,
+) -> Value {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let card = get(server, &format!("{JOBS}/{job}")).await;
@@ -128,7 +139,7 @@ async fn a_job_comes_to_what_the_command_line_comes_to() {
     let (generation, csv, tokens) = outcome(&server, &job).await;
 
     let (data, out) = (home.path().join("rows.jsonl"), home.path().join("offline"));
-    std::fs::write(&data, rows()).unwrap();
+    std::fs::write(&data, lines(&texts())).unwrap();
     let mut offline = program();
     offline.arg("train").arg("--model");
     offline.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
