@@ -100,10 +100,9 @@ async fn round(
     assert_eq!(store.claim_round("p", 60_000).await.unwrap().unwrap().id, made.id);
     let state = Some(RoundState::Training);
     let step = RoundChange { state, examples, ..RoundChange::default() };
-    match store.advance_round(&made, "p", &step).await? {
-        RoundSignal::GoOn(now) => Ok(*now),
-        other => panic!("{other:?}"),
-    }
+    let told = store.advance_round(&made, "p", &step).await?;
+    let RoundSignal::GoOn(now) = told else { panic!("{told:?}") };
+    Ok(*now)
 }
 
 fn from(n: u64, parent: Option<u64>, round: Option<&str>) -> NewLineage {
