@@ -93,6 +93,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
 
 /// How it is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
     /// Rows of a step of the optimizer.
     pub batch_size: Auto<u32>,

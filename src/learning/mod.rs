@@ -1,0 +1,16 @@
+//! From feedback to better weights: rounds of the loop, one at a time for each adapter of each owner.
+//!
+//! ```text
+//! feedback ──> data set ──> fold jobs + final job ──> gate ──> (approval) ──> canary ──> full
+//!   policy       dataset        training                examiner               rollout
+//! ```
+
+pub mod dataset;
+mod gate_settings;
+mod policy;
+pub mod trial;
+
+pub use gate_settings::GateSettings;
+pub use policy::{
+    Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
+};
