@@ -22,6 +22,7 @@ mod lora;
 pub mod objective;
 mod optimizer;
 mod peft;
+pub mod recipe;
 mod state;
 
 pub use diagnosis::{Diagnosis, Symptom};
