@@ -6,11 +6,9 @@
 //! ```
 
 pub mod dataset;
-mod gate_settings;
 mod policy;
 pub mod trial;
 
-pub use gate_settings::GateSettings;
 pub use policy::{
     Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
 };

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use pleach_trainer::{TrainerError, gate::GateSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::training::Hyperparameters;
-
-use super::gate_settings::GateSettings;
 
 /// Most folds: each is a training.
 const FOLDS_MAX: u32 = 16;
@@ -267,9 +266,13 @@ impl Policy {
         within("user_share_max", self.user_share_max, f64::MIN_POSITIVE, 1.0)?;
         within("anchor_share", self.anchor_share, 0.0, 0.9)?;
         within("folds", f64::from(self.folds), 2.0, f64::from(FOLDS_MAX))?;
-        if let Err((field, reason)) = self.gate.check() {
-            return Err(PolicyProblem::new(format!("gate.{field}"), reason));
-        }
+        self.gate.check().map_err(|error| {
+            let field = match &error {
+                TrainerError::Setting { setting, .. } => format!("gate.{setting}"),
+                _ => "gate".to_owned(),
+            };
+            PolicyProblem::new(field, error.to_string())
+        })?;
         if let Some(probes) = &self.probes {
             let n_probes = probes.len();
             if n_probes == 0 || n_probes > PROBES_MAX {

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::training::Method;
 
-use super::policy::{MethodChoice, Policy};
+use super::policy::{MethodChoice, Policy, Signals};
 
 pub use row::DataRow;
 
@@ -204,4 +204,14 @@ impl LoopData {
     pub fn groups(&self) -> Vec<&str> {
         self.rows.iter().map(|row| row.group.as_str()).collect()
     }
+}
+
+/// How many answers were judged by values of metrics, and how many of those judgements were negative: what is usual.
+pub fn judged_and_negative(material: &Material, signals: &Signals) -> (u64, u64) {
+    let opinions = material.judged.iter().flat_map(|judged| &judged.opinions);
+    let judgements = opinions.filter_map(|opinion| match &opinion.said {
+        OpinionSaid::Metric { name, value } => signals.metrics.get(name)?.judge(value),
+        OpinionSaid::Demonstration(_) | OpinionSaid::BetterThan { .. } => None,
+    });
+    judgements.fold((0, 0), |(judged, negative), good| (judged + 1, negative + u64::from(!good)))
 }
