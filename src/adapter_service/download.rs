@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, Namespace, RegistryError, load_peft,
     peft::{CONFIG_FILE, TENSOR_FILE},
+    registry::is_hidden,
 };
 use pleach_store::BlobReader;
 use tokio::{fs::File, io::AsyncReadExt as _};
@@ -58,7 +59,7 @@ impl AdapterService {
     ) -> Result<AdapterDownload, ServiceError> {
         let unknown = || RegistryError::UnknownAlias { alias: name.to_owned() };
         let alias = match space {
-            Some(space) => self.registry.get(space, name),
+            Some(space) => self.registry.get(space, name).filter(|_| !is_hidden(name)),
             None => self.registry.visible(caller, name),
         };
         let alias = alias.ok_or_else(unknown)?;

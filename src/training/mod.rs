@@ -9,15 +9,15 @@ mod blob_source;
 mod cpu_trainer;
 mod file_checks;
 mod jobs;
-mod results;
 mod run;
 mod session;
 mod spec;
+
+pub use pleach_trainer::recipe::{Auto, Hyperparameters, Measured, Method, Resolved, Results};
 
 pub use blob_source::BlobSource;
 pub use cpu_trainer::{CpuTrainer, CpuTrainerOptions};
 pub use file_checks::{CheckedFile, FileChecks, FileProblem};
 pub use jobs::{Trainer, Training, run_jobs};
-pub use results::{Measured, Results};
 pub use run::{Run, RunError, Trained};
-pub use spec::{Auto, Hyperparameters, JobSpec, Method, Resolved, checkpoint_name, model_name};
+pub use spec::{JobSpec, checkpoint_name, model_name};

@@ -189,6 +189,10 @@ impl Run {
         checkpoint: NewCheckpoint,
         mut report: JobReport,
     ) -> Result<JobSignal, RunError> {
+        if self.spec.round.is_some() {
+            // Nothing of a round serves before it is judged.
+            return self.report(&report);
+        }
         match self.runtime.block_on(self.register(folder, &checkpoint.model, data_sha256)) {
             Ok(()) => report.checkpoint = Some(checkpoint),
             // The training is worth more than a stop on its way.

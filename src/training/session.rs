@@ -10,16 +10,17 @@ use pleach_store::{
     EventLevel, JobEvent, JobReport, JobSignal, JobStatus, NewCheckpoint, StagedBlob,
 };
 use pleach_trainer::{
-    Learner, LoraSettings, Precision, Sample, StepReport, TrainState, data::Position, save_peft,
+    Learner, LoraSettings, Precision, Sample, StepReport, TrainState,
+    data::Position,
+    recipe::{Measured, Place, Resolved, Results, Validation},
+    save_peft,
 };
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{
     CpuTrainer,
-    results::{Measured, Results},
     run::{Run, RunError, Trained},
-    spec::{Resolved, checkpoint_name},
+    spec::checkpoint_name,
 };
 use crate::{adapter_service::SpoolFolder, telemetry::unix_time};
 
@@ -34,15 +35,6 @@ const ONE_PART_IN: u32 = 4;
 /// Steps whose metrics are events; of longer trainings every so many.
 const METRIC_EVENTS_MAX: u64 = 1000;
 const STATE_FILE: &str = "state.safetensors";
-/// Where a training is: kept in its state.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Place {
-    pub(super) position: Position,
-    /// Steps that were made, those that were skipped too.
-    steps: u64,
-    tokens: u64,
-    csv: String,
-}
 
 /// A training under way.
 pub(super) struct Session<'a> {
@@ -186,28 +178,20 @@ impl<'a> Session<'a> {
         &mut self,
         batches: &[Vec<Sample>],
     ) -> Result<Option<Measured>, RunError> {
-        let (mut loss, mut accuracy, mut n_targets) = (0.0, 0.0, 0.0);
+        let mut validation = Validation::default();
         for batch in batches {
             self.learner.begin_evaluation(batch.clone()).map_err(RunError::server)?;
             self.drive()?;
-            let report = self.learner.finish().map_err(RunError::server)?;
-            let weight = report.targets as f64;
-            loss += report.loss * weight;
-            accuracy += accuracy_of(&report) * weight;
-            n_targets += weight;
+            validation.add(&self.learner.finish().map_err(RunError::server)?);
         }
-        let measured = Measured { loss: loss / n_targets, accuracy: accuracy / n_targets };
-        Ok((n_targets > 0.0).then_some(measured))
+        Ok(validation.measured())
     }
 
     /// Notes what a step came to.
     pub(super) fn note(&mut self, next: Position, report: &StepReport, valid: Option<Measured>) {
-        self.place.position = next;
-        self.place.steps += 1;
-        self.place.tokens += report.rows as u64;
+        self.place.advance(next, report);
         let (step, total) = (self.place.steps, self.total_steps);
-        let train = Measured { loss: report.loss, accuracy: accuracy_of(report) };
-        self.results.push(step, train, valid);
+        self.results.push(step, Measured::of(report), valid);
         if report.skipped {
             let message =
                 format!("Step {step}: a gradient or the loss is not finite, the weights stay");
@@ -347,16 +331,11 @@ fn metrics(step: u64, report: &StepReport, valid: Option<Measured>) -> serde_jso
     let mut metrics = json!({
         "step": step,
         "train_loss": report.loss,
-        "train_mean_token_accuracy": accuracy_of(report),
+        "train_mean_token_accuracy": Measured::of(report).accuracy,
     });
     if let Some(valid) = valid {
         metrics["full_valid_loss"] = json!(valid.loss);
         metrics["full_valid_mean_token_accuracy"] = json!(valid.accuracy);
     }
     metrics
-}
-
-/// Share of targets that were the likeliest token; of pairs and thumbs, of those that were told right.
-fn accuracy_of(report: &StepReport) -> f64 {
-    if report.sample_accuracy > 0.0 { report.sample_accuracy } else { report.token_accuracy }
 }

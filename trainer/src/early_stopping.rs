@@ -11,7 +11,7 @@ pub enum Better {
 
 /// What a value of the metric means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StopSignal {
     /// The best so far: a checkpoint worth keeping.
     Best,
     /// Not better; there is patience left.
@@ -47,7 +47,7 @@ impl EarlyStopping {
     }
 
     /// Takes the next value; one that is not finite is never better.
-    pub fn observe(&mut self, value: f64) -> Verdict {
+    pub fn observe(&mut self, value: f64) -> StopSignal {
         let gain = self.best.map(|best| match self.better {
             Better::Lower => best - value,
             Better::Higher => value - best,
@@ -55,18 +55,18 @@ impl EarlyStopping {
         if value.is_finite() && gain.is_none_or(|gain| gain > self.min_delta) {
             self.best = Some(value);
             self.waited = 0;
-            return Verdict::Best;
+            return StopSignal::Best;
         }
         self.waited += 1;
-        if self.waited >= self.patience { Verdict::Stop } else { Verdict::Wait }
+        if self.waited >= self.patience { StopSignal::Stop } else { StopSignal::Wait }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Verdict::*, *};
+    use super::{StopSignal::*, *};
 
-    fn verdicts(better: Better, values: &[f64]) -> Vec<Verdict> {
+    fn signals(better: Better, values: &[f64]) -> Vec<StopSignal> {
         let mut watch = EarlyStopping::new(better, 3, 0.01);
         values.iter().map(|value| watch.observe(*value)).collect()
     }
@@ -75,9 +75,9 @@ mod tests {
     fn stops_after_its_patience() {
         let values = [1.0, 0.5, 0.495, 0.6, 0.4, f64::NAN, 0.4, 0.395];
         let expected = [Best, Best, Wait, Wait, Best, Wait, Wait, Stop];
-        assert_eq!(verdicts(Better::Lower, &values), expected);
+        assert_eq!(signals(Better::Lower, &values), expected);
         let values = [0.2, 0.1, 0.3, 0.305, 0.305, 0.3];
-        assert_eq!(verdicts(Better::Higher, &values), [Best, Wait, Best, Wait, Wait, Stop]);
-        assert_eq!(verdicts(Better::Higher, &[f64::NAN, 1.0]), [Wait, Best]);
+        assert_eq!(signals(Better::Higher, &values), [Best, Wait, Best, Wait, Wait, Stop]);
+        assert_eq!(signals(Better::Higher, &[f64::NAN, 1.0]), [Wait, Best]);
     }
 }

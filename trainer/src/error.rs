@@ -20,6 +20,16 @@ pub enum TrainerError {
         /// The kind that it takes.
         expected: &'static str,
     },
+    /// A sample of a kind that has no score.
+    #[error(
+        "sample {index} is {found}, scored are supervised sequences, preference pairs and rated answers"
+    )]
+    Unscored {
+        /// Its place among the samples.
+        index: usize,
+        /// Its kind.
+        found: &'static str,
+    },
     /// A sample alone is longer than a micro-batch.
     #[error("sample {index} has {rows} rows, a micro-batch has at most {rows_max}")]
     TooLong {

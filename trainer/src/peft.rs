@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, io, path::Path};
 
 use half::f16;
-use pleach_engine::{adapter_weights::AdapterWeights, site::Site, spec::ModelSpec};
+use pleach_engine::{
+    adapter_weights::{AdapterWeights, SiteWeights},
+    site::Site,
+    spec::ModelSpec,
+};
 use safetensors::{Dtype, serialize, tensor::TensorView};
 use serde_json::{Map, Value, json};
 
@@ -128,6 +132,16 @@ fn config(
     // Patterns are regular expressions over paths.
     let ranks: Map<String, Value> =
         others.map(|site| (site.site.path().replace('.', r"\."), site.rank.into())).collect();
+    let usual = |site: &SiteWeights| crate::optimizer::narrow(settings.scale(site.rank));
+    let others =
+        weights.sites.iter().filter(|site| site.lora_scale.to_bits() != usual(site).to_bits());
+    // PEFT divides by the same as for `lora_alpha`.
+    let alphas: Map<String, Value> = others
+        .map(|site| {
+            let alpha = f64::from(site.lora_scale) / settings.scale(site.rank) * settings.alpha;
+            (site.site.path().replace('.', r"\."), alpha.into())
+        })
+        .collect();
     json!({
         "base_model_name_or_path": base_model,
         "bias": "none",
@@ -140,7 +154,7 @@ fn config(
         "peft_type": "LORA",
         "r": settings.rank,
         "rank_pattern": ranks,
-        "alpha_pattern": {},
+        "alpha_pattern": alphas,
         "target_modules": targets,
         "task_type": "CAUSAL_LM",
         "use_dora": false,

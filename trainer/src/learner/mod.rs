@@ -28,6 +28,8 @@ use crate::{
 
 use step::Step;
 
+pub(crate) use step::cut;
+
 /// How an adapter is trained.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LearnerSettings {

@@ -75,7 +75,7 @@ pub(super) struct Step {
 }
 
 /// Cuts `0..n` into ranges of at most `rows_max` rows, at least one item each.
-fn cut(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
+pub(crate) fn cut(rows: &[usize], rows_max: usize) -> Vec<Range<usize>> {
     let (mut ranges, mut sum) = (Vec::<Range<usize>>::new(), 0);
     for (index, rows) in rows.iter().enumerate() {
         match ranges.last_mut() {

@@ -5,6 +5,7 @@
 mod curves;
 mod files;
 mod objectives;
+mod recipe;
 mod reference;
 mod steps;
 

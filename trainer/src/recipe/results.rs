@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use crate::StepReport;
+
 /// Columns, in order.
 const HEADER: &str = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n";
 
@@ -15,13 +17,23 @@ impl Default for Results {
     }
 }
 
-/// Loss and share of tokens that were the likeliest.
+/// Loss and share of what came out right.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Measured {
     /// Of the objective.
     pub loss: f64,
     /// From 0 to 1.
     pub accuracy: f64,
+}
+
+impl Measured {
+    /// Of a step or an evaluation: the share of targets that were the likeliest token; of pairs and thumbs, of those that
+    /// were told right.
+    pub fn of(report: &StepReport) -> Self {
+        let is_judged = report.sample_accuracy > 0.0;
+        let accuracy = if is_judged { report.sample_accuracy } else { report.token_accuracy };
+        Self { loss: report.loss, accuracy }
+    }
 }
 
 impl Results {

@@ -1,0 +1,14 @@
+//! From feedback to better weights: rounds of the loop, one at a time for each adapter of each owner.
+//!
+//! ```text
+//! feedback ──> data set ──> fold jobs + final job ──> gate ──> (approval) ──> canary ──> full
+//!   policy       dataset        training                examiner               rollout
+//! ```
+
+pub mod dataset;
+mod policy;
+pub mod trial;
+
+pub use policy::{
+    Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
+};
