@@ -8,7 +8,7 @@ use axum::{
     http::HeaderMap,
 };
 use pleach_store::{
-    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, StoreError,
+    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -17,13 +17,16 @@ use super::{
     error::ApiError,
     files::read_id,
     json_body::JsonBody,
+    lineage::learned,
     paging::{QueryFields, list as page_of, read_order, read_page},
     state::AppState,
     stored_completions::{body, find},
     wire::{
         feedback::{
-            FeedbackCard, FeedbackGiven, FeedbackRequest, Said, UserErased, read_key, read_said,
+            FeedbackCard, FeedbackGiven, FeedbackRequest, FeedbackWithdrawn, Said, UserErased,
+            read_key, read_said,
         },
+        lineage::LearnedCard,
         list::ObjectList,
         metadata::read_metadata,
     },
@@ -139,7 +142,7 @@ pub async fn change(
     Ok(Json(changed.map_err(ApiError::from_stored)?.into()))
 }
 
-/// Withdraws feedback: nothing is left of what was said.
+/// Withdraws feedback: nothing is left of what was said, but in the weights that learned from it, which are told.
 ///
 /// # Errors
 /// When the caller has none of that id.
@@ -147,12 +150,16 @@ pub async fn withdraw(
     State(state): State<Arc<AppState>>,
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<FeedbackCard>, ApiError> {
-    let withdrawn = state.store.withdraw_feedback(&caller.owner, &read_id(id)?).await;
-    Ok(Json(withdrawn.map_err(ApiError::from_stored)?.into()))
+) -> Result<Json<FeedbackWithdrawn>, ApiError> {
+    let id = read_id(id)?;
+    let withdrawn = state.store.withdraw_feedback(&caller.owner, &id).await;
+    let card = withdrawn.map_err(ApiError::from_stored)?.into();
+    let generations = learned(&state, &caller.owner, Seen::Feedback(&id)).await?;
+    Ok(Json(FeedbackWithdrawn { card, generations }))
 }
 
-/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said.
+/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said,
+/// and tells what has learned from it.
 ///
 /// # Errors
 /// [`ApiError::StoreUnavailable`]; nothing is deleted then.
@@ -171,6 +178,8 @@ pub async fn erase_user(
         object: "user.erased",
         completions: erased.completions,
         feedback: erased.feedback,
+        generations: erased.generations.iter().map(LearnedCard::from).collect(),
+        rounds: erased.rounds,
     }))
 }
 

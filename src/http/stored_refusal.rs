@@ -45,6 +45,7 @@ fn not_found_code(kind: &'static str) -> &'static str {
         "episode" => "episode_not_found",
         "feedback" => "feedback_not_found",
         "job" => "job_not_found",
+        "lineage" => "lineage_not_found",
         _ => "not_found",
     }
 }

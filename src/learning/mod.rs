@@ -5,10 +5,14 @@
 //!   policy       dataset        training                examiner               rollout
 //! ```
 
+mod card;
 pub mod dataset;
 mod policy;
+mod provenance;
 pub mod trial;
 
+pub use card::model_card;
 pub use policy::{
     Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
 };
+pub use provenance::Provenance;

@@ -3,9 +3,10 @@
 use std::{path::Path, sync::Arc};
 
 use pleach_store::{
-    BlobError, EventLevel, JobError, JobEvent, JobReport, JobSignal, NewCheckpoint, Origin,
-    StagedBlob, StoreError, StoredJob,
+    BlobError, EventLevel, GenerationDigest, JobError, JobEvent, JobReport, JobSignal,
+    NewCheckpoint, NewLineage, Origin, StagedBlob, StoreError, StoredJob,
 };
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use super::{BlobSource, spec::JobSpec};
@@ -218,7 +219,30 @@ impl Run {
         };
         let origin =
             Origin::Training { job: self.job.id.clone(), data_sha256: data_sha256.to_owned() };
-        self.state.adapters.register_trained(target, folder, origin).await?;
+        let moved = self.state.adapters.register_trained(target, folder, origin).await?;
+        // Before anybody is told of it: whoever is interrupted here does it again. Of a round's jobs, the round knows more.
+        if self.spec.round.is_none() {
+            let generation = GenerationDigest(moved.alias.generation.digest.0);
+            self.state
+                .store
+                .put_lineage(&self.job.owner, &self.lineage(generation, data_sha256))
+                .await?;
+        }
         Ok(())
+    }
+
+    /// What a generation of this job came from.
+    fn lineage(&self, generation: GenerationDigest, data_sha256: &str) -> NewLineage {
+        let JobSpec { method, hyperparameters, seed, .. } = &self.spec;
+        NewLineage {
+            generation,
+            base_sha256: self.state.adapters.base_digest().to_owned(),
+            parent: None,
+            round: None,
+            job: Some(self.job.id.clone()),
+            data_sha256: Some(data_sha256.to_owned()),
+            recipe: json!({ "method": method, "hyperparameters": hyperparameters }),
+            seed: *seed,
+        }
     }
 }

@@ -23,6 +23,7 @@ mod feedback;
 mod files;
 mod fine_tuning;
 mod limits;
+mod lineage;
 mod namespaces;
 mod observe;
 mod sockets;
