@@ -7,8 +7,10 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::HeaderMap,
 };
+use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
     FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, StoreError,
+    StoredFeedback,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -69,6 +71,7 @@ pub async fn create(
     let (kept, is_new) = kept.map_err(ApiError::from_stored)?;
     if is_new && !sent.dry_run {
         state.telemetry.count_feedback(kept.kind.name());
+        learn(&state, &caller.owner, &kept).await;
     }
     Ok(Json(FeedbackGiven { feedback_id: kept.id }))
 }
@@ -172,6 +175,20 @@ pub async fn erase_user(
         completions: erased.completions,
         feedback: erased.feedback,
     }))
+}
+
+/// The learning loop hears of what was said. What fails is found when it looks by itself.
+async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
+    state.learning.wake.all();
+    let FeedbackTarget::Completion { id, .. } = &kept.target else { return };
+    let rollouts = &state.learning.rollouts;
+    if rollouts.is_empty() {
+        return;
+    }
+    let Ok(completion) = state.store.completion(owner, id).await else { return };
+    let Some(generation) = completion.generation else { return };
+    let (space, generation) = (Namespace::new(owner.as_str()), GenerationDigest(generation.0));
+    rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
 }
 
 /// The caller has what is spoken of, and a comparison is of two answers to the same messages.

@@ -56,7 +56,12 @@ pub(super) async fn gate(
         Err(ExamError::Failed(error)) => return Err(StepError::Failed(error)),
     };
     let verdict = judge(&evidence, &settings(round, &progress), round.look.unwrap_or(1));
-    tracing::info!(round = round.id, passed = verdict.passed, summary = verdict.summary(), "judged");
+    tracing::info!(
+        round = round.id,
+        passed = verdict.passed,
+        summary = verdict.summary(),
+        "judged"
+    );
     let state = if !verdict.passed {
         RoundState::Refused
     } else if progress.policy.rollout.approval {
@@ -144,10 +149,7 @@ async fn exam(
 }
 
 /// Of the generations that the name pointed at before, the one whose gain over the base was found to be the largest.
-async fn best(
-    state: &AppState,
-    round: &StoredRound,
-) -> Result<Option<Arc<Generation>>, StepError> {
+async fn best(state: &AppState, round: &StoredRound) -> Result<Option<Arc<Generation>>, StepError> {
     let mut best: Option<(f64, Arc<Generation>)> = None;
     for generation in state.adapters.earlier(&name_of(round)) {
         if generation.other_base().is_some() {
@@ -160,7 +162,8 @@ async fn best(
             Err(error) => return Err(error.into()),
         };
         let verdict = lineage.verdict.and_then(|verdict| serde_json::from_value(verdict).ok());
-        let gain = verdict.and_then(|verdict: Verdict| verdict.check(CheckName::GainOverBase)?.value);
+        let gain =
+            verdict.and_then(|verdict: Verdict| verdict.check(CheckName::GainOverBase)?.value);
         if let Some(gain) = gain
             && best.as_ref().is_none_or(|(most, _)| gain > *most)
         {

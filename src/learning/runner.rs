@@ -28,7 +28,8 @@ use super::{
     rollouts::Rollouts,
     steps::{Next, StepError},
     training::train,
-    triggers, wake::{Waiter, Wake},
+    triggers,
+    wake::{Waiter, Wake},
 };
 use crate::http::{ids, state::AppState};
 
@@ -86,6 +87,9 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
         sleep(REST).await;
         waiter.wait(LOOK_EVERY).await;
     }
+    // Whoever follows a round lets go of it.
+    state.learning.wake.all();
+    let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
 }
 
 async fn look(

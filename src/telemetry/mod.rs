@@ -151,6 +151,11 @@ impl Telemetry {
         self.metrics.trainings.with_label_values(&[result]).inc();
     }
 
+    /// Counts a round of the learning loop that ended, by its last state.
+    pub fn count_round(&self, result: &str) {
+        self.metrics.rounds.with_label_values(&[result]).inc();
+    }
+
     /// Whether sequences of this alias wait for the engine.
     pub fn is_waiting(&self, alias: &str) -> bool {
         self.by_adapter.peek(alias).is_some_and(|series| series.waiting.load(Ordering::Relaxed) > 0)

@@ -112,7 +112,11 @@ async fn run_one(
         }
     };
     match settled {
-        Ok(()) => tracing::info!(job = id, "training ends"),
+        Ok(()) => {
+            tracing::info!(job = id, "training ends");
+            // Its round goes on.
+            state.learning.wake.all();
+        }
         // It is claimed again when its time is over.
         Err(error) => tracing::warn!(job = id, %error, "the end of a training is not stored"),
     }

@@ -73,7 +73,7 @@ impl JobRequest {
             model: text("model")?,
             training_file: text("training_file")?,
             validation_file: fields.string("validation_file")?.map(str::to_owned),
-            spec: JobSpec { method, hyperparameters, seed, suffix },
+            spec: JobSpec { method, hyperparameters, seed, suffix, round: None },
             metadata: read_metadata(fields, "metadata")?,
         })
     }
