@@ -33,7 +33,7 @@ use crate::{
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
-    training::{CpuTrainer, CpuTrainerOptions, FileChecks, Trainer, Training},
+    training::{CpuTrainer, CpuTrainerOptions, FileChecks, Trainer, Training, TrainingLimits},
 };
 
 /// Share of the free memory that keys and values take unless told otherwise.
@@ -129,6 +129,8 @@ pub struct LoadSettings {
     pub capture: bool,
     /// The operator's key; tenants' are in the store.
     pub operator_key: Option<OperatorKey>,
+    /// What trainings may take of what is served.
+    pub training: TrainingLimits,
 }
 
 /// What was loaded, for the start-up message.
@@ -284,7 +286,8 @@ fn trainer(
     base: &Base,
     engine: &EngineHandle,
 ) -> Arc<dyn Trainer> {
-    let options = CpuTrainerOptions { isa: settings.isa, threads: settings.threads };
+    let (isa, threads, limits) = (settings.isa, settings.threads, settings.training);
+    let options = CpuTrainerOptions { isa, threads, limits };
     let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
     let name = settings.model_names.first().cloned().unwrap_or_default();
     Arc::new(CpuTrainer::new(frozen, options, tokenizer, template, engine.clone(), name))
@@ -297,7 +300,8 @@ fn examiner(
     base: &Base,
     engine: &EngineHandle,
 ) -> Arc<dyn Examiner> {
-    let options = CpuTrainerOptions { isa: settings.isa, threads: settings.threads };
+    let (isa, threads, limits) = (settings.isa, settings.threads, settings.training);
+    let options = CpuTrainerOptions { isa, threads, limits };
     let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
     Arc::new(CpuExaminer::new(frozen, options, tokenizer, template, engine.clone()))
 }

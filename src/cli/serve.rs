@@ -174,14 +174,14 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
 
 /// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.
 #[cfg(unix)]
-struct StopSignals {
+pub(in crate::cli) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl StopSignals {
-    fn catch() -> std::io::Result<Self> {
+    pub(in crate::cli) fn catch() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -190,7 +190,7 @@ impl StopSignals {
     }
 
     /// Waits for one; its name.
-    async fn next(&mut self) -> &'static str {
+    pub(in crate::cli) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
@@ -236,17 +236,17 @@ impl Hangups {
 
 /// Ctrl-C, all that there is elsewhere.
 #[cfg(not(unix))]
-struct StopSignals;
+pub(in crate::cli) struct StopSignals;
 
 #[cfg(not(unix))]
 impl StopSignals {
     #[expect(clippy::unnecessary_wraps, reason = "catching signals can fail elsewhere")]
-    fn catch() -> std::io::Result<Self> {
+    pub(in crate::cli) fn catch() -> std::io::Result<Self> {
         Ok(Self)
     }
 
     /// Waits for one; its name.
-    async fn next(&mut self) -> &'static str {
+    pub(in crate::cli) async fn next(&mut self) -> &'static str {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

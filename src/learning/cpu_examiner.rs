@@ -18,7 +18,7 @@ use pleach_engine::{
 };
 use pleach_text::{ChatTemplate, Tokenizer};
 use pleach_trainer::{
-    Sample, SampleScore, Scorer, Targeted,
+    Sample, SampleScore, Scorer, Targeted, TrainerError,
     data::{ReadLimits, RowReader},
     gate::{Evidence, Footprint, ProbeEvidence, RowEvidence},
     recipe::{self, Text},
@@ -29,12 +29,17 @@ use super::{
     examiner::{Exam, ExamError, Examiner, Stop},
     probing::{self, Answer},
 };
-use crate::{http::state::AppState, training::CpuTrainerOptions};
+use crate::{
+    http::state::AppState,
+    training::{BesideSteps, CpuTrainerOptions},
+};
 
 /// Least rows of a pass: short examples go through together.
 const PASS_ROWS_MIN: usize = 512;
 /// Of a core's time, while steps run, scoring takes one part in so many.
 const ONE_PART_IN: u32 = 4;
+/// How often it is looked whether it is still wanted.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Longest rest, so that a stop is heard.
 const REST_MAX: Duration = Duration::from_millis(100);
 
@@ -230,29 +235,44 @@ impl CpuExaminer {
             activation_bytes: 0,
             unit_work: TrainOptions::UNIT_WORK,
         };
-        let failed =
-            |error: pleach_trainer::TrainerError| ExamError::failed("scoring_failed", error);
+        let failed = |error: TrainerError| ExamError::failed("scoring_failed", error);
         let mut scorer = Scorer::new(&self.base, weights, options).map_err(failed)?;
         scorer.begin(samples).map_err(failed)?;
+        let is_over = || stop.is_set() || self.engine.is_stopping();
+        // Between steps, unless a training is there already: then on what cores are free, at rest for most of the time.
+        let mut beside = BesideSteps::new(self.engine.clone(), self.options.limits.itl_budget);
         loop {
-            let mut since = Instant::now();
-            let go_on = |_| {
-                let now = Instant::now();
-                if self.engine.stats().running > 0 {
-                    std::thread::sleep(((now - since) * (ONE_PART_IN - 1)).min(REST_MAX));
-                    since = Instant::now();
-                } else {
-                    since = now;
+            let progress = match &mut beside {
+                Some(beside) => {
+                    beside.work(Instant::now() + LOOK_EVERY, |go_on| scorer.advance(go_on))
                 }
-                !stop.is_set() && !self.engine.is_stopping()
+                None => self.advance_at_rest(&mut scorer, is_over),
             };
-            if scorer.advance(go_on).map_err(failed)? == Progress::Done {
+            if progress.map_err(failed)? == Progress::Done {
                 return scorer.finish().map_err(failed);
             }
-            if stop.is_set() || self.engine.is_stopping() {
+            if is_over() {
                 return Err(ExamError::Interrupted);
             }
         }
+    }
+
+    fn advance_at_rest(
+        &self,
+        scorer: &mut Scorer,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Progress, TrainerError> {
+        let mut since = Instant::now();
+        scorer.advance(|_| {
+            let now = Instant::now();
+            if self.engine.stats().running > 0 {
+                std::thread::sleep(((now - since) * (ONE_PART_IN - 1)).min(REST_MAX));
+                since = Instant::now();
+            } else {
+                since = now;
+            }
+            !is_over()
+        })
     }
 
     /// The candidate's answers under itself and under the base.

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     adapter_service::{Target, candidate_name},
     http::state::AppState,
-    training::JobSpec,
+    training::{JobSpec, ParentError, find_parent, read_parent},
 };
 
 /// Keys of a job's metadata, by which its round finds it again.
@@ -122,12 +122,19 @@ async fn begin(
     };
     let method =
         progress.method.ok_or_else(|| StepError::server("a round that trains has no method"))?;
+    // What is to forget something begins anew.
+    let parent = match (round.rebuild_of, round.parent) {
+        (None, Some(parent)) if can_go_on(state, round, parent).await? => Some(parent),
+        _ => None,
+    };
     let spec = JobSpec {
         method,
         hyperparameters: progress.policy.hyperparameters,
         seed: progress.policy.seed,
         suffix: None,
         round: Some(round.id.clone()),
+        early_stopping: None,
+        parent,
     };
     let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
     let new = NewJob {
@@ -156,6 +163,25 @@ async fn begin(
                 error => Err(error.into()),
             }
         }
+    }
+}
+
+/// Whether a training can go on from a generation: from some kinds of adapters none can, which then begins at the base.
+async fn can_go_on(
+    state: &AppState,
+    round: &StoredRound,
+    parent: GenerationDigest,
+) -> Result<bool, StepError> {
+    let found = find_parent(state.adapters.registry(), &round.owner, parent);
+    let (generation, spec) = match found {
+        Ok(generation) => (generation, state.engine.spec().clone()),
+        Err(error) => return Err(StepError::failed("parent_gone", error)),
+    };
+    let read = tokio::task::spawn_blocking(move || read_parent(&generation, &spec).map(drop)).await;
+    match read.map_err(StepError::server)? {
+        Ok(()) => Ok(true),
+        Err(ParentError::Kind(_) | ParentError::Empty) => Ok(false),
+        Err(error) => Err(StepError::failed("parent_unreadable", error)),
     }
 }
 
@@ -223,15 +249,15 @@ async fn result_of(
     })?;
     let generation = GenerationDigest(kept.generation.digest.0);
     let stored = state.store.generation(&round.owner, &generation).await?;
-    let data_sha256 = match stored.origin {
-        Origin::Training { data_sha256, .. } => Some(data_sha256),
-        Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => None,
+    let (data_sha256, parent) = match stored.origin {
+        Origin::Training { data_sha256, parent, .. } => (Some(data_sha256), parent),
+        Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
     let Progress { policy, method, counts, .. } = progress;
     let lineage = NewLineage {
         generation,
         base_sha256: state.adapters.base_digest().to_owned(),
-        parent: None,
+        parent,
         round: Some(round.id.clone()),
         job: Some(job.id.clone()),
         data_sha256,

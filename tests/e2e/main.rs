@@ -20,3 +20,4 @@ mod server;
 mod shutdown;
 mod tenants;
 mod training;
+mod training_methods;

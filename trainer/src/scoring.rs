@@ -170,9 +170,11 @@ impl Scorer {
                 progress = Progress::Paused;
                 break;
             }
-            let logps = self.pass.logps()?;
+            let (logps, hits) = (self.pass.logps()?, self.pass.hits()?);
             for (place, index) in sequences.enumerate() {
-                scoring.scores[index].logps = logps[self.pass.batch().targets_of(place)].to_vec();
+                let targets = self.pass.batch().targets_of(place);
+                scoring.scores[index].logps = logps[targets.clone()].to_vec();
+                scoring.scores[index].hits = hits[targets].to_vec();
             }
             scoring.is_running = false;
             scoring.passes.pop_front();
