@@ -9,7 +9,7 @@ use axum::{
 };
 use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
-    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, StoreError,
+    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
     StoredFeedback,
 };
 use serde_json::json;
@@ -19,13 +19,16 @@ use super::{
     error::ApiError,
     files::read_id,
     json_body::JsonBody,
+    lineage::learned,
     paging::{QueryFields, list as page_of, read_order, read_page},
     state::AppState,
     stored_completions::{body, find},
     wire::{
         feedback::{
-            FeedbackCard, FeedbackGiven, FeedbackRequest, Said, UserErased, read_key, read_said,
+            FeedbackCard, FeedbackGiven, FeedbackRequest, FeedbackWithdrawn, Said, UserErased,
+            read_key, read_said,
         },
+        lineage::LearnedCard,
         list::ObjectList,
         metadata::read_metadata,
     },
@@ -142,7 +145,7 @@ pub async fn change(
     Ok(Json(changed.map_err(ApiError::from_stored)?.into()))
 }
 
-/// Withdraws feedback: nothing is left of what was said.
+/// Withdraws feedback: nothing is left of what was said, but in the weights that learned from it, which are told.
 ///
 /// # Errors
 /// When the caller has none of that id.
@@ -150,12 +153,16 @@ pub async fn withdraw(
     State(state): State<Arc<AppState>>,
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<FeedbackCard>, ApiError> {
-    let withdrawn = state.store.withdraw_feedback(&caller.owner, &read_id(id)?).await;
-    Ok(Json(withdrawn.map_err(ApiError::from_stored)?.into()))
+) -> Result<Json<FeedbackWithdrawn>, ApiError> {
+    let id = read_id(id)?;
+    let withdrawn = state.store.withdraw_feedback(&caller.owner, &id).await;
+    let card = withdrawn.map_err(ApiError::from_stored)?.into();
+    let generations = learned(&state, &caller.owner, Seen::Feedback(&id)).await?;
+    Ok(Json(FeedbackWithdrawn { card, generations }))
 }
 
-/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said.
+/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said,
+/// and tells what has learned from it.
 ///
 /// # Errors
 /// [`ApiError::StoreUnavailable`]; nothing is deleted then.
@@ -174,6 +181,8 @@ pub async fn erase_user(
         object: "user.erased",
         completions: erased.completions,
         feedback: erased.feedback,
+        generations: erased.generations.iter().map(LearnedCard::from).collect(),
+        rounds: erased.rounds,
     }))
 }
 

@@ -27,6 +27,7 @@ pub mod generate;
 pub mod head;
 pub mod ids;
 pub mod json_body;
+pub mod lineage;
 pub mod lora;
 pub mod models;
 pub mod observe;
@@ -84,6 +85,7 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         // Shared ones are the administrator's, which the handlers tell apart.
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
+        .merge(lineage(&[Scope::Train]))
         .merge(files(&[Scope::Train]))
         .merge(models_changed(&[Scope::Train]))
         .merge(fine_tuning(&[Scope::Train]))
@@ -142,6 +144,15 @@ fn adapters_loaded(scopes: AnyOf) -> Routes {
     Router::new()
         .route("/v1/load_lora_adapter", post(lora::load))
         .route("/v1/unload_lora_adapter", post(lora::unload))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+/// What adapters were made of.
+fn lineage(scopes: AnyOf) -> Routes {
+    let path = |what: &str| format!("/v1/adapters/{{name}}/generations/{{generation}}/{what}");
+    Router::new()
+        .route(&path("lineage"), get(lineage::get))
+        .route(&path("card"), get(lineage::card))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

@@ -10,6 +10,7 @@
 //! ```
 
 mod building;
+mod card;
 mod cpu_examiner;
 pub mod dataset;
 mod ending;
@@ -21,6 +22,7 @@ mod probes;
 mod probing;
 mod progress;
 mod promotion;
+mod provenance;
 pub mod refusals;
 pub mod rollouts;
 mod runner;
@@ -30,6 +32,7 @@ pub mod trial;
 mod triggers;
 mod wake;
 
+pub use card::model_card;
 pub use cpu_examiner::CpuExaminer;
 pub use ending::clean_up;
 pub use examiner::{Exam, ExamError, ExamRow, Examiner, Stop};
@@ -37,6 +40,7 @@ pub use policy::{
     Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
 };
 pub use progress::{Progress, RoundJob, Trigger};
+pub use provenance::Provenance;
 pub use runner::{Learning, run_rounds};
 pub use triggers::{Begin, begin};
 pub use wake::{Waiter, Wake};

@@ -76,6 +76,14 @@ const NEW: &str = "INSERT INTO lineage (owner, generation, base_sha256, parent, 
 const ONE: &str = "SELECT lineage.*, CAST((SELECT COUNT(*) FROM generations \
      WHERE generations.owner = lineage.owner AND generations.digest = lineage.generation) \
      AS BIGINT) AS kept FROM lineage WHERE owner = $1 AND generation = $2";
+/// The name points at it or did, or a round of that name trained it.
+const ONE_UNDER: &str = "SELECT lineage.*, CAST((SELECT COUNT(*) FROM generations \
+     WHERE generations.owner = lineage.owner AND generations.digest = lineage.generation) \
+     AS BIGINT) AS kept FROM lineage WHERE owner = $1 AND generation = $2 \
+     AND (EXISTS (SELECT 1 FROM alias_moves moves WHERE moves.owner = lineage.owner \
+     AND moves.name = $3 AND moves.to_generation = lineage.generation) \
+     OR EXISTS (SELECT 1 FROM rounds WHERE rounds.owner = lineage.owner \
+     AND rounds.id = lineage.round AND rounds.name = $3))";
 
 impl Seen<'_> {
     fn key(self) -> String {
@@ -152,8 +160,29 @@ impl Store {
             .map_err(|source| {
                 StoreError::database(format!("read the lineage of {generation}"), source)
             })?;
-        let unknown = || StoreError::NotFound { kind: KIND, id: generation.to_string() };
-        row.as_ref().map_or_else(|| Err(unknown()), lineage_in)
+        row.as_ref().map_or_else(|| Err(unknown(generation)), lineage_in)
+    }
+
+    /// [`Self::lineage`] of a generation that a name points at or has pointed at, or that a round of that name trained.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`], also when it is another name's.
+    pub async fn lineage_under(
+        &self,
+        owner: &Owner,
+        name: &str,
+        generation: &GenerationDigest,
+    ) -> Result<StoredLineage, StoreError> {
+        let row = sqlx::query(ONE_UNDER)
+            .bind(owner.as_str())
+            .bind(generation.to_string())
+            .bind(name)
+            .fetch_optional(self.database.readers())
+            .await
+            .map_err(|source| {
+                StoreError::database(format!("read the lineage of {generation}"), source)
+            })?;
+        row.as_ref().map_or_else(|| Err(unknown(generation)), lineage_in)
     }
 
     /// The generations of an owner that learned from something, and those that went on from them, ordered by digest.
@@ -206,6 +235,10 @@ fn saw_query(seen: Seen<'_>) -> String {
          AND generations.digest = saw.generation) AS BIGINT) AS kept \
          FROM saw GROUP BY saw.generation ORDER BY saw.generation"
     )
+}
+
+fn unknown(generation: &GenerationDigest) -> StoreError {
+    StoreError::NotFound { kind: KIND, id: generation.to_string() }
 }
 
 fn saw_in(row: &AnyRow) -> Result<SawGeneration, StoreError> {

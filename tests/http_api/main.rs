@@ -26,6 +26,7 @@ mod fine_tuning;
 mod learning;
 mod learning_rollout;
 mod limits;
+mod lineage;
 mod namespaces;
 mod observe;
 mod sockets;

@@ -28,6 +28,8 @@ fn routes() -> Vec<(Method, &'static str, &'static [Scope])> {
         (Method::GET, "/v1/adapters/none/download", TRAIN),
         (Method::GET, "/v1/adapters/none/download?owner=own", TRAIN),
         (Method::GET, "/v1/adapters/none/download?owner=shared", TRAIN),
+        (Method::GET, "/v1/adapters/none/generations/none/lineage", TRAIN),
+        (Method::GET, "/v1/adapters/none/generations/none/card", TRAIN),
         (Method::PUT, "/v1/adapters/none", TRAIN),
         (Method::DELETE, "/v1/adapters/none", TRAIN),
         (Method::POST, "/v1/adapters/none/rollback", TRAIN),

@@ -145,6 +145,9 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
         (Method::GET, format!("{adapter}/download?owner=shared"), None),
         (Method::GET, format!("{adapter}/download?generation={generation}"), None),
         (Method::GET, format!("/v1/adapters/shared-one/download?generation={generation}"), None),
+        (Method::GET, format!("{adapter}/generations/{generation}/lineage"), None),
+        (Method::GET, format!("{adapter}/generations/{generation}/card"), None),
+        (Method::GET, format!("/v1/adapters/shared-one/generations/{generation}/lineage"), None),
     ]
 }
 

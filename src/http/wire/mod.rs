@@ -15,6 +15,7 @@ pub mod files;
 pub mod fine_tuning;
 pub mod latency;
 pub mod learning;
+pub mod lineage;
 pub mod list;
 pub mod logprobs;
 pub mod metadata;

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use pleach_store::{
-    Erased, Example, ExampleCounts, ExampleKind, FeedbackKind, FeedbackTarget, GenerationDigest,
-    Labelled, LabelledCount, Metadata, NewFeedback, NewFile, NewLineage, NewRound, Owner, Page,
-    RoundChange, RoundSignal, RoundState, SawGeneration, Seen, Store, StoreError, StoredCompletion,
-    StoredFeedback, StoredRound, time_id,
+    AliasChange, Erased, Example, ExampleCounts, ExampleKind, Expected, FeedbackKind,
+    FeedbackTarget, GenerationDigest, Labelled, LabelledCount, Metadata, NewFeedback, NewFile,
+    NewLineage, NewRound, Owner, Page, RoundChange, RoundSignal, RoundState, SawGeneration, Seen,
+    Store, StoreError, StoredCompletion, StoredFeedback, StoredRound, time_id,
 };
 use serde_json::{Value, json};
 
@@ -100,10 +100,9 @@ async fn round(
     assert_eq!(store.claim_round("p", 60_000).await.unwrap().unwrap().id, made.id);
     let state = Some(RoundState::Training);
     let step = RoundChange { state, examples, ..RoundChange::default() };
-    match store.advance_round(&made, "p", &step).await? {
-        RoundSignal::GoOn(now) => Ok(*now),
-        other => panic!("{other:?}"),
-    }
+    let told = store.advance_round(&made, "p", &step).await?;
+    let RoundSignal::GoOn(now) = told else { panic!("{told:?}") };
+    Ok(*now)
 }
 
 fn from(n: u64, parent: Option<u64>, round: Option<&str>) -> NewLineage {
@@ -146,8 +145,20 @@ async fn a_lineage_stays_as_it_was_first_put(place: Place) {
     }
     assert_eq!(store.lineage(&owner, &digest(1)).await.unwrap().verdict, verdict);
     assert_eq!(store.lineage(&owner, &digest(2)).await.unwrap().verdict, None);
+    // It is that of the names that have had it, and of its round's.
+    let under = async |owner: &Owner, name: &str, n| {
+        store.lineage_under(owner, name, &digest(n)).await.is_ok()
+    };
+    assert!(under(&owner, "mia", 1).await);
+    assert!(!under(&owner, "tom", 1).await && !under(&owner, "mia", 2).await);
+    assert!(!under(&Owner::Shared, "mia", 1).await);
     // It outlives its generation.
     register(&store, &owner, 1).await;
+    let change = AliasChange { alias: "tom", expected: Expected::Absent, who: "test", reason: "" };
+    store.move_alias(&owner, &change, &digest(1)).await.unwrap();
+    let away = AliasChange { expected: Expected::Any, ..change };
+    store.delete_alias(&owner, &away).await.unwrap();
+    assert!(under(&owner, "tom", 1).await);
     assert!(store.lineage(&owner, &digest(1)).await.unwrap().is_kept);
     store.retire_generation(&owner, &digest(1)).await.unwrap();
     drop(store);

@@ -34,10 +34,9 @@ fn to(state: RoundState) -> RoundChange {
 
 /// Moves a round that `p1` has.
 async fn go(store: &Store, round: &StoredRound, change: &RoundChange) -> StoredRound {
-    match store.advance_round(round, "p1", change).await.unwrap() {
-        RoundSignal::GoOn(now) => *now,
-        other => panic!("{other:?}"),
-    }
+    let told = store.advance_round(round, "p1", change).await.unwrap();
+    let RoundSignal::GoOn(now) = told else { panic!("{told:?}") };
+    *now
 }
 
 /// A new round of `name` that `p1` has, in a state.
