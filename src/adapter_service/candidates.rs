@@ -44,6 +44,23 @@ impl AdapterService {
         self.registry.history(&target.space(), &target.name)
     }
 
+    /// The same, also if another process has stored it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn stored(&self, target: Target) -> Result<Option<Alias>, ServiceError> {
+        if let Some(alias) = self.kept(&target) {
+            return Ok(Some(alias));
+        }
+        let (changes, name) = (Arc::clone(&self.changes), target.clone());
+        apart(async move {
+            let _turn = changes.turn().await;
+            Ok(changes.take_over(&name).await?)
+        })
+        .await?;
+        Ok(self.kept(&target))
+    }
+
     /// Every hidden name.
     pub fn hidden(&self) -> Vec<Alias> {
         let all = self.registry.list_all().into_iter();

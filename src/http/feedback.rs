@@ -33,7 +33,7 @@ use super::{
         metadata::read_metadata,
     },
 };
-use crate::{feedback::user_digest, hex::hex, tenants::Caller};
+use crate::{feedback::user_digest, hex::hex, learning::clean_up, tenants::Caller};
 
 /// Rows of a page unless told otherwise.
 const PAGE_ROWS: u32 = 100;
@@ -177,6 +177,9 @@ pub async fn erase_user(
     let erased = state.store.erase_user(&caller.owner, &user).await;
     let erased = erased.map_err(ApiError::from_stored)?;
     tracing::info!(%caller, completions = erased.completions, feedback = erased.feedback, "erased a user");
+    for id in &erased.rounds {
+        end_round(&state, &caller.owner, id).await;
+    }
     Ok(Json(UserErased {
         object: "user.erased",
         completions: erased.completions,
@@ -186,9 +189,21 @@ pub async fn erase_user(
     }))
 }
 
+/// Ends what a round that was cancelled is at. What fails is done when the server starts.
+async fn end_round(state: &Arc<AppState>, owner: &Owner, id: &str) {
+    match state.store.round(owner, id).await {
+        Ok(round) => {
+            state.telemetry.count_round(round.state.name());
+            clean_up(state, &round).await;
+            state.learning.wake.all();
+        }
+        Err(error) => tracing::warn!(round = id, %error, "what a round kept is removed later"),
+    }
+}
+
 /// The learning loop hears of what was said. What fails is found when it looks by itself.
 async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
-    state.learning.wake.all();
+    state.learning.fed.all();
     let FeedbackTarget::Completion { id, .. } = &kept.target else { return };
     let rollouts = &state.learning.rollouts;
     if rollouts.is_empty() {

@@ -40,7 +40,7 @@ pub async fn put(
         .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
     let stored = state.store.put_policy(&caller.owner, &name, &document, expected).await;
     let stored = stored.map_err(ApiError::from_stored)?;
-    state.learning.wake.all();
+    state.learning.fed.all();
     Ok(Json(stored.into()))
 }
 

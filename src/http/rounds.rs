@@ -29,10 +29,10 @@ const REASON_CHARS_MAX: usize = 512;
 
 type RoundPath = Result<Path<(String, String)>, PathRejection>;
 
-/// Begins a round now, by the policy that there is, or by defaults.
+/// Begins a round now, by the policy that there is, whether or not that is on.
 ///
 /// # Errors
-/// An adapter that the caller has not; a round of it that is open; a server that does not train.
+/// An adapter that the caller has not or that has no policy; a round of it that is open; a server that does not train.
 pub async fn create(
     State(state): State<Arc<AppState>>,
     caller: Caller,
@@ -54,12 +54,12 @@ pub async fn create(
         let found = registry.resolve_generation(&namespace, &name, generation);
         found.map_err(|error| ApiError::from_registry(&error))?;
     }
-    let policy = match state.store.policy(&caller.owner, &name).await {
-        Ok(stored) => serde_json::from_value(stored.body)
-            .map_err(|error| ApiError::Internal { detail: format!("its policy: {error}") })?,
-        Err(StoreError::NotFound { .. }) => Policy::default(),
-        Err(error) => return Err(ApiError::from_stored(error)),
-    };
+    // An adapter of another base serves nobody.
+    let resolved = state.adapters.resolve(&caller.namespace(), &name, None);
+    resolved.map_err(ApiError::from_service)?;
+    let stored = state.store.policy(&caller.owner, &name).await.map_err(ApiError::from_stored)?;
+    let policy: Policy = serde_json::from_value(stored.body)
+        .map_err(|error| ApiError::Internal { detail: format!("its policy: {error}") })?;
     let wanted = Begin { policy, trigger: Trigger::Manual, rebuild_of };
     let made = begin(&state, &caller.owner, &name, wanted).await.map_err(ApiError::from_stored)?;
     match made {

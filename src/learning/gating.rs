@@ -132,14 +132,17 @@ async fn exam(
             Some(part_anchors(&anchors, method, share, held.len()).1)
         }
     };
-    let of_folds = (0..progress.n_folds).map(|fold| trained(state, round, progress, Some(fold)));
+    let mut of_folds = Vec::new();
+    for fold in 0..progress.n_folds {
+        of_folds.push(trained(state, round, progress, Some(fold)).await?);
+    }
     Ok(Exam {
         round: round.id.clone(),
         method,
         rows: held_out,
         anchors,
-        folds: of_folds.collect::<Result<_, _>>()?,
-        candidate: trained(state, round, progress, None)?,
+        folds: of_folds,
+        candidate: trained(state, round, progress, None).await?,
         current: state.adapters.kept(&name_of(round)).map(|alias| alias.generation),
         best: best(state, round).await?,
         probes: progress.policy.probes.clone().unwrap_or_else(default_probes),

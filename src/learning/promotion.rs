@@ -48,7 +48,7 @@ pub(super) async fn canary(
                 progress.trial = Some(trial);
                 return notes(&progress);
             }
-            let candidate = trained(state, round, &progress, None)?;
+            let candidate = trained(state, round, &progress, None).await?;
             let parent = round.parent.map(|parent| GenerationDigest(parent.0));
             let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
             let signals = progress.policy.signals.clone();
@@ -83,7 +83,7 @@ async fn promote(
     round: &StoredRound,
     mut progress: Progress,
 ) -> Result<Next, StepError> {
-    let candidate = trained(state, round, &progress, None)?;
+    let candidate = trained(state, round, &progress, None).await?;
     let target = name_of(round);
     let here = state.adapters.kept(&target).map(|alias| alias.generation.digest);
     if here != Some(candidate.digest) {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     adapter_service::{Target, candidate_name},
     http::state::AppState,
-    training::{JobSpec, ParentError, find_parent, read_parent},
+    training::{Auto, JobSpec, ParentError, find_parent, read_parent},
 };
 
 /// Keys of a job's metadata, by which its round finds it again.
@@ -68,14 +68,14 @@ pub(super) async fn train(
         }
         return notes(&progress);
     }
-    let candidate = trained(state, round, &progress, None)?;
+    let candidate = trained(state, round, &progress, None).await?;
     let mut change = goes_to(RoundState::Gating, &progress)?;
     change.candidate = Some(GenerationDigest(candidate.digest.0));
     Ok(Next::Change(Box::new(change)))
 }
 
 /// What was trained without a fold, or on everything.
-pub(super) fn trained(
+pub(super) async fn trained(
     state: &AppState,
     round: &StoredRound,
     progress: &Progress,
@@ -83,8 +83,8 @@ pub(super) fn trained(
 ) -> Result<Arc<Generation>, StepError> {
     let gone = || StepError::failed("candidate_gone", "what was trained is not kept any more");
     let job = progress.job(fold).ok_or_else(gone)?;
-    let alias = state.adapters.kept(&candidate(round, &job.job)).ok_or_else(gone)?;
-    Ok(alias.generation)
+    let alias = state.adapters.stored(candidate(round, &job.job)).await?;
+    Ok(alias.ok_or_else(gone)?.generation)
 }
 
 /// The hidden name of a job's adapter.
@@ -127,9 +127,14 @@ async fn begin(
         (None, Some(parent)) if can_go_on(state, round, parent).await? => Some(parent),
         _ => None,
     };
+    let mut hyperparameters = progress.policy.hyperparameters;
+    if parent.is_some() {
+        // It has the parent's.
+        hyperparameters.lora_rank = Auto::Auto;
+    }
     let spec = JobSpec {
         method,
-        hyperparameters: progress.policy.hyperparameters,
+        hyperparameters,
         seed: progress.policy.seed,
         suffix: None,
         round: Some(round.id.clone()),
@@ -243,7 +248,8 @@ async fn result_of(
     job: &StoredJob,
     fold: Option<u32>,
 ) -> Result<GenerationDigest, StepError> {
-    let kept = state.adapters.kept(&candidate(round, &job.id));
+    // It may have been trained by another process.
+    let kept = state.adapters.stored(candidate(round, &job.id)).await?;
     let kept = kept.ok_or_else(|| {
         StepError::failed("candidate_gone", "what was trained is not kept any more")
     })?;

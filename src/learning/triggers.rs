@@ -40,7 +40,10 @@ pub async fn begin(
     begin: Begin,
 ) -> Result<Option<StoredRound>, StoreError> {
     let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
-    let Some(alias) = state.adapters.kept(&target) else { return Ok(None) };
+    let alias = state.adapters.kept(&target);
+    // One of another base serves nobody.
+    let alias = alias.filter(|alias| alias.generation.other_base().is_none());
+    let Some(alias) = alias else { return Ok(None) };
     let newest = state.store.count_labelled(owner, name, None).await?.newest;
     let progress = Progress::new(begin.policy, begin.trigger, newest);
     let progress = progress.to_value().map_err(|error| StoreError::Corrupt {

@@ -86,7 +86,7 @@ async fn feedback_becomes_a_generation_that_answers() {
     assert!((metric(server, series).await - 1.0).abs() < 0.1);
 
     // The same feedback begins no other round; the way back is that of every adapter.
-    server.state.learning.wake.all();
+    server.state.learning.fed.all();
     let back = server.post("/v1/adapters/support/rollback", &json!({})).await;
     assert_eq!(back.json()["generation"], before.as_str());
     assert_eq!(school.says().await, 'A');

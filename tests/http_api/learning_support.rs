@@ -145,6 +145,8 @@ pub(crate) struct School {
     pub(crate) server: Server,
     pub(crate) teacher: Arc<Teacher>,
     pub(crate) judge: Arc<Judge>,
+    /// Rounds that were seen at their end.
+    ended: Mutex<Vec<Value>>,
 }
 
 pub(crate) fn setup(teacher: &Arc<Teacher>, judge: &Arc<Judge>) -> Setup {
@@ -164,7 +166,7 @@ impl School {
         write_adapter(&server.root.join("A"), 'A');
         let put = server.put("/v1/adapters/support", &json!({"path": "A"})).await;
         assert_eq!(put.status, 201, "{}", put.text);
-        Self { server, teacher, judge }
+        Self { server, teacher, judge, ended: Mutex::default() }
     }
 
     /// Sets a policy of two folds that begins a round after 20 feedbacks, with changes.
@@ -202,22 +204,34 @@ impl School {
         self.server.get(ROUNDS).await.json()["data"][0].clone()
     }
 
-    /// Waits until the newest round is in a state.
+    /// Waits until the newest round is in a state. One that has ended otherwise, and was not seen before, never is.
     pub(crate) async fn becomes(&self, state: &str) -> Value {
         until(state, async || {
             let round = self.round().await;
+            let is_new = !self.ended.lock().unwrap().contains(&round["id"]);
             let is_over = !round["ended_at"].is_null() && round["state"] != state;
-            assert!(!is_over, "it did not become {state}: {round}");
+            assert!(!(is_over && is_new), "it did not become {state}: {round}");
             round["state"] == state
         })
         .await;
-        self.round().await
+        let round = self.round().await;
+        self.note(&round);
+        round
+    }
+
+    fn note(&self, round: &Value) {
+        if !round["ended_at"].is_null() {
+            self.ended.lock().unwrap().push(round["id"].clone());
+        }
     }
 
     /// Decides about the newest round.
     pub(crate) async fn decide(&self, what: &str) -> Reply {
         let id = self.round().await["id"].as_str().unwrap().to_owned();
-        self.server.post(&format!("{ROUNDS}/{id}/{what}"), &json!({"reason": "so"})).await
+        let decided =
+            self.server.post(&format!("{ROUNDS}/{id}/{what}"), &json!({"reason": "so"})).await;
+        self.note(&decided.json());
+        decided
     }
 
     /// What its adapter says.
@@ -227,9 +241,9 @@ impl School {
 
     /// Ends the server as if it was killed, and starts another over what it left.
     pub(crate) async fn restart(self) -> Self {
-        let Self { server, teacher, judge } = self;
+        let Self { server, teacher, judge, ended } = self;
         let server = server.restart(setup(&teacher, &judge)).await;
-        Self { server, teacher, judge }
+        Self { server, teacher, judge, ended }
     }
 
     /// Names that are kept and nobody can ask for.
@@ -238,7 +252,9 @@ impl School {
     }
 }
 
-pub(crate) fn policy(rollout: Value) -> Value {
+pub(crate) fn policy(mut rollout: Value) -> Value {
+    // Scripted steps take no time of which there could be a ratio.
+    rollout["guardrails"] = json!({"latency_ratio_max": 1000});
     json!({
         "train_when": {"examples": 20, "age_hours": null},
         "folds": 2,
