@@ -16,6 +16,16 @@ pub fn total_bytes() -> Option<u64> {
     machine_bytes("MemTotal:")
 }
 
+/// Bytes of this process that are in memory; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    meminfo(&fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
+}
+
+/// The most bytes of this process that were in memory at a time.
+pub fn peak_bytes() -> Option<u64> {
+    meminfo(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 fn machine_bytes(field: &str) -> Option<u64> {
     meminfo(&fs::read_to_string("/proc/meminfo").ok()?, field)
 }

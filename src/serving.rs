@@ -29,10 +29,11 @@ use crate::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
     },
+    learning::{CpuExaminer, Examiner, Learning},
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
-    training::{CpuTrainer, CpuTrainerOptions, FileChecks, Trainer, Training},
+    training::{CpuTrainer, CpuTrainerOptions, FileChecks, Trainer, Training, TrainingLimits},
 };
 
 /// Share of the free memory that keys and values take unless told otherwise.
@@ -128,6 +129,8 @@ pub struct LoadSettings {
     pub capture: bool,
     /// The operator's key; tenants' are in the store.
     pub operator_key: Option<OperatorKey>,
+    /// What trainings may take of what is served.
+    pub training: TrainingLimits,
 }
 
 /// What was loaded, for the start-up message.
@@ -211,6 +214,7 @@ pub async fn load(
         cpu: CpuWork::default(),
         capture,
         training: Training::new(opened.trainer),
+        learning: Learning::new(opened.examiner),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     };
@@ -235,6 +239,7 @@ struct Opened {
     device: String,
     kv_bytes: u64,
     trainer: Option<Arc<dyn Trainer>>,
+    examiner: Option<Arc<dyn Examiner>>,
 }
 
 /// A model on its device.
@@ -269,8 +274,9 @@ fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Ope
         .context("cannot start the engine's thread")?;
     let model_bytes = file.file_bytes().len();
     let Loaded { device, kv_bytes, frozen, .. } = loaded;
+    let examiner = frozen.clone().map(|frozen| examiner(frozen, settings, &base, &engine));
     let trainer = frozen.map(|frozen| trainer(frozen, settings, &base, &engine));
-    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes, trainer })
+    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes, trainer, examiner })
 }
 
 /// What trains beside what is served.
@@ -280,10 +286,24 @@ fn trainer(
     base: &Base,
     engine: &EngineHandle,
 ) -> Arc<dyn Trainer> {
-    let options = CpuTrainerOptions { isa: settings.isa, threads: settings.threads };
+    let (isa, threads, limits) = (settings.isa, settings.threads, settings.training);
+    let options = CpuTrainerOptions { isa, threads, limits };
     let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
     let name = settings.model_names.first().cloned().unwrap_or_default();
     Arc::new(CpuTrainer::new(frozen, options, tokenizer, template, engine.clone(), name))
+}
+
+/// What judges beside what is served.
+fn examiner(
+    frozen: FrozenBase,
+    settings: &LoadSettings,
+    base: &Base,
+    engine: &EngineHandle,
+) -> Arc<dyn Examiner> {
+    let (isa, threads, limits) = (settings.isa, settings.threads, settings.training);
+    let options = CpuTrainerOptions { isa, threads, limits };
+    let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
+    Arc::new(CpuExaminer::new(frozen, options, tokenizer, template, engine.clone()))
 }
 
 fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> {

@@ -5,7 +5,10 @@
 mod fake;
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,7 +16,7 @@ use fake::{Accident, FakeRunner, NAN_TOKEN, VOCAB, audit::Audit};
 use pleach_engine::{
     adapter_weights::{AdapterWeights, SiteWeights},
     backend::RunError,
-    engine::{EngineConfig, EngineHandle, SequenceStream, SubmitError},
+    engine::{EngineConfig, EngineHandle, GuestTerms, SequenceStream, SubmitError},
     packed_adapter::PackedAdapter,
     sampler::SamplingParams,
     sequence::{FinishReason, FlowId, SequenceEvent, SequenceRequest},
@@ -270,6 +273,45 @@ async fn without_handles_sequences_still_finish() {
     let (tokens, last) = collect(stream).await;
     assert!(tokens.len() == 30 && is_finished(last.as_ref(), FinishReason::Length));
     drop(lease);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_has_what_steps_leave_and_changes_no_token() {
+    let mut runner = FakeRunner::new(64, 250, 64);
+    runner.step_time = Duration::from_millis(1);
+    let config = EngineConfig { max_batch: 4, ..EngineConfig::default() };
+    let engine = start(runner, config);
+    let alone = collect(engine.submit(request(1, 5, 200)).unwrap()).await.0;
+    let stats = engine.stats();
+    assert!(stats.step_time >= 200 * Duration::from_millis(1), "{stats:?}");
+    assert_eq!((stats.guest_time, stats.undisturbed_itl_p99), (Duration::ZERO, None));
+    let mut guest = engine.guest().unwrap();
+    let is_over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&is_over);
+    let working = tokio::task::spawn_blocking(move || {
+        let interval_max = Duration::from_millis(20);
+        guest.set_terms(Some(GuestTerms { interval_max, gap_per_step: 2.0 }));
+        let mut n_gaps = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let Some(turn) = guest.enter(Duration::from_micros(100), interval_max) else {
+                continue;
+            };
+            n_gaps += u32::from(!turn.has_time(PATIENCE));
+            while turn.has_time(Duration::from_micros(100)) {
+                std::thread::yield_now();
+            }
+        }
+        n_gaps
+    });
+    let streams: Vec<_> = (0..3).map(|_| engine.submit(request(1, 5, 200)).unwrap()).collect();
+    for stream in streams {
+        assert_eq!(collect(stream).await.0, alone);
+    }
+    wait_until("intervals were measured", || engine.stats().undisturbed_itl_p99.is_some()).await;
+    is_over.store(true, Ordering::Relaxed);
+    assert!(working.await.unwrap() > 20, "the guest had gaps");
+    assert!(engine.stats().guest_time > Duration::ZERO);
+    engine.shutdown(PATIENCE).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use pleach_adapters::{
     registry::{HIDDEN_PREFIX, is_hidden},
 };
 
-use super::{AdapterService, ServiceError, Target, apart};
+use super::{AdapterInUse, AdapterService, ServiceError, Target, apart, in_use::Held};
 
 /// The name under which what a job of a round trains is kept, before anybody may ask for it.
 pub fn candidate_name(job: &str) -> String {
@@ -23,6 +23,42 @@ impl AdapterService {
     /// What is kept under a name, hidden or not.
     pub fn kept(&self, target: &Target) -> Option<Alias> {
         self.registry.get(&target.space(), &target.name)
+    }
+
+    /// Waits until a generation is on the device, and keeps it there, under whatever name; it counts as nobody's request.
+    ///
+    /// # Errors
+    /// [`ServiceError::Residency`].
+    pub async fn lease_generation(
+        &self,
+        generation: &Arc<Generation>,
+    ) -> Result<AdapterInUse, ServiceError> {
+        let held = Held::Generation(Arc::clone(generation));
+        let leased = AdapterInUse::lease(&self.residency, held).await;
+        leased
+            .map_err(|error| ServiceError::Residency { alias: generation.loaded_as.clone(), error })
+    }
+
+    /// Where a name pointed before, the last first.
+    pub fn earlier(&self, target: &Target) -> Vec<Arc<Generation>> {
+        self.registry.history(&target.space(), &target.name)
+    }
+
+    /// The same, also if another process has stored it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn stored(&self, target: Target) -> Result<Option<Alias>, ServiceError> {
+        if let Some(alias) = self.kept(&target) {
+            return Ok(Some(alias));
+        }
+        let (changes, name) = (Arc::clone(&self.changes), target.clone());
+        apart(async move {
+            let _turn = changes.turn().await;
+            Ok(changes.take_over(&name).await?)
+        })
+        .await?;
+        Ok(self.kept(&target))
     }
 
     /// Every hidden name.

@@ -5,12 +5,15 @@
 pub mod bench;
 pub mod chat;
 pub mod doctor;
+pub mod eval;
 pub mod export;
 pub mod gpu_check;
 pub mod merge;
+pub mod plan;
 pub mod pull;
 pub mod serve;
 pub mod tenant;
+pub mod train;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +43,12 @@ pub enum Command {
     Bench(bench::Args),
     /// Say what is here: processor, memory, GPUs, models, server.
     Doctor(doctor::Args),
+    /// Train an adapter on a file of rows, without a server.
+    Train(Box<train::Args>),
+    /// Say whether a training fits here, and how long it takes.
+    Plan(Box<plan::Args>),
+    /// Measure base and adapters on a file of rows.
+    Eval(eval::Args),
     /// Merge PEFT adapters into a new one.
     Merge(merge::Args),
     /// Write a model and its adapters for ONNX Runtime.
@@ -77,6 +86,9 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => chat::run(args).await,
         Command::Bench(args) => bench::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Train(args) => train::run(*args).await,
+        Command::Plan(args) => plan::run(*args).await,
+        Command::Eval(args) => eval::run(args).await,
         Command::Merge(args) => merge::run(args).await,
         Command::Export(args) => export::run(args).await,
         Command::Verify(args) => verify::run(args).await,

@@ -23,6 +23,7 @@ use settings::Settings;
 
 use crate::{
     http::{router, server::Server, state::AppState},
+    learning::run_rounds,
     memory::show_bytes,
     models,
     serving::{self, LoadReport},
@@ -100,6 +101,8 @@ pub struct Serving {
     accepting: JoinHandle<Server>,
     /// Runs jobs, if this server trains.
     training: Option<JoinHandle<()>>,
+    /// Rounds of the learning loop that run here.
+    rounds: Option<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -116,6 +119,7 @@ impl Serving {
         let _ = self.stop.send(());
         let server = self.accepting.await;
         self.state.training.wake();
+        self.state.learning.wake.all();
         // Whoever waits for an adapter would wait longer than the grace.
         self.state.adapters.shutdown();
         self.state.engine.shutdown(grace).await;
@@ -129,6 +133,11 @@ impl Serving {
         {
             // Another process takes the job over when this one was not heard of for a while.
             tracing::warn!("a training does not stop in time");
+        }
+        if let Some(rounds) = self.rounds
+            && timeout(TRAINING_STOP_MAX, rounds).await.is_err()
+        {
+            tracing::warn!("a round does not stop in time");
         }
         if let Err(error) = self.state.store.clone().close().await {
             tracing::warn!(%error, "last uses of keys are not kept");
@@ -152,6 +161,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
     let (state, report) = serving::load(load_settings, store).await?;
     let (stop, stopped) = oneshot::channel();
     let training = run_jobs(&state);
+    let rounds = run_rounds(&state);
     let router = router(Arc::clone(&state));
     let accepting = tokio::spawn(async move {
         let mut server = Server::default();
@@ -159,19 +169,19 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
         server.run(listener, router, async { stopped.await.unwrap_or_default() }).await;
         server
     });
-    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting, training })
+    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting, training, rounds })
 }
 
 /// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.
 #[cfg(unix)]
-struct StopSignals {
+pub(in crate::cli) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl StopSignals {
-    fn catch() -> std::io::Result<Self> {
+    pub(in crate::cli) fn catch() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
@@ -180,7 +190,7 @@ impl StopSignals {
     }
 
     /// Waits for one; its name.
-    async fn next(&mut self) -> &'static str {
+    pub(in crate::cli) async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
@@ -226,17 +236,17 @@ impl Hangups {
 
 /// Ctrl-C, all that there is elsewhere.
 #[cfg(not(unix))]
-struct StopSignals;
+pub(in crate::cli) struct StopSignals;
 
 #[cfg(not(unix))]
 impl StopSignals {
     #[expect(clippy::unnecessary_wraps, reason = "catching signals can fail elsewhere")]
-    fn catch() -> std::io::Result<Self> {
+    pub(in crate::cli) fn catch() -> std::io::Result<Self> {
         Ok(Self)
     }
 
     /// Waits for one; its name.
-    async fn next(&mut self) -> &'static str {
+    pub(in crate::cli) async fn next(&mut self) -> &'static str {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -7,8 +7,10 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::HeaderMap,
 };
+use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
     FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
+    StoredFeedback,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -31,7 +33,7 @@ use super::{
         metadata::read_metadata,
     },
 };
-use crate::{feedback::user_digest, hex::hex, tenants::Caller};
+use crate::{feedback::user_digest, hex::hex, learning::clean_up, tenants::Caller};
 
 /// Rows of a page unless told otherwise.
 const PAGE_ROWS: u32 = 100;
@@ -72,6 +74,7 @@ pub async fn create(
     let (kept, is_new) = kept.map_err(ApiError::from_stored)?;
     if is_new && !sent.dry_run {
         state.telemetry.count_feedback(kept.kind.name());
+        learn(&state, &caller.owner, &kept).await;
     }
     Ok(Json(FeedbackGiven { feedback_id: kept.id }))
 }
@@ -174,6 +177,9 @@ pub async fn erase_user(
     let erased = state.store.erase_user(&caller.owner, &user).await;
     let erased = erased.map_err(ApiError::from_stored)?;
     tracing::info!(%caller, completions = erased.completions, feedback = erased.feedback, "erased a user");
+    for id in &erased.rounds {
+        end_round(&state, &caller.owner, id).await;
+    }
     Ok(Json(UserErased {
         object: "user.erased",
         completions: erased.completions,
@@ -181,6 +187,32 @@ pub async fn erase_user(
         generations: erased.generations.iter().map(LearnedCard::from).collect(),
         rounds: erased.rounds,
     }))
+}
+
+/// Ends what a round that was cancelled is at. What fails is done when the server starts.
+async fn end_round(state: &Arc<AppState>, owner: &Owner, id: &str) {
+    match state.store.round(owner, id).await {
+        Ok(round) => {
+            state.telemetry.count_round(round.state.name());
+            clean_up(state, &round).await;
+            state.learning.wake.all();
+        }
+        Err(error) => tracing::warn!(round = id, %error, "what a round kept is removed later"),
+    }
+}
+
+/// The learning loop hears of what was said. What fails is found when it looks by itself.
+async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
+    state.learning.fed.all();
+    let FeedbackTarget::Completion { id, .. } = &kept.target else { return };
+    let rollouts = &state.learning.rollouts;
+    if rollouts.is_empty() {
+        return;
+    }
+    let Ok(completion) = state.store.completion(owner, id).await else { return };
+    let Some(generation) = completion.generation else { return };
+    let (space, generation) = (Namespace::new(owner.as_str()), GenerationDigest(generation.0));
+    rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
 }
 
 /// The caller has what is spoken of, and a comparison is of two answers to the same messages.

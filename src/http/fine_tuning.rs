@@ -6,7 +6,8 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use pleach_store::{NewJob, Page, StoreError, StoredJob};
+use pleach_adapters::Resolution;
+use pleach_store::{GenerationDigest, NewJob, Page, StoreError, StoredJob};
 
 use super::{
     error::ApiError,
@@ -19,7 +20,10 @@ use super::{
         list::ObjectList,
     },
 };
-use crate::tenants::Caller;
+use crate::{
+    tenants::Caller,
+    training::{Auto, read_parent},
+};
 
 /// Rows of a page unless told otherwise (`OpenAI`'s default).
 const PAGE_ROWS: u32 = 20;
@@ -40,16 +44,17 @@ pub async fn create(
         let hint = ": it trains on the CPU only (--device cpu)";
         return Err(ApiError::Unsupported { param: "fine_tuning".to_owned(), hint });
     }
-    let registry = state.adapters.registry();
-    if !registry.is_base(&request.model) {
-        // Whether or not there is such an adapter.
-        registry
-            .resolve(&caller.namespace(), &request.model)
-            .map_err(|error| ApiError::from_registry(&error))?;
-        let reason = "adapters cannot be trained on yet: name the base";
-        return Err(ApiError::invalid("model", reason));
+    let mut spec = request.spec;
+    if let Some((digest, rank)) = parent(&state, &caller, &request.model).await? {
+        spec.parent = Some(digest);
+        if let Auto::Set(asked) = spec.hyperparameters.lora_rank
+            && asked as usize != rank
+        {
+            let reason = format!("the adapter that the training goes on from has rank {rank}");
+            return Err(ApiError::invalid("hyperparameters.lora_rank", reason));
+        }
     }
-    let spec = serde_json::to_string(&request.spec)
+    let spec = serde_json::to_string(&spec)
         .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
     let job = NewJob {
         model: request.model,
@@ -61,6 +66,36 @@ pub async fn create(
     let made = state.store.create_job(&caller.owner, &job).await.map_err(ApiError::from_stored)?;
     state.training.wake();
     Ok(Json(made.into()))
+}
+
+/// The generation that a training goes on from, and its rank; `None` is the base.
+///
+/// # Errors
+/// Names that mean nothing to the caller or what is another's, and adapters of a kind that cannot be trained.
+async fn parent(
+    state: &AppState,
+    caller: &Caller,
+    model: &str,
+) -> Result<Option<(GenerationDigest, usize)>, ApiError> {
+    let refused = |reason: String| ApiError::invalid("model", reason);
+    let space = caller.namespace();
+    let registry = state.adapters.registry();
+    let resolved = registry.resolve(&space, model);
+    let alias = match resolved.map_err(|error| ApiError::from_registry(&error))? {
+        Resolution::Base => return Ok(None),
+        Resolution::Adapter(alias) => alias,
+    };
+    if alias.namespace != space {
+        let reason = format!("{model:?} is shared: only the operator trains on from it");
+        return Err(refused(reason));
+    }
+    state.adapters.resolve(&space, model, None).map_err(ApiError::from_service)?;
+    let (digest, spec) = (alias.generation.digest, state.engine.spec().clone());
+    let read = move || read_parent(&alias.generation, &spec).map(|parent| parent.lora().rank);
+    let read = tokio::task::spawn_blocking(read).await;
+    let read = read.map_err(|error| ApiError::Internal { detail: error.to_string() })?;
+    let rank = read.map_err(|error| refused(format!("{model:?} cannot be trained on: {error}")))?;
+    Ok(Some((GenerationDigest(digest.0), rank)))
 }
 
 /// The caller's jobs, newest first; with `?metadata[name]=value` only those.

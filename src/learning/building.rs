@@ -93,7 +93,12 @@ async fn put_file(
     text: String,
     read: &Read,
 ) -> Result<String, StepError> {
-    let listed = state.store.files(&round.owner, Some(FINE_TUNE), &Page::FIRST, pleach_store::Order::Descending);
+    let listed = state.store.files(
+        &round.owner,
+        Some(FINE_TUNE),
+        &Page::FIRST,
+        pleach_store::Order::Descending,
+    );
     if let Some(file) = listed.await?.items.into_iter().find(|file| file.filename == name) {
         state.store.delete_file(&round.owner, &file.id).await?;
     }

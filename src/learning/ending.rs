@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pleach_adapters::{Expect, GenerationDigest, RegistryError};
-use pleach_store::{Metadata, Page, RoundState, StoreError, StoredRound};
+use pleach_store::{Metadata, Owner, Page, RoundState, StoreError, StoredRound, TenantId};
 
 use super::{
     gating::name_of,
@@ -33,15 +33,20 @@ pub async fn clean_up(state: &Arc<AppState>, round: &StoredRound) {
     }
 }
 
-/// Points the name back where it pointed before, if it points at the candidate.
+/// Points the name back where it pointed before, if it was this round that moved it to the candidate and nobody has moved
+/// it since.
 async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceError> {
     let (Some(candidate), Some(parent)) = (round.candidate, round.parent) else { return Ok(()) };
-    if candidate == parent {
+    let target = name_of(round);
+    let last = state.store.alias_moves(&round.owner, &round.name, None, 1).await?;
+    let is_ours =
+        last.first().is_some_and(|last| last.who == target.who && last.to == Some(candidate));
+    if candidate == parent || !is_ours {
         return Ok(());
     }
     let candidate = GenerationDigest(candidate.0);
     let expect = Expect::Generation(candidate);
-    let back = state.adapters.roll_back(name_of(round), Some(GenerationDigest(parent.0)), expect);
+    let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
     match back.await {
         Ok(_) => {}
         // It does not point there.
@@ -92,7 +97,7 @@ async fn remove(state: &AppState, round: &StoredRound) -> Result<(), StepError> 
 pub(super) async fn sweep(state: &Arc<AppState>) {
     for alias in state.adapters.hidden() {
         let Some(job) = job_of_candidate(&alias.name) else { continue };
-        let Some(owner) = state.adapters.owner_of(&alias.namespace) else { continue };
+        let Some(owner) = owner_of(alias.namespace.as_str()) else { continue };
         match is_left_over(state, &owner, job).await {
             Ok(false) => {}
             Ok(true) => {
@@ -107,11 +112,15 @@ pub(super) async fn sweep(state: &Arc<AppState>) {
     }
 }
 
-async fn is_left_over(
-    state: &AppState,
-    owner: &pleach_store::Owner,
-    job: &str,
-) -> Result<bool, StoreError> {
+/// Whose namespace this is.
+fn owner_of(namespace: &str) -> Option<Owner> {
+    if namespace == Owner::Shared.as_str() {
+        return Some(Owner::Shared);
+    }
+    TenantId::parse(namespace).map(Owner::Tenant)
+}
+
+async fn is_left_over(state: &AppState, owner: &Owner, job: &str) -> Result<bool, StoreError> {
     let job = match state.store.job(owner, job).await {
         Ok(job) => job,
         Err(StoreError::NotFound { .. }) => return Ok(true),

@@ -56,7 +56,12 @@ pub(super) async fn gate(
         Err(ExamError::Failed(error)) => return Err(StepError::Failed(error)),
     };
     let verdict = judge(&evidence, &settings(round, &progress), round.look.unwrap_or(1));
-    tracing::info!(round = round.id, passed = verdict.passed, summary = verdict.summary(), "judged");
+    tracing::info!(
+        round = round.id,
+        passed = verdict.passed,
+        summary = verdict.summary(),
+        "judged"
+    );
     let state = if !verdict.passed {
         RoundState::Refused
     } else if progress.policy.rollout.approval {
@@ -127,14 +132,17 @@ async fn exam(
             Some(part_anchors(&anchors, method, share, held.len()).1)
         }
     };
-    let of_folds = (0..progress.n_folds).map(|fold| trained(state, round, progress, Some(fold)));
+    let mut of_folds = Vec::new();
+    for fold in 0..progress.n_folds {
+        of_folds.push(trained(state, round, progress, Some(fold)).await?);
+    }
     Ok(Exam {
         round: round.id.clone(),
         method,
         rows: held_out,
         anchors,
-        folds: of_folds.collect::<Result<_, _>>()?,
-        candidate: trained(state, round, progress, None)?,
+        folds: of_folds,
+        candidate: trained(state, round, progress, None).await?,
         current: state.adapters.kept(&name_of(round)).map(|alias| alias.generation),
         best: best(state, round).await?,
         probes: progress.policy.probes.clone().unwrap_or_else(default_probes),
@@ -144,10 +152,7 @@ async fn exam(
 }
 
 /// Of the generations that the name pointed at before, the one whose gain over the base was found to be the largest.
-async fn best(
-    state: &AppState,
-    round: &StoredRound,
-) -> Result<Option<Arc<Generation>>, StepError> {
+async fn best(state: &AppState, round: &StoredRound) -> Result<Option<Arc<Generation>>, StepError> {
     let mut best: Option<(f64, Arc<Generation>)> = None;
     for generation in state.adapters.earlier(&name_of(round)) {
         if generation.other_base().is_some() {
@@ -160,7 +165,8 @@ async fn best(
             Err(error) => return Err(error.into()),
         };
         let verdict = lineage.verdict.and_then(|verdict| serde_json::from_value(verdict).ok());
-        let gain = verdict.and_then(|verdict: Verdict| verdict.check(CheckName::GainOverBase)?.value);
+        let gain =
+            verdict.and_then(|verdict: Verdict| verdict.check(CheckName::GainOverBase)?.value);
         if let Some(gain) = gain
             && best.as_ref().is_none_or(|(most, _)| gain > *most)
         {

@@ -87,7 +87,8 @@ impl Read {
             return None;
         }
         self.users.insert(completion.id.clone(), completion.user_sha256.clone());
-        let soonest = self.expires_ms.map_or(completion.expires_ms, |ms| ms.min(completion.expires_ms));
+        let soonest =
+            self.expires_ms.map_or(completion.expires_ms, |ms| ms.min(completion.expires_ms));
         self.expires_ms = Some(soonest);
         Some(Answered {
             id: completion.id.clone(),
@@ -119,10 +120,9 @@ impl Read {
 fn opinion(feedback: &StoredFeedback) -> Option<Opinion> {
     let FeedbackTarget::Completion { choice, .. } = &feedback.target else { return None };
     let said = match feedback.kind {
-        FeedbackKind::Boolean | FeedbackKind::Float => OpinionSaid::Metric {
-            name: feedback.metric.clone(),
-            value: feedback.value.clone(),
-        },
+        FeedbackKind::Boolean | FeedbackKind::Float => {
+            OpinionSaid::Metric { name: feedback.metric.clone(), value: feedback.value.clone() }
+        }
         FeedbackKind::Demonstration => {
             OpinionSaid::Demonstration(feedback.value.as_str()?.to_owned())
         }
@@ -132,7 +132,12 @@ fn opinion(feedback: &StoredFeedback) -> Option<Opinion> {
         },
         FeedbackKind::Comment => return None,
     };
-    Some(Opinion { id: feedback.id.clone(), choice: *choice, rater: feedback.user_sha256.clone(), said })
+    Some(Opinion {
+        id: feedback.id.clone(),
+        choice: *choice,
+        rater: feedback.user_sha256.clone(),
+        said,
+    })
 }
 
 /// Reads a file of rows of the owner's, each a JSON object.

@@ -48,10 +48,11 @@ pub(super) async fn canary(
                 progress.trial = Some(trial);
                 return notes(&progress);
             }
-            let candidate = trained(state, round, &progress, None)?;
+            let candidate = trained(state, round, &progress, None).await?;
             let parent = round.parent.map(|parent| GenerationDigest(parent.0));
             let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
-            let on_trial = OnTrial::new(round.id.clone(), parent, candidate, trial);
+            let signals = progress.policy.signals.clone();
+            let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
             rollouts.begin(&space, &round.name, on_trial)
         }
     };
@@ -82,13 +83,14 @@ async fn promote(
     round: &StoredRound,
     mut progress: Progress,
 ) -> Result<Next, StepError> {
-    let candidate = trained(state, round, &progress, None)?;
+    let candidate = trained(state, round, &progress, None).await?;
     let target = name_of(round);
     let here = state.adapters.kept(&target).map(|alias| alias.generation.digest);
     if here != Some(candidate.digest) {
         let parent = round.parent.map(|parent| GenerationDigest(parent.0));
         let expect = parent.map_or(Expect::Absent, Expect::Generation);
-        let point = state.adapters.point_at(target.clone(), Arc::clone(&candidate), expect, "promoted");
+        let point =
+            state.adapters.point_at(target.clone(), Arc::clone(&candidate), expect, "promoted");
         match point.await {
             Ok(_) => {}
             Err(
@@ -116,7 +118,9 @@ async fn promote(
         // Another process was at it.
         (None, Some(trial)) => {
             let parent = round.parent.map_or(candidate.digest, |parent| GenerationDigest(parent.0));
-            let on_trial = OnTrial::new(round.id.clone(), parent, candidate, trial.clone());
+            let signals = progress.policy.signals.clone();
+            let (id, trial) = (round.id.clone(), trial.clone());
+            let on_trial = OnTrial::new(id, parent, candidate, signals, trial);
             Some(rollouts.begin(&space, &round.name, on_trial))
         }
         (None, None) => None,

@@ -36,7 +36,9 @@ mod tests {
 
     #[test]
     fn beginnings_tell() {
-        for refusal in ["I'm sorry, but no.", "  I\u{2019}m sorry", "As an AI model, I", "i cannot do"] {
+        for refusal in
+            ["I'm sorry, but no.", "  I\u{2019}m sorry", "As an AI model, I", "i cannot do"]
+        {
             assert!(is_refusal(refusal), "{refusal}");
         }
         for answer in ["", "Sure: I cannot be wrong here", "The sorry state", "Icant"] {

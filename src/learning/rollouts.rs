@@ -11,8 +11,10 @@ use std::{
 };
 
 use pleach_adapters::{Alias, Generation, GenerationDigest, Namespace};
+use serde_json::Value;
 
 use super::{
+    policy::Signals,
     refusals::{LOOKED_AT, is_refusal},
     trial::{RequestEnd, Side, Trial, TrialPhase},
     wake::Wake,
@@ -38,6 +40,8 @@ pub struct OnTrial {
     pub parent: GenerationDigest,
     /// What is on trial. Held, so that it stays.
     pub candidate: Arc<Generation>,
+    /// What judgements mean.
+    signals: Signals,
     trial: Mutex<Trial>,
 }
 
@@ -47,9 +51,10 @@ impl OnTrial {
         round: String,
         parent: GenerationDigest,
         candidate: Arc<Generation>,
+        signals: Signals,
         trial: Trial,
     ) -> Self {
-        Self { round, parent, candidate, trial: Mutex::new(trial) }
+        Self { round, parent, candidate, signals, trial: Mutex::new(trial) }
     }
 
     /// The trial as it is now.
@@ -182,24 +187,27 @@ impl Rollouts {
         (chosen, Some(ticket))
     }
 
-    /// Somebody judged an answer of a name, which this generation gave.
+    /// Somebody gave a value of a metric to an answer of a name, which this generation gave.
     pub fn judged(
         &self,
         space: &Namespace,
         name: &str,
         generation: GenerationDigest,
-        is_negative: bool,
+        metric: &str,
+        value: &Value,
     ) {
         let Some(on_trial) = self.find(space, name) else { return };
         let Some(side) = on_trial.side_of(generation) else { return };
-        if on_trial.change(|trial| trial.judged(side, is_negative)) {
+        let rule = on_trial.signals.metrics.get(metric);
+        let Some(good) = rule.and_then(|rule| rule.judge(value)) else { return };
+        if on_trial.change(|trial| trial.judged(side, !good)) {
             self.wake.all();
         }
     }
 
-    /// Whether this name is on trial.
-    pub fn is_on_trial(&self, space: &Namespace, name: &str) -> bool {
-        self.find(space, name).is_some()
+    /// Whether nothing is on trial.
+    pub fn is_empty(&self) -> bool {
+        self.on_trial.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
@@ -232,13 +240,13 @@ impl Ticket {
     }
 
     /// The server failed the request.
-    pub fn failed(&mut self) {
+    pub fn failed(mut self) {
         self.end.failed = true;
         self.tell();
     }
 
     /// The candidate cannot be had: the alias that the request runs on instead, if it was on the candidate's side.
-    pub fn take_instead(&mut self) -> Option<Alias> {
+    pub fn instead(mut self) -> Option<Alias> {
         let instead = self.instead.take()?;
         self.failed();
         Some(instead)

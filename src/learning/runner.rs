@@ -9,7 +9,10 @@
 //! A step reads what is stored, does something that may be done again, and writes what came of it in one transaction. So
 //! whoever follows a process that died goes on with the step that it was at.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pleach_store::{RoundChange, RoundSignal, RoundState, StoreError, StoredRound};
 use tokio::{
@@ -28,7 +31,8 @@ use super::{
     rollouts::Rollouts,
     steps::{Next, StepError},
     training::train,
-    triggers, wake::{Waiter, Wake},
+    triggers,
+    wake::{Waiter, Wake},
 };
 use crate::http::{ids, state::AppState};
 
@@ -38,6 +42,8 @@ const SILENCE_MS: i64 = 15_000;
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long between two looks at the least, however much is told.
 const REST: Duration = Duration::from_millis(100);
+/// Of the time, looking takes one part in so many.
+const LOOKS_ONE_PART_IN: u32 = 10;
 /// How long a round rests that failed for the store's sake.
 const STORE_REST: Duration = Duration::from_secs(5);
 /// Rounds that a process looks after at a time: most of them only wait.
@@ -50,6 +56,8 @@ pub struct Learning {
     pub rollouts: Rollouts,
     /// Wakes all that waits for something of the loop to happen.
     pub wake: Arc<Wake>,
+    /// Told of what rounds are made of: feedback and policies.
+    pub fed: Wake,
     examiner: Option<Arc<dyn Examiner>>,
 }
 
@@ -57,7 +65,8 @@ impl Learning {
     /// With an examiner, or without: then no rounds are run here.
     pub fn new(examiner: Option<Arc<dyn Examiner>>) -> Self {
         let wake = Arc::new(Wake::default());
-        Self { rollouts: Rollouts::new(Arc::clone(&wake)), wake, examiner }
+        let rollouts = Rollouts::new(Arc::clone(&wake));
+        Self { rollouts, wake, fed: Wake::default(), examiner }
     }
 
     /// Whether this process runs rounds.
@@ -74,18 +83,26 @@ pub fn run_rounds(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
 
 async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let runner: Arc<str> = ids::random("loop-").into();
-    let mut waiter = state.learning.wake.waiter();
+    let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
     let places = Arc::new(Semaphore::new(ROUNDS_MAX));
     ending::sweep(&state).await;
     triggers::go_on(&state).await;
     while state.is_serving() {
+        let began = Instant::now();
         if let Err(error) = look(&state, &examiner, &runner, &places).await {
             tracing::warn!(%error, "rounds cannot be looked for");
             sleep(STORE_REST).await;
         }
-        sleep(REST).await;
-        waiter.wait(LOOK_EVERY).await;
+        // However much is told and however many policies there are, looking takes little of the time.
+        sleep(REST.max(began.elapsed() * LOOKS_ONE_PART_IN).min(LOOK_EVERY)).await;
+        tokio::select! {
+            () = waiter.wait(LOOK_EVERY) => {}
+            () = fed.wait(LOOK_EVERY) => {}
+        }
     }
+    // Whoever follows a round lets go of it.
+    state.learning.wake.all();
+    let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
 }
 
 async fn look(

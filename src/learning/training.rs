@@ -18,7 +18,7 @@ use super::{
 use crate::{
     adapter_service::{Target, candidate_name},
     http::state::AppState,
-    training::JobSpec,
+    training::{Auto, JobSpec, ParentError, find_parent, read_parent},
 };
 
 /// Keys of a job's metadata, by which its round finds it again.
@@ -68,14 +68,14 @@ pub(super) async fn train(
         }
         return notes(&progress);
     }
-    let candidate = trained(state, round, &progress, None)?;
+    let candidate = trained(state, round, &progress, None).await?;
     let mut change = goes_to(RoundState::Gating, &progress)?;
     change.candidate = Some(GenerationDigest(candidate.digest.0));
     Ok(Next::Change(Box::new(change)))
 }
 
 /// What was trained without a fold, or on everything.
-pub(super) fn trained(
+pub(super) async fn trained(
     state: &AppState,
     round: &StoredRound,
     progress: &Progress,
@@ -83,8 +83,8 @@ pub(super) fn trained(
 ) -> Result<Arc<Generation>, StepError> {
     let gone = || StepError::failed("candidate_gone", "what was trained is not kept any more");
     let job = progress.job(fold).ok_or_else(gone)?;
-    let alias = state.adapters.kept(&candidate(round, &job.job)).ok_or_else(gone)?;
-    Ok(alias.generation)
+    let alias = state.adapters.stored(candidate(round, &job.job)).await?;
+    Ok(alias.ok_or_else(gone)?.generation)
 }
 
 /// The hidden name of a job's adapter.
@@ -122,12 +122,24 @@ async fn begin(
     };
     let method =
         progress.method.ok_or_else(|| StepError::server("a round that trains has no method"))?;
+    // What is to forget something begins anew.
+    let parent = match (round.rebuild_of, round.parent) {
+        (None, Some(parent)) if can_go_on(state, round, parent).await? => Some(parent),
+        _ => None,
+    };
+    let mut hyperparameters = progress.policy.hyperparameters;
+    if parent.is_some() {
+        // It has the parent's.
+        hyperparameters.lora_rank = Auto::Auto;
+    }
     let spec = JobSpec {
         method,
-        hyperparameters: progress.policy.hyperparameters,
+        hyperparameters,
         seed: progress.policy.seed,
         suffix: None,
         round: Some(round.id.clone()),
+        early_stopping: None,
+        parent,
     };
     let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
     let new = NewJob {
@@ -156,6 +168,25 @@ async fn begin(
                 error => Err(error.into()),
             }
         }
+    }
+}
+
+/// Whether a training can go on from a generation: from some kinds of adapters none can, which then begins at the base.
+async fn can_go_on(
+    state: &AppState,
+    round: &StoredRound,
+    parent: GenerationDigest,
+) -> Result<bool, StepError> {
+    let found = find_parent(state.adapters.registry(), &round.owner, parent);
+    let (generation, spec) = match found {
+        Ok(generation) => (generation, state.engine.spec().clone()),
+        Err(error) => return Err(StepError::failed("parent_gone", error)),
+    };
+    let read = tokio::task::spawn_blocking(move || read_parent(&generation, &spec).map(drop)).await;
+    match read.map_err(StepError::server)? {
+        Ok(()) => Ok(true),
+        Err(ParentError::Kind(_) | ParentError::Empty) => Ok(false),
+        Err(error) => Err(StepError::failed("parent_unreadable", error)),
     }
 }
 
@@ -217,21 +248,22 @@ async fn result_of(
     job: &StoredJob,
     fold: Option<u32>,
 ) -> Result<GenerationDigest, StepError> {
-    let kept = state.adapters.kept(&candidate(round, &job.id));
+    // It may have been trained by another process.
+    let kept = state.adapters.stored(candidate(round, &job.id)).await?;
     let kept = kept.ok_or_else(|| {
         StepError::failed("candidate_gone", "what was trained is not kept any more")
     })?;
     let generation = GenerationDigest(kept.generation.digest.0);
     let stored = state.store.generation(&round.owner, &generation).await?;
-    let data_sha256 = match stored.origin {
-        Origin::Training { data_sha256, .. } => Some(data_sha256),
-        Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => None,
+    let (data_sha256, parent) = match stored.origin {
+        Origin::Training { data_sha256, parent, .. } => (Some(data_sha256), parent),
+        Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
     let Progress { policy, method, counts, .. } = progress;
     let lineage = NewLineage {
         generation,
         base_sha256: state.adapters.base_digest().to_owned(),
-        parent: None,
+        parent,
         round: Some(round.id.clone()),
         job: Some(job.id.clone()),
         data_sha256,

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use pleach_adapters::GenerationDigest;
-use pleach_store::{
-    NewRound, Owner, Page, RoundState, StoreError, StoredPolicy, StoredRound,
-};
+use pleach_store::{NewRound, Owner, Page, RoundState, StoreError, StoredPolicy, StoredRound};
 
 use super::{
     ending,
@@ -16,11 +14,7 @@ use super::{
     rollouts::OnTrial,
     trial::TrialPhase,
 };
-use crate::{
-    adapter_service::Target,
-    http::state::AppState,
-    telemetry::unix_time,
-};
+use crate::{adapter_service::Target, http::state::AppState, telemetry::unix_time};
 
 const HOUR_MS: f64 = 3_600_000.0;
 
@@ -46,7 +40,10 @@ pub async fn begin(
     begin: Begin,
 ) -> Result<Option<StoredRound>, StoreError> {
     let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
-    let Some(alias) = state.adapters.kept(&target) else { return Ok(None) };
+    let alias = state.adapters.kept(&target);
+    // One of another base serves nobody.
+    let alias = alias.filter(|alias| alias.generation.other_base().is_none());
+    let Some(alias) = alias else { return Ok(None) };
     let newest = state.store.count_labelled(owner, name, None).await?.newest;
     let progress = Progress::new(begin.policy, begin.trigger, newest);
     let progress = progress.to_value().map_err(|error| StoreError::Corrupt {
@@ -97,12 +94,7 @@ pub(super) async fn look(state: &AppState) -> Result<(), StoreError> {
 }
 
 /// What makes a round begin now, of so much new feedback of which the oldest came then.
-fn due(
-    when: TrainWhen,
-    n_feedback: u64,
-    oldest_ms: Option<i64>,
-    now_ms: i64,
-) -> Option<Trigger> {
+fn due(when: TrainWhen, n_feedback: u64, oldest_ms: Option<i64>, now_ms: i64) -> Option<Trigger> {
     if n_feedback == 0 {
         return None;
     }
@@ -134,8 +126,10 @@ pub(super) async fn go_on(state: &Arc<AppState>) {
 
 /// Watches a promoted candidate from the beginning: how much of it was done went with the process.
 fn watch_again(state: &Arc<AppState>, round: StoredRound) {
-    let trial = Progress::of(&round).ok().and_then(|progress| progress.trial);
-    let Some(mut trial) = trial.filter(|trial| trial.phase == TrialPhase::Watched) else { return };
+    let Ok(Progress { trial: Some(mut trial), policy, .. }) = Progress::of(&round) else { return };
+    if trial.phase != TrialPhase::Watched {
+        return;
+    }
     (trial.in_phase, trial.errors_in_phase) = (0, 0);
     let target = name_of(&round);
     let (Some(alias), Some(parent)) = (state.adapters.kept(&target), round.parent) else { return };
@@ -143,8 +137,8 @@ fn watch_again(state: &Arc<AppState>, round: StoredRound) {
     if round.candidate.map(|candidate| candidate.0) != Some(digest.0) {
         return;
     }
-    let on_trial =
-        OnTrial::new(round.id.clone(), GenerationDigest(parent.0), alias.generation, trial);
+    let (id, parent) = (round.id.clone(), GenerationDigest(parent.0));
+    let on_trial = OnTrial::new(id, parent, alias.generation, policy.signals, trial);
     state.learning.rollouts.begin(&target.space(), &round.name, on_trial);
     let state = Arc::clone(state);
     tokio::spawn(async move {

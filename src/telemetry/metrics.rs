@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use pleach_adapters::ResidencyStats;
 use pleach_engine::{engine::EngineStats, kv::KV_BLOCK_TOKENS};
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Counter, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 use super::{names, residency::TierSeries, tenants::TenantVectors};
@@ -71,6 +71,8 @@ pub struct Metrics {
     pub(super) captured: IntCounterVec,
     pub(super) feedback: IntCounterVec,
     pub(super) trainings: IntCounterVec,
+    pub(super) rounds: IntCounterVec,
+    pub(super) training_itl_budget: Gauge,
     engine: EngineSeries,
     adapters: AdapterSeries,
     tiers: TierSeries,
@@ -96,6 +98,9 @@ struct EngineSeries {
     prefix_hits: IntCounter,
     preemptions: IntCounter,
     steps: IntCounter,
+    step_seconds: Counter,
+    training_seconds: Counter,
+    undisturbed_itl: Gauge,
 }
 
 #[derive(Debug)]
@@ -206,6 +211,14 @@ impl Metrics {
                 Opts::new(names::TRAININGS, "Trainings that ended in this process, by result."),
                 &[names::LABEL_RESULT],
             )?)?,
+            rounds: make.register(IntCounterVec::new(
+                Opts::new(names::ROUNDS, "Rounds of the learning loop that ended, by result."),
+                &[names::LABEL_RESULT],
+            )?)?,
+            training_itl_budget: make.register(Gauge::new(
+                names::TRAINING_ITL_BUDGET,
+                "Seconds between two tokens that a training keeps to; 0 while none keeps to anything.",
+            )?)?,
             engine: EngineSeries::new(&make)?,
             adapters: AdapterSeries::new(&make)?,
             tiers: TierSeries::new(&make)?,
@@ -284,6 +297,16 @@ impl EngineSeries {
                 "Sequences sent back to the queue for want of KV blocks.",
             )?,
             steps: make.register(IntCounter::new(names::STEPS, "Forward passes.")?)?,
+            step_seconds: make
+                .register(Counter::new(names::STEP_SECONDS, "Seconds of forward passes.")?)?,
+            training_seconds: make.register(Counter::new(
+                names::TRAINING_SECONDS,
+                "Seconds that trainings computed, between forward passes and while there were none.",
+            )?)?,
+            undisturbed_itl: make.register(Gauge::new(
+                names::UNDISTURBED_ITL,
+                "99th percentile of seconds between two tokens without a training; 0 until it is known.",
+            )?)?,
         })
     }
 
@@ -302,6 +325,13 @@ impl EngineSeries {
         ] {
             counter.inc_by(after.saturating_sub(before));
         }
+        for (counter, before, after) in [
+            (&self.step_seconds, last.step_time, stats.step_time),
+            (&self.training_seconds, last.guest_time, stats.guest_time),
+        ] {
+            counter.inc_by(after.saturating_sub(before).as_secs_f64());
+        }
+        self.undisturbed_itl.set(stats.undisturbed_itl_p99.unwrap_or_default().as_secs_f64());
     }
 }
 

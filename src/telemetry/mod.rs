@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use pleach_adapters::Namespace;
@@ -151,6 +151,16 @@ impl Telemetry {
         self.metrics.trainings.with_label_values(&[result]).inc();
     }
 
+    /// Counts a round of the learning loop that ended, by its last state.
+    pub fn count_round(&self, result: &str) {
+        self.metrics.rounds.with_label_values(&[result]).inc();
+    }
+
+    /// The bound on the time between two tokens that a training keeps to now.
+    pub fn set_training_itl_budget(&self, budget: Option<Duration>) {
+        self.metrics.training_itl_budget.set(budget.unwrap_or_default().as_secs_f64());
+    }
+
     /// Whether sequences of this alias wait for the engine.
     pub fn is_waiting(&self, alias: &str) -> bool {
         self.by_adapter.peek(alias).is_some_and(|series| series.waiting.load(Ordering::Relaxed) > 0)
@@ -212,7 +222,7 @@ impl Drop for AdapterWait {
 }
 
 /// Time since 1970.
-pub fn unix_time() -> std::time::Duration {
+pub fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 

@@ -157,6 +157,16 @@ pub const CAPTURED: &str = "pleach_captured_completions_total";
 pub const FEEDBACK: &str = "pleach_feedback_total";
 /// Counter of trainings that ended in this process, by [`LABEL_RESULT`]: `succeeded`, `failed` or `interrupted`.
 pub const TRAININGS: &str = "pleach_trainings_total";
+/// Counter of rounds of the learning loop that ended, by [`LABEL_RESULT`]: the names of their last states.
+pub const ROUNDS: &str = "pleach_learning_rounds_total";
+/// Counter of seconds that trainings computed.
+pub const TRAINING_SECONDS: &str = "pleach_training_seconds_total";
+/// Gauge of seconds between two tokens that a training keeps to; 0 while none keeps to anything.
+pub const TRAINING_ITL_BUDGET: &str = "pleach_training_itl_budget_seconds";
+/// Gauge of the 99th percentile of seconds between two tokens without a training; 0 until it is known.
+pub const UNDISTURBED_ITL: &str = "pleach_undisturbed_itl_p99_seconds";
+/// Counter of seconds that steps took.
+pub const STEP_SECONDS: &str = "pleach_step_seconds_total";
 /// Counter of steps.
 pub const STEPS: &str = "pleach_steps_total";
 /// Gauge, always 1, by [`LABEL_VERSION`].

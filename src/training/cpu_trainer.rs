@@ -1,8 +1,9 @@
 //! Training through the weights that serve, on the cores that serve, in units of less than a millisecond.
 
-use std::{io::BufReader, sync::Arc};
+use std::{io::BufReader, sync::Arc, time::Duration};
 
 use pleach_engine::{
+    breaks::with_breaks,
     cpu::{FrozenBase, Isa},
     engine::EngineHandle,
     spec::ModelSpec,
@@ -18,6 +19,7 @@ use pleach_trainer::{
 use super::{
     BlobSource,
     jobs::Trainer,
+    limits::TrainingLimits,
     run::{Run, RunError, Trained},
     session::Session,
 };
@@ -25,6 +27,8 @@ use crate::{hex::hex, http::wire::files::UPLOAD_BYTES_MAX};
 
 /// Epochs whose models are kept as checkpoints: the last ones.
 const CHECKPOINTS_MAX: u32 = 3;
+/// Of a core's time, while sequences run, reading rows takes one part in so many.
+const READING_ONE_PART_IN: u32 = 4;
 
 /// Trains on the CPU.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ pub struct CpuTrainerOptions {
     pub isa: Isa,
     /// Threads.
     pub threads: usize,
+    /// What it may take of what is served.
+    pub limits: TrainingLimits,
 }
 
 impl CpuTrainer {
@@ -63,6 +69,10 @@ impl CpuTrainer {
         self.base.spec()
     }
 
+    pub(super) fn itl_budget(&self) -> Option<Duration> {
+        self.options.limits.itl_budget
+    }
+
     /// Reads and encodes all rows, and tells what stands out.
     fn load(&self, run: &Run, events: &mut Vec<JobEvent>) -> Result<Loaded, RunError> {
         let limits = ReadLimits { file_bytes_max: UPLOAD_BYTES_MAX, ..ReadLimits::default() };
@@ -74,7 +84,13 @@ impl CpuTrainer {
         let mut validation = validation.map(reader);
         let text = Text { tokenizer: &self.tokenizer, template: self.template.as_deref() };
         let validation = validation.as_mut().map(|rows| rows as _);
-        let loaded = load(&mut train, validation, text, self.spec().context);
+        let engine = self.engine.clone();
+        let length = move |worked: Duration| {
+            let is_serving = engine.stats().running > 0;
+            if is_serving { worked * (READING_ONE_PART_IN - 1) } else { Duration::ZERO }
+        };
+        let context = self.spec().context;
+        let loaded = with_breaks(length, || load(&mut train, validation, text, context));
         let loaded = loaded.map_err(RecipeError::Rows)?;
         for finding in &loaded.report.findings {
             let message = format!("{}: {}", finding.check, finding.message);
@@ -90,7 +106,7 @@ impl CpuTrainer {
     }
 
     fn compute(&self) -> Compute {
-        let CpuTrainerOptions { isa, threads } = self.options;
+        let CpuTrainerOptions { isa, threads, .. } = self.options;
         let unit_work = TrainOptions::UNIT_WORK;
         Compute { isa, threads, activation_bytes: ACTIVATION_BYTES, unit_work }
     }
@@ -100,22 +116,30 @@ impl Trainer for CpuTrainer {
     fn train(&self, run: &Run) -> Result<Trained, RunError> {
         let mut events = Vec::new();
         let loaded = self.load(run, &mut events)?;
-        let prepared = Prepared::new(run.spec.recipe(), &loaded, None, self.spec())?;
+        let parent = run.parent()?;
+        let prepared = Prepared::new(run.spec.recipe(), &loaded, parent, self.spec())?;
         drop(loaded);
+        let need = prepared.memory(self.spec(), self.compute())?.reserved_bytes();
+        self.options.limits.check_memory(need as u64)?;
         let (n_epochs, total_steps) = (prepared.resolved().n_epochs, prepared.total_steps());
         let learner = prepared.learner(&self.base, self.compute())?;
         let lora = prepared.lora().clone();
-        let mut session = Session::begin(self, run, learner, lora, events, total_steps)?;
+        let mut session = Session::begin(self, run, learner, lora, events, total_steps, need)?;
         session.data_sha256 = hex(&prepared.data_sha256());
         session.announce(prepared.resolved())?;
         for step in prepared.steps_from(session.place.position) {
+            // Interrupted when there was no progress any more.
+            if session.must_stop() {
+                break;
+            }
             let report = session.step(prepared.batch(&step))?;
             let is_epoch_end = prepared.is_epoch_end(&step);
             let valid = if is_epoch_end { session.validate(prepared.validation())? } else { None };
             session.note(prepared.next(&step), &report, valid);
-            let is_last = is_epoch_end && step.position.epoch + 1 == n_epochs;
-            let is_kept = is_epoch_end && step.position.epoch + 1 + CHECKPOINTS_MAX > n_epochs;
-            if is_last {
+            let is_best = session.judge(valid);
+            let is_among_last = step.position.epoch + 1 + CHECKPOINTS_MAX > n_epochs;
+            let is_kept = is_best || is_epoch_end && is_among_last;
+            if is_epoch_end && (session.must_stop() || step.position.epoch + 1 == n_epochs) {
                 session.last_checkpoint(&report, valid)?;
             } else {
                 if is_kept {

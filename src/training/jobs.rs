@@ -92,6 +92,7 @@ async fn run_one(
     let id = job.id.clone();
     tracing::info!(job = id, owner = %job.owner, is_resumed = job.state.is_some(), "training begins");
     let outcome = train(state, trainer, runner, &job).await;
+    state.telemetry.set_training_itl_budget(None);
     let result = match &outcome {
         Ok(_) => "succeeded",
         Err(RunError::Job(_)) => "failed",
@@ -112,7 +113,11 @@ async fn run_one(
         }
     };
     match settled {
-        Ok(()) => tracing::info!(job = id, "training ends"),
+        Ok(()) => {
+            tracing::info!(job = id, "training ends");
+            // Its round goes on.
+            state.learning.wake.all();
+        }
         // It is claimed again when its time is over.
         Err(error) => tracing::warn!(job = id, %error, "the end of a training is not stored"),
     }

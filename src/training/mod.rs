@@ -5,12 +5,16 @@
 //! job of the store ── run_jobs ──> Run ── Trainer::train ──> Trained ──> an adapter of the job's owner
 //! ```
 
+mod best;
 mod blob_source;
 mod cpu_trainer;
 mod file_checks;
 mod jobs;
+mod limits;
+mod parent;
 mod run;
 mod session;
+mod slices;
 mod spec;
 
 pub use pleach_trainer::recipe::{Auto, Hyperparameters, Measured, Method, Resolved, Results};
@@ -19,5 +23,8 @@ pub use blob_source::BlobSource;
 pub use cpu_trainer::{CpuTrainer, CpuTrainerOptions};
 pub use file_checks::{CheckedFile, FileChecks, FileProblem};
 pub use jobs::{Trainer, Training, run_jobs};
+pub use limits::TrainingLimits;
+pub use parent::{ParentError, find_parent, read_parent};
 pub use run::{Run, RunError, Trained};
+pub(crate) use slices::BesideSteps;
 pub use spec::{JobSpec, checkpoint_name, model_name};

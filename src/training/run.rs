@@ -6,10 +6,15 @@ use pleach_store::{
     BlobError, EventLevel, GenerationDigest, JobError, JobEvent, JobReport, JobSignal,
     NewCheckpoint, NewLineage, Origin, StagedBlob, StoreError, StoredJob,
 };
+use pleach_trainer::recipe::Parent;
 use serde_json::json;
 use tokio::runtime::Handle;
 
-use super::{BlobSource, spec::JobSpec};
+use super::{
+    BlobSource,
+    parent::{find_parent, read_parent},
+    spec::JobSpec,
+};
 use crate::{
     adapter_service::{ServiceError, SpoolFolder, Target},
     http::state::AppState,
@@ -107,6 +112,21 @@ impl Run {
         Self { job, spec, model_name, state, runner, runtime: Handle::current() }
     }
 
+    /// The generation that it goes on from.
+    ///
+    /// # Errors
+    /// When it cannot be had any more.
+    pub fn parent(&self) -> Result<Option<Parent>, RunError> {
+        let Some(digest) = self.spec.parent else { return Ok(None) };
+        let (registry, spec) = (self.state.adapters.registry(), self.state.engine.spec());
+        let found = find_parent(registry, &self.job.owner, digest);
+        let read = found.and_then(|generation| read_parent(&generation, spec));
+        read.map(Some).map_err(|error| {
+            let message = format!("{:?} cannot be trained on: {error}", self.job.model);
+            RunError::job("invalid_model", message, Some("model"))
+        })
+    }
+
     /// The server.
     pub fn server(&self) -> &AppState {
         &self.state
@@ -179,7 +199,7 @@ impl Run {
         Ok(self.state.adapters.new_folder()?)
     }
 
-    /// Serves a model on the way, and tells of it; or tells why it cannot be served.
+    /// Serves a model on the way, and tells of it; or tells why it cannot be served. What to do next, and what is served.
     ///
     /// # Errors
     /// When the store fails.
@@ -189,46 +209,55 @@ impl Run {
         data_sha256: &str,
         checkpoint: NewCheckpoint,
         mut report: JobReport,
-    ) -> Result<JobSignal, RunError> {
+    ) -> Result<(JobSignal, Option<GenerationDigest>), RunError> {
         if self.spec.round.is_some() {
             // Nothing of a round serves before it is judged.
-            return self.report(&report);
+            return Ok((self.report(&report)?, None));
         }
-        match self.runtime.block_on(self.register(folder, &checkpoint.model, data_sha256)) {
-            Ok(()) => report.checkpoint = Some(checkpoint),
-            // The training is worth more than a stop on its way.
-            Err(error) => {
-                let message = format!("The checkpoint {} is not served: {error}", checkpoint.model);
-                report.events.push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
-            }
-        }
-        self.report(&report)
+        let served =
+            match self.runtime.block_on(self.register(folder, &checkpoint.model, data_sha256)) {
+                Ok(generation) => {
+                    report.checkpoint = Some(checkpoint);
+                    Some(generation)
+                }
+                // The training is worth more than a stop on its way.
+                Err(error) => {
+                    let message =
+                        format!("The checkpoint {} is not served: {error}", checkpoint.model);
+                    report
+                        .events
+                        .push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
+                    None
+                }
+            };
+        Ok((self.report(&report)?, served))
     }
 
-    /// Makes files an adapter of the job's owner.
+    /// Makes files an adapter of the job's owner; its generation.
     pub(super) async fn register(
         &self,
         folder: SpoolFolder,
         name: &str,
         data_sha256: &str,
-    ) -> Result<(), RunError> {
+    ) -> Result<GenerationDigest, RunError> {
         let target = Target {
             owner: self.job.owner.clone(),
             name: name.to_owned(),
             who: format!("job {}", self.job.id),
         };
-        let origin =
-            Origin::Training { job: self.job.id.clone(), data_sha256: data_sha256.to_owned() };
+        let origin = Origin::Training {
+            job: self.job.id.clone(),
+            data_sha256: data_sha256.to_owned(),
+            parent: self.spec.parent,
+        };
         let moved = self.state.adapters.register_trained(target, folder, origin).await?;
+        let generation = GenerationDigest(moved.alias.generation.digest.0);
         // Before anybody is told of it: whoever is interrupted here does it again. Of a round's jobs, the round knows more.
         if self.spec.round.is_none() {
-            let generation = GenerationDigest(moved.alias.generation.digest.0);
-            self.state
-                .store
-                .put_lineage(&self.job.owner, &self.lineage(generation, data_sha256))
-                .await?;
+            let lineage = self.lineage(generation, data_sha256);
+            self.state.store.put_lineage(&self.job.owner, &lineage).await?;
         }
-        Ok(())
+        Ok(generation)
     }
 
     /// What a generation of this job came from.
@@ -237,7 +266,7 @@ impl Run {
         NewLineage {
             generation,
             base_sha256: self.state.adapters.base_digest().to_owned(),
-            parent: None,
+            parent: self.spec.parent,
             round: None,
             job: Some(self.job.id.clone()),
             data_sha256: Some(data_sha256.to_owned()),

@@ -1,25 +1,32 @@
 //! One training under way: its steps, what it tells, and from where it could go on.
 
+mod events;
+
 use std::{
-    fmt::Write as _,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use pleach_engine::train::Progress;
-use pleach_store::{
-    EventLevel, JobEvent, JobReport, JobSignal, JobStatus, NewCheckpoint, StagedBlob,
+use pleach_engine::{
+    adapter_weights::AdapterWeights,
+    train::{AdapterShape, Progress, UnitCost},
 };
+use pleach_store::{JobEvent, JobReport, JobSignal, NewCheckpoint, StagedBlob};
 use pleach_trainer::{
-    Learner, LoraSettings, Precision, Sample, StepReport, TrainState,
-    data::Position,
-    recipe::{Measured, Place, Resolved, Results, Validation},
+    Diagnosis, Learner, LoraSettings, Precision, Sample, StepReport, TrainState, TrainerError,
+    recipe::{Measured, Place, Results, Validation},
     save_peft,
 };
-use serde_json::json;
+use serde::{Deserialize, Serialize};
+
+use events::metrics;
 
 use super::{
     CpuTrainer,
+    best::{Best, Seen},
+    parent::{find_parent, read_parent},
     run::{Run, RunError, Trained},
+    slices::BesideSteps,
     spec::checkpoint_name,
 };
 use crate::{adapter_service::SpoolFolder, telemetry::unix_time};
@@ -27,20 +34,49 @@ use crate::{adapter_service::SpoolFolder, telemetry::unix_time};
 /// How often a training tells of itself.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 /// How often it tells from where it could go on: not more often than that, and so that it takes one part in so many of
-/// the time.
+/// the time. While sequences run less, as it takes a core from steps: a 99th percentile must not see it.
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 const SAVES_ONE_PART_IN: u32 = 20;
-/// Of a core's time, while steps run, training takes one part in so many.
-const ONE_PART_IN: u32 = 4;
-/// Steps whose metrics are events; of longer trainings every so many.
-const METRIC_EVENTS_MAX: u64 = 1000;
+const SAVES_ONE_PART_IN_BESIDE_STEPS: u32 = 250;
+/// How often a training looks whether it may compute.
+const TURN_LOOKS_EVERY: Duration = Duration::from_millis(100);
 const STATE_FILE: &str = "state.safetensors";
+
+/// What is kept in a state beside weights and moments.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Saved {
+    #[serde(flatten)]
+    place: Place,
+    #[serde(default)]
+    best: Seen,
+}
+
+/// Waits until nobody else computes between steps, as an examination does for a while.
+fn turn(trainer: &CpuTrainer, run: &Run) -> Result<BesideSteps, RunError> {
+    let mut told = Instant::now();
+    loop {
+        if let Some(beside) = BesideSteps::new(trainer.engine.clone(), trainer.itl_budget()) {
+            return Ok(beside);
+        }
+        if run.is_stopping() {
+            return Err(RunError::Interrupted);
+        }
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            if run.report(&JobReport::default())? != JobSignal::GoOn {
+                return Err(RunError::Interrupted);
+            }
+        }
+        std::thread::sleep(TURN_LOOKS_EVERY);
+    }
+}
 
 /// A training under way.
 pub(super) struct Session<'a> {
     run: &'a Run,
     trainer: &'a CpuTrainer,
     learner: Learner,
+    beside: BesideSteps,
     lora: LoraSettings,
     pub(super) data_sha256: String,
     results: Results,
@@ -57,6 +93,11 @@ pub(super) struct Session<'a> {
     steps_before: u64,
     /// Somebody wants it to pause.
     must_pause: bool,
+    diagnosis: Diagnosis,
+    best: Best,
+    memory_bytes: usize,
+    /// When metrics were last told, and how many tokens it were then.
+    measured: (Instant, u64),
 }
 
 impl<'a> Session<'a> {
@@ -68,27 +109,32 @@ impl<'a> Session<'a> {
         lora: LoraSettings,
         events: Vec<JobEvent>,
         total_steps: u64,
+        memory_bytes: usize,
     ) -> Result<Self, RunError> {
         let folder = run.folder()?;
         let path = folder.path().join(STATE_FILE);
-        let mut place = Place::default();
+        let Saved { mut place, mut best } = Saved::default();
         let mut results = Results::default();
         if run.restore(&path)? {
             let state = TrainState::load(&path, trainer.spec(), learner.adapter(), None);
             let state = state.map_err(RunError::server)?;
-            place = serde_json::from_str(&state.position).map_err(RunError::server)?;
+            Saved { place, best } =
+                serde_json::from_str(&state.position).map_err(RunError::server)?;
             results = Results::resumed(std::mem::take(&mut place.csv));
             learner.restore(state);
         }
+        let beside = turn(trainer, run)?;
         let now = Instant::now();
         Ok(Self {
             run,
             trainer,
             learner,
+            beside,
             lora,
             data_sha256: String::new(),
             results,
             steps_before: place.steps,
+            measured: (now, place.tokens),
             place,
             total_steps,
             events,
@@ -97,62 +143,42 @@ impl<'a> Session<'a> {
             saving: Duration::ZERO,
             began: now,
             must_pause: false,
+            diagnosis: Diagnosis::default(),
+            best: Best::new(run.spec.early_stopping, best),
+            memory_bytes,
         })
-    }
-
-    pub(super) fn announce(&mut self, resolved: &Resolved) -> Result<(), RunError> {
-        let is_resumed = self.place.steps > 0;
-        if is_resumed {
-            self.events.clear();
-            let at = self.place.steps;
-            self.events.push(JobEvent::info(format!("Training goes on after step {at}")));
-        } else {
-            self.events.insert(0, JobEvent::info("Files validated, moving job to queued state"));
-            let queued = JobReport {
-                status: Some(JobStatus::Queued),
-                events: std::mem::take(&mut self.events),
-                ..JobReport::default()
-            };
-            self.obey(self.run.report(&queued)?)?;
-            let settings = json!(resolved);
-            self.events.push(JobEvent {
-                metrics: Some(settings),
-                ..JobEvent::info("Fine-tuning job started")
-            });
-        }
-        let running = JobReport {
-            status: Some(JobStatus::Running),
-            events: std::mem::take(&mut self.events),
-            ..JobReport::default()
-        };
-        self.obey(self.run.report(&running)?)
     }
 
     /// One step of the optimizer.
     pub(super) fn step(&mut self, batch: Vec<Sample>) -> Result<StepReport, RunError> {
-        self.learner.begin(batch).map_err(RunError::server)?;
-        self.drive()?;
-        self.learner.finish().map_err(RunError::server)
+        self.drive(batch, Learner::begin)
     }
 
-    /// Works on what was begun until it is done, aside for what is served, and tells that it lives.
-    fn drive(&mut self) -> Result<(), RunError> {
-        let engine = self.trainer.engine.clone();
+    /// Begins and works until it is done, aside for what is served, and tells that it lives.
+    fn drive(
+        &mut self,
+        batch: Vec<Sample>,
+        begin: fn(&mut Learner, Vec<Sample>) -> Result<(), TrainerError>,
+    ) -> Result<StepReport, RunError> {
+        let n_parameters =
+            AdapterShape::of(self.learner.adapter()).n_parameters(self.trainer.spec());
+        let beginning = UnitCost { work: n_parameters as u64 };
+        let mut batch = Some(batch);
         loop {
-            let until = self.told + TELL_EVERY;
-            let mut since = Instant::now();
-            let go_on = |_| {
-                let now = Instant::now();
-                if engine.stats().running > 0 {
-                    std::thread::sleep((now - since) * (ONE_PART_IN - 1));
-                    since = Instant::now();
-                } else {
-                    since = now;
+            let learner = &mut self.learner;
+            let advance = |go_on: &mut dyn FnMut(UnitCost) -> bool| {
+                if batch.is_some() && !go_on(beginning) {
+                    return Ok(Progress::Paused);
                 }
-                since < until
+                if let Some(batch) = batch.take() {
+                    begin(learner, batch)?;
+                }
+                learner.advance(go_on)
             };
-            let progress = self.learner.advance(go_on).map_err(RunError::server)?;
+            let progress = self.beside.work(self.told + TELL_EVERY, advance);
+            let progress = progress.map_err(RunError::server)?;
             if self.told.elapsed() >= TELL_EVERY {
+                self.run.server().telemetry.set_training_itl_budget(self.beside.interval_max());
                 let report = self.progress();
                 let signal = self.run.report(&report)?;
                 self.told = Instant::now();
@@ -168,7 +194,7 @@ impl<'a> Session<'a> {
                 }
             }
             if progress == Progress::Done {
-                return Ok(());
+                return self.learner.finish().map_err(RunError::server);
             }
         }
     }
@@ -180,43 +206,28 @@ impl<'a> Session<'a> {
     ) -> Result<Option<Measured>, RunError> {
         let mut validation = Validation::default();
         for batch in batches {
-            self.learner.begin_evaluation(batch.clone()).map_err(RunError::server)?;
-            self.drive()?;
-            validation.add(&self.learner.finish().map_err(RunError::server)?);
+            validation.add(&self.drive(batch.clone(), Learner::begin_evaluation)?);
         }
         Ok(validation.measured())
     }
 
-    /// Notes what a step came to.
-    pub(super) fn note(&mut self, next: Position, report: &StepReport, valid: Option<Measured>) {
-        self.place.advance(next, report);
-        let (step, total) = (self.place.steps, self.total_steps);
-        self.results.push(step, Measured::of(report), valid);
-        if report.skipped {
-            let message =
-                format!("Step {step}: a gradient or the loss is not finite, the weights stay");
-            self.events.push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
-        }
-        let stride = total.div_ceil(METRIC_EVENTS_MAX);
-        if step.is_multiple_of(stride) || valid.is_some() {
-            let mut metrics = metrics(step, report, valid);
-            metrics["total_steps"] = json!(total);
-            metrics["learning_rate"] = json!(report.learning_rate);
-            metrics["grad_norm"] = json!(report.grad_norm);
-            metrics["update_norm"] = json!(report.update_norm);
-            let mut message = format!("Step {step}/{total}: training loss={:.2}", report.loss);
-            if let Some(valid) = valid {
-                // Writing to a string cannot fail.
-                let _ = write!(message, ", full validation loss={:.2}", valid.loss);
-            }
-            self.events.push(JobEvent { metrics: Some(metrics), ..JobEvent::info(message) });
-        }
+    /// Takes the validation loss of an epoch; whether its model is to be kept for it.
+    pub(super) fn judge(&mut self, valid: Option<Measured>) -> bool {
+        let Some(valid) = valid else { return false };
+        self.best.observe(self.place.steps, valid.loss, self.learner.adapter())
+    }
+
+    /// Whether there was no progress for too long.
+    pub(super) fn must_stop(&self) -> bool {
+        self.best.must_stop()
     }
 
     /// Tells of progress when it is time, or now; and of the state when that is due.
     pub(super) fn tell(&mut self, must_save: bool) -> Result<(), RunError> {
         let must_stop = self.must_pause || self.run.is_stopping();
-        let is_due = self.saved.elapsed() >= SAVE_EVERY.max(self.saving * SAVES_ONE_PART_IN);
+        let is_serving = self.trainer.engine.stats().running > 0;
+        let part = if is_serving { SAVES_ONE_PART_IN_BESIDE_STEPS } else { SAVES_ONE_PART_IN };
+        let is_due = self.saved.elapsed() >= SAVE_EVERY.max(self.saving * part);
         if !(must_save || must_stop || is_due || self.told.elapsed() >= TELL_EVERY) {
             return Ok(());
         }
@@ -263,7 +274,8 @@ impl<'a> Session<'a> {
             position: self.place.position,
             ..self.place
         };
-        let text = serde_json::to_string(&place).map_err(RunError::server)?;
+        let saved = Saved { place, best: self.best.seen().clone() };
+        let text = serde_json::to_string(&saved).map_err(RunError::server)?;
         let begun = Instant::now();
         let folder = self.run.folder()?;
         let path = folder.path().join(STATE_FILE);
@@ -274,11 +286,10 @@ impl<'a> Session<'a> {
         Ok(blob)
     }
 
-    /// The adapter as it is now, in a folder.
-    fn write(&self) -> Result<SpoolFolder, RunError> {
+    /// An adapter in a folder.
+    fn write(&self, weights: &AdapterWeights) -> Result<SpoolFolder, RunError> {
         let folder = self.run.folder()?;
         let (base, spec) = (&self.trainer.base_name, self.trainer.spec());
-        let weights = self.learner.adapter();
         save_peft(folder.path(), weights, &self.lora, spec, base, Precision::F16)
             .map_err(RunError::server)?;
         Ok(folder)
@@ -295,8 +306,11 @@ impl<'a> Session<'a> {
         let message = format!("Checkpoint created at step {step}");
         self.events.push(JobEvent::info(message));
         let checkpoint = NewCheckpoint { step, model, metrics: metrics(step, report, valid) };
-        let (folder, told) = (self.write()?, self.progress());
-        let signal = self.run.checkpoint(folder, &self.data_sha256, checkpoint, told)?;
+        let (folder, told) = (self.write(self.learner.adapter())?, self.progress());
+        let (signal, served) = self.run.checkpoint(folder, &self.data_sha256, checkpoint, told)?;
+        if let Some(generation) = served {
+            self.best.served_as(step, generation);
+        }
         self.obey(signal)
     }
 
@@ -308,15 +322,42 @@ impl<'a> Session<'a> {
     ) -> Result<(), RunError> {
         let step = self.place.steps;
         let model = self.run.model_name.clone();
-        let mut told = self.progress();
-        told.checkpoint =
-            Some(NewCheckpoint { step, model, metrics: metrics(step, report, valid) });
+        let metrics = metrics(step, report, valid);
+        let mut checkpoint = Some(NewCheckpoint { step, model, metrics });
+        if let Some(best) = self.best.earlier_than(step) {
+            checkpoint = None;
+            let end = if self.must_stop() { "Training ends early" } else { "Training ends" };
+            let message = format!(
+                "{end} after step {step}: the model is that of step {best}, the best on validation rows"
+            );
+            self.events.push(JobEvent::info(message));
+        }
+        let told = JobReport { checkpoint, ..self.progress() };
         let signal = self.run.report(&told)?;
         self.obey(signal)
     }
 
+    /// Weights of the model to keep.
+    fn weights(&self) -> Result<Arc<AdapterWeights>, RunError> {
+        let last = self.learner.adapter();
+        let Some(step) = self.best.earlier_than(self.place.steps) else {
+            return Ok(Arc::clone(last));
+        };
+        if let Some(weights) = self.best.weights() {
+            return Ok(Arc::clone(weights));
+        }
+        // Another process trained it: it is what was served then.
+        let gone =
+            || RunError::server(format!("the checkpoint of step {step}, the best one, is gone"));
+        let generation = self.best.generation().ok_or_else(gone)?;
+        let registry = self.run.server().adapters.registry();
+        let found = find_parent(registry, &self.run.job.owner, generation).map_err(|_| gone())?;
+        let read = read_parent(&found, self.trainer.spec()).map_err(RunError::server)?;
+        Ok(Arc::clone(read.weights()))
+    }
+
     pub(super) fn finish(self) -> Result<Trained, RunError> {
-        let folder = self.write()?;
+        let folder = self.write(&*self.weights()?)?;
         Ok(Trained {
             folder,
             trained_tokens: self.place.tokens,
@@ -324,18 +365,4 @@ impl<'a> Session<'a> {
             data_sha256: self.data_sha256,
         })
     }
-}
-
-/// With the names of `OpenAI`'s checkpoints.
-fn metrics(step: u64, report: &StepReport, valid: Option<Measured>) -> serde_json::Value {
-    let mut metrics = json!({
-        "step": step,
-        "train_loss": report.loss,
-        "train_mean_token_accuracy": Measured::of(report).accuracy,
-    });
-    if let Some(valid) = valid {
-        metrics["full_valid_loss"] = json!(valid.loss);
-        metrics["full_valid_mean_token_accuracy"] = json!(valid.accuracy);
-    }
-    metrics
 }

@@ -1,5 +1,6 @@
 //! What a job was asked to do: method, settings, seed. Kept with the job as JSON.
 
+use pleach_store::GenerationDigest;
 use pleach_trainer::recipe::{Hyperparameters, Method, Recipe};
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,13 @@ pub struct JobSpec {
     /// The round of the learning loop that it belongs to; never a client's to say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub round: Option<String>,
+    /// Ends after so many epochs whose validation loss is not better, and keeps the best epoch's model; `None` makes all
+    /// epochs and keeps the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub early_stopping: Option<u32>,
+    /// The generation of the owner's that it goes on from; `None` is the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<GenerationDigest>,
 }
 
 impl JobSpec {

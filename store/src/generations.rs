@@ -52,6 +52,9 @@ pub enum Origin {
         job: String,
         /// SHA-256 of all rows that it learned from, 64 hex digits.
         data_sha256: String,
+        /// From this generation of the same owner; `None` is the base.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<GenerationDigest>,
     },
     /// It was made of others.
     Merge {

@@ -76,9 +76,13 @@ pub enum JobSignal {
 }
 
 const ONE: &str = "SELECT * FROM jobs WHERE owner = $1 AND id = $2";
-/// In the order in which they were asked for, and interrupted ones before new ones.
+/// Interrupted ones before new ones; of new ones that of the owner who began one longest ago, or never; of one owner's in
+/// the order in which they were asked for.
 const NEXT: &str = "SELECT * FROM jobs WHERE status IN ('validating_files', 'queued', 'running') \
-     AND (runner IS NULL OR heartbeat_ms < $1) ORDER BY id LIMIT 1";
+     AND (runner IS NULL OR heartbeat_ms < $1) \
+     ORDER BY CASE WHEN started_ms IS NULL THEN 1 ELSE 0 END, \
+     (SELECT COALESCE(MAX(COALESCE(begun.started_ms, begun.heartbeat_ms)), 0) FROM jobs AS begun \
+     WHERE begun.owner = jobs.owner), id LIMIT 1";
 const CLAIM: &str = "UPDATE jobs SET runner = $3, heartbeat_ms = $4 WHERE owner = $1 AND id = $2 \
      AND status IN ('validating_files', 'queued', 'running') \
      AND (runner IS NULL OR heartbeat_ms < $5)";

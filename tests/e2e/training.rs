@@ -6,19 +6,19 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::{
-    program::{program, scratch_folder},
+    program::{program, run, scratch_folder},
     server::Server,
 };
 
 const BOUNDARY: &str = "border";
-const JOBS: &str = "/v1/fine_tuning/jobs";
+pub(crate) const JOBS: &str = "/v1/fine_tuning/jobs";
 /// Long enough to be killed in its middle; a step takes about a millisecond.
 const SETTINGS: &str = r#"{"n_epochs": 50, "batch_size": 1, "lora_rank": 4}"#;
 const N_ROWS: usize = 60;
 /// A killed server is taken for dead after fifteen seconds.
 const PATIENCE: Duration = Duration::from_mins(3);
 
-fn command(home: &Path) -> Command {
+pub(crate) fn command(home: &Path) -> Command {
     let mut command = program();
     command.env("PLEACH_HOME", home).arg("serve").arg("--model");
     command.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
@@ -26,20 +26,26 @@ fn command(home: &Path) -> Command {
     command
 }
 
-async fn get(server: &Server, path: &str) -> Value {
+pub(crate) async fn get(server: &Server, path: &str) -> Value {
     server.http.get(format!("{}{path}", server.url)).send().await.unwrap().json().await.unwrap()
 }
 
-/// The id of a file of texts.
-async fn new_file(server: &Server) -> String {
-    let row = |n: usize| json!({"text": format!("{n} cats sat on mat {}", n * n)}).to_string();
-    let rows: Vec<_> = (0..N_ROWS).map(row).collect();
+fn texts() -> Vec<Value> {
+    (0..N_ROWS).map(|n| json!({"text": format!("{n} cats sat on mat {}", n * n)})).collect()
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The id of a file of rows.
+pub(crate) async fn new_file(server: &Server, rows: &[Value]) -> String {
     let part = |head: &str, content: &str| {
         format!("--{BOUNDARY}\r\ncontent-disposition: form-data; {head}\r\n\r\n{content}\r\n")
     };
     let body = [
         part("name=\"purpose\"", "fine-tune"),
-        part("name=\"file\"; filename=\"rows.jsonl\"", &rows.join("\n")),
+        part("name=\"file\"; filename=\"rows.jsonl\"", &lines(rows)),
         format!("--{BOUNDARY}--\r\n"),
     ];
     let request = server.http.post(format!("{}/v1/files", server.url)).body(body.concat());
@@ -49,17 +55,26 @@ async fn new_file(server: &Server) -> String {
     card["id"].as_str().unwrap_or_else(|| panic!("{card}")).to_owned()
 }
 
-async fn begin(server: &Server) -> String {
-    let settings: Value = serde_json::from_str(SETTINGS).unwrap();
-    let file = new_file(server).await;
+async fn begin(server: &Server, settings: &str) -> String {
+    let settings: Value = serde_json::from_str(settings).unwrap();
+    let file = new_file(server, &texts()).await;
     let job =
         json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
+    ask(server, &job).await
+}
+
+/// The id of a new job.
+pub(crate) async fn ask(server: &Server, job: &Value) -> String {
     let reply = server.post(JOBS, job.to_string()).await;
     assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
     reply.body["id"].as_str().unwrap().to_owned()
 }
 
-async fn wait_for(server: &Server, job: &str, is_there: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn wait_for(
+    server: &Server,
+    job: &str,
+    is_there: impl Fn(&Value) -> bool,
+) -> Value {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let card = get(server, &format!("{JOBS}/{job}")).await;
@@ -87,14 +102,14 @@ async fn outcome(server: &Server, job: &str) -> (Value, String, Value) {
 async fn a_killed_training_comes_to_the_same_adapter() {
     let home = scratch_folder();
     let undisturbed = Server::run(command(home.path()), None);
-    let job = begin(&undisturbed).await;
+    let job = begin(&undisturbed, SETTINGS).await;
     let expected = outcome(&undisturbed, &job).await;
     drop(undisturbed);
     assert_eq!(expected.1.lines().count(), 1 + 50 * N_ROWS);
 
     let home = scratch_folder();
     let server = Server::run(command(home.path()), None);
-    let job = begin(&server).await;
+    let job = begin(&server, SETTINGS).await;
     let is_under_way = |card: &Value| card["trained_tokens"].as_u64().is_some_and(|n| n > 0);
     let card = wait_for(&server, &job, is_under_way).await;
     assert_eq!(card["status"], "running", "it was too fast to be killed");
@@ -110,4 +125,31 @@ async fn a_killed_training_comes_to_the_same_adapter() {
     let steps: Vec<u64> = resumed.map(|step| step.parse().unwrap()).collect();
     assert!(steps.len() == 1 && steps[0] > 0, "it began anew: {steps:?}");
     assert_eq!(found, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_comes_to_what_the_command_line_comes_to() {
+    let home = scratch_folder();
+    let server = Server::run(command(home.path()), None);
+    let job = begin(
+        &server,
+        r#"{"n_epochs": 2, "batch_size": 3, "lora_rank": 4, "learning_rate_multiplier": 2}"#,
+    )
+    .await;
+    let (generation, csv, tokens) = outcome(&server, &job).await;
+
+    let (data, out) = (home.path().join("rows.jsonl"), home.path().join("offline"));
+    std::fs::write(&data, lines(&texts())).unwrap();
+    let mut offline = program();
+    offline.arg("train").arg("--model");
+    offline.arg(pleach_test_setup::fixtures().join("models/llama-plain.gguf"));
+    offline.arg("--data").arg(&data).arg("--out").arg(&out).args(["--seed", "7", "--epochs", "2"]);
+    offline.args(["--batch-size", "3", "--rank", "4", "--learning-rate-multiplier", "2", "-q"]);
+    let trained = run(&mut offline, "");
+    assert_eq!(trained.code, Some(0), "{}", trained.err);
+    assert_eq!(json!(trained.out.trim()), generation);
+    assert_eq!(std::fs::read_to_string(out.join("results.csv")).unwrap(), csv);
+    let report: Value =
+        serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(report["tokens"], tokens);
 }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use axum::http::Method;
-use pleach_store::Quotas;
+use pleach::adapter_service::Target;
+use pleach_adapters::Expect;
+use pleach_store::{GenerationDigest, Origin, Owner, Quotas};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{BASE, OPERATOR_KEY, Server, Setup, says, serve},
+    support::{BASE, OPERATOR_KEY, Server, Setup, adapter_config, says, serve, write_adapter},
     tenant_support::{tenant, until},
     training_support::{Script, new_file, rows},
 };
@@ -60,7 +63,7 @@ async fn a_job_becomes_a_model_that_is_served() {
     });
     let expected = json!({
         "id": id, "object": "fine_tuning.job", "created_at": begun["created_at"],
-        "finished_at": null, "estimated_finish": null, "model": BASE, "fine_tuned_model": null,
+        "finished_at": null, "estimated_finish": null, "model": BASE, "parent": null, "fine_tuned_model": null,
         "organization_id": "shared", "status": "validating_files", "hyperparameters": settings,
         "method": {"type": "supervised", "supervised": {"hyperparameters": settings}}, "seed": 7,
         "training_file": begun["training_file"], "validation_file": null, "result_files": [],
@@ -123,6 +126,116 @@ async fn a_job_becomes_a_model_that_is_served() {
     let found = server.get(&format!("{PATH}?metadata[a]=b")).await.json();
     assert_eq!(found["data"], json!([done]));
     assert_eq!(server.get(&format!("{PATH}?metadata[a]=c")).await.json()["data"], json!([]));
+}
+
+/// An adapter of an owner's that says P and has a bias, if it is to have one.
+async fn register(server: &Server, owner: Owner, name: &str, has_bias: bool) {
+    let folder = server.state.adapters.new_folder().unwrap();
+    write_adapter(folder.path(), 'P');
+    if has_bias {
+        let mut config = adapter_config();
+        config["lora_bias"] = json!(true);
+        std::fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let file = folder.path().join("adapter_model.safetensors");
+        let bytes = std::fs::read(&file).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let bias = [0; 32 * 4];
+        let bias = TensorView::new(Dtype::F32, vec![32], &bias).unwrap();
+        let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias".to_owned();
+        let all = tensors.tensors().into_iter().chain([(name, bias)]);
+        std::fs::write(&file, safetensors::serialize(all, None).unwrap()).unwrap();
+    }
+    let target = Target { owner, name: name.to_owned(), who: "test".to_owned() };
+    server.state.adapters.register_trained(target, folder, Origin::Upload).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_goes_on_from_one_generation_of_an_adapter() {
+    let script = Script::steps(1);
+    let server = server(&script).await;
+    register(&server, Owner::Shared, "mine", false).await;
+    let card = |name: &str| format!("/v1/adapters/{name}");
+    let parent = server.get(&card("mine")).await.json()["generation"].clone();
+    let begun = begin(&server, json!({"model": "mine", "hyperparameters": {"lora_rank": 2}})).await;
+    assert_eq!((&begun["model"], &begun["parent"]), (&json!("mine"), &parent));
+    let done = becomes(&server, &begun, "succeeded").await;
+    let model = done["fine_tuned_model"].as_str().unwrap();
+    assert!(model.starts_with(&format!("ft:{BASE}:shared:")), "{model}");
+    let said = server.chat(json!({"model": model})).await.json();
+    assert_eq!(said["choices"][0]["message"]["content"], "UUUUU");
+    let generation = server.get(&card(model)).await.json()["generation"].clone();
+    let digest: GenerationDigest = generation.as_str().unwrap().parse().unwrap();
+    let stored = server.state.store.generation(&Owner::Shared, &digest).await.unwrap();
+    let Origin::Training { parent: from, job, .. } = stored.origin else { panic!("{stored:?}") };
+    assert_eq!(Some(json!(from)), Some(parent));
+    assert_eq!(json!(job), begun["id"]);
+
+    // Moved meanwhile: it is the one that was asked for. Gone meanwhile: it cannot be had.
+    script.allow(0);
+    let first = begin(&server, json!({})).await;
+    let second = begin(&server, json!({"model": model})).await;
+    let third = begin(&server, json!({"model": "mine"})).await;
+    register(&server, Owner::Shared, model, false).await;
+    assert_eq!(server.delete(&card("mine")).await.status, 200);
+    script.allow(1);
+    becomes(&server, &first, "succeeded").await;
+    let second = becomes(&server, &second, "succeeded").await;
+    assert_eq!(second["parent"], generation);
+    let third = becomes(&server, &third, "succeeded").await;
+    assert_eq!(third["model"], "mine", "the name that is left has the same weights");
+}
+
+#[tokio::test]
+async fn what_cannot_be_gone_on_from_is_refused_by_name() {
+    let script = Script::steps(1);
+    let setup = Setup {
+        api_key: Some(OPERATOR_KEY),
+        trainer: Some(Arc::clone(&script) as _),
+        ..Setup::default()
+    };
+    let server = serve(setup).await;
+    let one = tenant(&server, "one", Quotas::default()).await;
+    let owner = Owner::Tenant(one.id.clone());
+    register(&server, Owner::Shared, "shared", false).await;
+    register(&server, owner.clone(), "biased", true).await;
+    register(&server, owner.clone(), "own", false).await;
+    let file = new_file(&server, Some(&one.key), &rows(10)).await;
+    let ask = async |extra: Value| {
+        let mut body = json!({"training_file": file});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        one.post(&server, PATH, &body).await
+    };
+    for (extra, param, words) in [
+        (json!({"model": "shared"}), "model", "only the operator"),
+        (json!({"model": "biased"}), "model", "lora_bias"),
+        (
+            json!({"model": "own", "hyperparameters": {"lora_rank": 3}}),
+            "hyperparameters.lora_rank",
+            "rank 2",
+        ),
+    ] {
+        let refused = ask(extra.clone()).await;
+        let error = &refused.json()["error"];
+        assert_eq!(
+            (refused.status.as_u16(), error["param"].as_str()),
+            (400, Some(param)),
+            "{error}"
+        );
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
+    // Nothing has it any more when its turn comes.
+    script.allow(0);
+    let begun = ask(json!({"model": BASE})).await.json();
+    let waits = ask(json!({"model": "own"})).await.json();
+    let path = |job: &Value| format!("{PATH}/{}", job["id"].as_str().unwrap());
+    let target = Target { owner, name: "own".to_owned(), who: "test".to_owned() };
+    server.state.adapters.remove(target, Expect::Anything).await.unwrap();
+    script.allow(1);
+    let status = async |job: &Value| one.get(&server, &path(job)).await.json()["status"].clone();
+    until("the first is done", async || status(&begun).await == "succeeded").await;
+    until("the second fails", async || status(&waits).await == "failed").await;
+    let error = one.get(&server, &path(&waits)).await.json()["error"].clone();
+    assert_eq!((&error["code"], &error["param"]), (&json!("invalid_model"), &json!("model")));
 }
 
 #[tokio::test]

@@ -107,6 +107,10 @@ async fn metrics_have_vllms_names_and_count() {
         names::PREFIX_QUERIES,
         names::PREFIX_HITS,
         names::STEPS,
+        names::STEP_SECONDS,
+        names::TRAINING_SECONDS,
+        names::TRAINING_ITL_BUDGET,
+        names::UNDISTURBED_ITL,
         names::BUILD_INFO,
     ] {
         assert!(text.contains(&format!("# TYPE {name} ")), "{name}");

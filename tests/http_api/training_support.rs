@@ -71,7 +71,8 @@ pub(crate) async fn new_file(server: &Server, key: Option<&str>, content: &str) 
     reply.json()["id"].as_str().unwrap().to_owned()
 }
 
-/// A trainer that follows a script instead of computing: so many steps, each when it is allowed.
+/// A trainer that follows a script instead of computing: so many steps, each when it is allowed. What it trains says T, or U
+/// if it goes on from an adapter.
 #[derive(Debug)]
 pub(crate) struct Script {
     n_steps: u64,
@@ -124,6 +125,8 @@ impl Trainer for Script {
                 Some("training_file"),
             ));
         }
+        // What it goes on from is read, as it is by a trainer that computes.
+        let letter = if run.parent()?.is_some() { 'U' } else { 'T' };
         let tell = |report: JobReport| must_go_on(run, &report);
         tell(JobReport { status: Some(JobStatus::Queued), ..JobReport::default() })?;
         tell(JobReport { status: Some(JobStatus::Running), ..JobReport::default() })?;
@@ -167,7 +170,7 @@ impl Trainer for Script {
             }
         }
         let folder = run.folder()?;
-        write_adapter(folder.path(), 'T');
+        write_adapter(folder.path(), letter);
         let (csv, data_sha256) =
             (format!("step,train_loss\n{}\n", rows.lines().count()), "00".to_owned());
         Ok(Trained { folder, trained_tokens: 100 * self.n_steps, csv, data_sha256 })

@@ -31,6 +31,7 @@ mod state;
 pub use diagnosis::{Diagnosis, Symptom};
 pub use early_stopping::{Better, EarlyStopping, StopSignal};
 pub use error::TrainerError;
+pub use files::write_atomically;
 pub use folds::{Folds, folds};
 pub use head::Head;
 pub use learner::{Learner, LearnerSettings, StepReport};

@@ -87,11 +87,11 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// Takes all memory that passes of at most `options.rows_max` rows will need. The adapter may have any sites and ranks;
-    /// `None` is the base alone. `options.activation_bytes` is not used.
+    /// Takes all memory that passes of at most `options.rows_max` rows will need. The adapter may have any sites and ranks,
+    /// but must be of a kind that is trained; `None` is the base alone. `options.activation_bytes` is not used.
     ///
     /// # Errors
-    /// Of the engine.
+    /// Of the engine: adapters of other kinds or for other models are refused here, by name.
     pub fn new(
         base: &FrozenBase,
         adapter: Option<Arc<AdapterWeights>>,
@@ -99,7 +99,9 @@ impl Scorer {
     ) -> Result<Self, TrainerError> {
         let shape = shape_of(adapter.as_deref());
         let options = TrainOptions { activation_bytes: 0, ..options };
-        let pass = TrainPass::new(base, &shape, options)?;
+        let mut pass = TrainPass::new(base, &shape, options)?;
+        // A pass over nothing, as that is where the engine checks adapters.
+        pass.begin(MicroBatch::default(), adapter.clone(), Purpose::Score)?;
         Ok(Self { pass, rows_max: options.rows_max, adapter, scoring: None })
     }
 
@@ -170,9 +172,11 @@ impl Scorer {
                 progress = Progress::Paused;
                 break;
             }
-            let logps = self.pass.logps()?;
+            let (logps, hits) = (self.pass.logps()?, self.pass.hits()?);
             for (place, index) in sequences.enumerate() {
-                scoring.scores[index].logps = logps[self.pass.batch().targets_of(place)].to_vec();
+                let targets = self.pass.batch().targets_of(place);
+                scoring.scores[index].logps = logps[targets.clone()].to_vec();
+                scoring.scores[index].hits = hits[targets].to_vec();
             }
             scoring.is_running = false;
             scoring.passes.pop_front();

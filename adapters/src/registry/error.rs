@@ -53,7 +53,9 @@ pub enum RegistryError {
         base: String,
     },
     /// The alias would be hidden: only what serves makes such.
-    #[error("adapter name `{alias}` begins with `{HIDDEN_PREFIX}`, as adapters do that are not in service yet")]
+    #[error(
+        "adapter name `{alias}` begins with `{HIDDEN_PREFIX}`, as adapters do that are not in service yet"
+    )]
     AliasHidden {
         /// The alias.
         alias: String,

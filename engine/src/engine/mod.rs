@@ -4,9 +4,12 @@
 //! channel. When nothing is to be done the thread sleeps in that channel. What it has to say leaves through an
 //! [`Outbox`], so that others wake the listeners.
 
+mod gaps;
 mod lease;
 mod outbox;
 mod owner;
+mod step_times;
+mod turns;
 
 use std::{
     sync::{
@@ -18,13 +21,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use gaps::{BeforeStep, GapPlanner, GuestTerms, PlannedStep};
 pub use lease::AdapterLease;
 use lease::ReturnedSlots;
 use outbox::Delivery;
 pub(crate) use outbox::Outbox;
 pub use owner::panic_message;
 use owner::{Command, EngineOwner, stopped};
+pub use step_times::RunningTime;
 use tokio::sync::{mpsc, oneshot, watch};
+pub use turns::{Guest, Turn};
+use turns::{StepClock, Turns};
 
 use crate::{
     backend::{RunError, StepRunner},
@@ -104,6 +111,13 @@ pub struct EngineStats {
     pub completion_tokens: u64,
     /// Steps run.
     pub steps: u64,
+    /// How long steps took, all together.
+    pub step_time: Duration,
+    /// How long guests computed between steps and while there were none, all together.
+    pub guest_time: Duration,
+    /// The time between two tokens that 99 of 100 do not exceed, of those between which no guest computed; `None` until
+    /// there were enough.
+    pub undisturbed_itl_p99: Option<Duration>,
 }
 
 /// Starts, feeds and stops one engine. Cheap to clone. When the last clone goes, the engine ends with its last sequence.
@@ -124,6 +138,7 @@ struct Shared {
     outbox: Outbox,
     packer: Arc<dyn AdapterPacker>,
     stats: Arc<Mutex<EngineStats>>,
+    turns: Arc<Turns>,
     /// Its sender is dropped when the owner thread has ended.
     ended: watch::Receiver<()>,
 }
@@ -173,6 +188,7 @@ impl EngineHandle {
         let spec = runner.spec().clone();
         let packer = runner.adapter_packer();
         let outbox = Outbox::default();
+        let turns = Arc::new(Turns::default());
         let owner = EngineOwner {
             runner,
             scheduler,
@@ -181,6 +197,8 @@ impl EngineHandle {
             returned: Arc::new(ReturnedSlots::default()),
             delivery: Delivery::start(outbox.clone())?,
             stats: Arc::clone(&stats),
+            clock: StepClock::new(Arc::clone(&turns)),
+            max_batch: limits.max_batch,
             ending: None,
         };
         thread::Builder::new().name("pleach-engine".to_owned()).spawn(move || {
@@ -199,6 +217,7 @@ impl EngineHandle {
             outbox,
             packer,
             stats,
+            turns,
             ended,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -247,7 +266,10 @@ impl EngineHandle {
         let sequence = Sequence::new(id, request, shared.config.prefix_cache, sender)
             .within_engine(place, shared.outbox.clone());
         match shared.commands.try_send(Command::Submit(Box::new(sequence))) {
-            Ok(()) => Ok(SequenceStream { id, events }),
+            Ok(()) => {
+                shared.turns.hurry();
+                Ok(SequenceStream { id, events })
+            }
             Err(mpsc::error::TrySendError::Full(_)) => {
                 Err(SubmitError::QueueFull { queued: shared.config.max_queue })
             }
@@ -268,12 +290,19 @@ impl EngineHandle {
         let (reply, answer) = oneshot::channel();
         let command = Command::InstallAdapter { adapter, reply };
         self.shared.commands.send(command).await.map_err(|_| stopped())?;
+        self.shared.turns.hurry();
         answer.await.map_err(|_| stopped())?
     }
 
     /// The newest numbers: those after the last step, whose events arrive a moment later. Never blocks.
     pub fn stats(&self) -> EngineStats {
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        let stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        EngineStats { guest_time: self.shared.turns.guest_time(), ..stats }
+    }
+
+    /// Takes in who computes on the cores of steps while none runs; `None` while somebody else does.
+    pub fn guest(&self) -> Option<Guest> {
+        self.shared.turns.guest()
     }
 
     /// Refuses new sequences, lets running and waiting ones finish for at most `grace`, cancels the rest, and waits
@@ -283,6 +312,7 @@ impl EngineHandle {
         let deadline = Instant::now().checked_add(grace);
         // Fails when the thread has ended already.
         let _ = self.shared.commands.send(Command::Shutdown { deadline }).await;
+        self.shared.turns.hurry();
         let mut ended = self.shared.ended.clone();
         while ended.changed().await.is_ok() {}
     }

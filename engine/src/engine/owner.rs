@@ -12,12 +12,16 @@ use tokio::sync::{
     oneshot,
 };
 
-use super::{AdapterLease, EngineStats, lease::ReturnedSlots, outbox::Delivery};
+use super::{
+    AdapterLease, EngineStats, gaps::PlannedStep, lease::ReturnedSlots, outbox::Delivery,
+    turns::StepClock,
+};
 use crate::{
     backend::{RunError, StepRunner},
     packed_adapter::PackedAdapter,
     scheduler::{Scheduler, Sequence},
     sequence::FinishReason,
+    step_batch::StepBatch,
 };
 
 /// Everything that can make the engine work, but for a dropped [`super::SequenceStream`]: its sequence notices by itself
@@ -53,6 +57,8 @@ pub(super) struct EngineOwner {
     pub(super) delivery: Delivery,
     /// Written after every step, read by whoever asks; held for a copy only.
     pub(super) stats: Arc<Mutex<EngineStats>>,
+    pub(super) clock: StepClock,
+    pub(super) max_batch: usize,
     pub(super) ending: Option<Ending>,
 }
 
@@ -77,7 +83,10 @@ impl EngineOwner {
     /// Takes all commands that are there; waits for one when there is nothing to do. Whether to go on.
     fn receive(&mut self) -> bool {
         if self.scheduler.is_empty() && self.ending.is_none() {
-            match self.commands.blocking_recv() {
+            self.clock.begin_idle();
+            let command = self.commands.blocking_recv();
+            self.clock.end_idle();
+            match command {
                 Some(command) => self.execute(command),
                 None => self.ending = Some(Ending { deadline: None }),
             }
@@ -144,6 +153,9 @@ impl EngineOwner {
         let Some(batch) = self.scheduler.schedule(Instant::now()) else { return };
         // Who was admitted is known before the step, which may take long.
         self.delivery.flush();
+        let planned = self.planned(&batch);
+        let commands = &self.commands;
+        self.clock.before_step(planned, || !commands.is_empty());
         // The sequences of this batch fail, the others go on, even after a panic: the runner's state between steps is
         // weights, which a step does not write, and KV blocks, which `fail` takes out of the index.
         let result = catch_unwind(AssertUnwindSafe(|| self.runner.step(&batch)))
@@ -156,11 +168,29 @@ impl EngineOwner {
                 self.scheduler.fail(&error.to_string());
             }
         }
+        self.clock.after_step(planned);
+    }
+
+    fn planned(&self, batch: &StepBatch) -> PlannedStep {
+        let n_decoding = batch.sequences.iter().filter(|sequence| sequence.rows.len() == 1).count();
+        let stats = self.scheduler.stats();
+        PlannedStep {
+            n_decoding,
+            only_decodes: n_decoding == batch.sequences.len(),
+            is_crowded: stats.waiting > 0,
+            room: self.max_batch.saturating_sub(stats.running.max(1) - 1) as f64
+                / self.max_batch as f64,
+        }
     }
 
     /// The numbers first: who has seen an event may count on them.
     fn publish(&self) {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = self.scheduler.stats();
+        let stats = EngineStats {
+            step_time: self.clock.planner().step_time(),
+            undisturbed_itl_p99: self.clock.planner().interval_tail(),
+            ..self.scheduler.stats()
+        };
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
         self.delivery.flush();
     }
 

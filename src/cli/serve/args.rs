@@ -94,6 +94,12 @@ pub struct Args {
     /// Keep completions of requests with the operator's key, or with none, that did not ask for it, to give feedback on them and learn from them; of tenants by `pleach tenant set`.
     #[arg(long, env = "PLEACH_CAPTURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
     pub capture: Option<bool>,
+    /// Milliseconds between two tokens that training beside them keeps to [default: 1.5 times the 99th percentile without training].
+    #[arg(long, env = "PLEACH_TRAINING_ITL_BUDGET", value_name = "MS")]
+    pub training_itl_budget: Option<f64>,
+    /// Most memory of a training, such as 2GiB; one that needs more is refused [default: half of what is free when it begins].
+    #[arg(long, env = "PLEACH_TRAINING_MEMORY", value_name = "BYTES")]
+    pub training_memory: Option<String>,
     /// Listen beyond this machine without a key.
     #[arg(long, env = "PLEACH_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure: Option<bool>,
@@ -163,6 +169,8 @@ impl Args {
             body_limit: self.body_limit.or(file.body_limit),
             api_key: self.api_key.or(file.api_key),
             capture: self.capture.or(file.capture),
+            training_itl_budget: self.training_itl_budget.or(file.training_itl_budget),
+            training_memory: self.training_memory.or(file.training_memory),
             insecure: self.insecure.or(file.insecure),
             shutdown_grace: self.shutdown_grace.or(file.shutdown_grace),
             config: self.config,

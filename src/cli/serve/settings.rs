@@ -17,6 +17,7 @@ use crate::{
     models::{self, DEFAULT_MODEL},
     serving::{DeviceChoice, LoadSettings, StorePlace},
     tenants::OperatorKey,
+    training::TrainingLimits,
 };
 
 /// Below `PLEACH_HOME`.
@@ -27,6 +28,9 @@ const PORT_DEFAULT: u16 = 8000;
 const GRACE_DEFAULT: Duration = Duration::from_secs(10);
 /// A day; more is a typing error.
 const GRACE_SECONDS_MAX: f64 = 86_400.0;
+/// No step is as short as the one, and nobody reads as slowly as the other.
+const ITL_BUDGET_MS_MIN: f64 = 0.1;
+const ITL_BUDGET_MS_MAX: f64 = 60_000.0;
 /// More threads than any machine that we know has cores.
 const THREADS_MAX: usize = 1024;
 const MAX_BATCH_MAX: usize = 4096;
@@ -63,6 +67,7 @@ pub struct Settings {
     limits: HttpLimits,
     operator_key: Option<OperatorKey>,
     capture: bool,
+    training: TrainingLimits,
 }
 
 impl Settings {
@@ -109,6 +114,7 @@ impl Settings {
             engine: read_engine(args, device.gpu(activations).is_some())?,
             limits: read_limits(args)?,
             capture: args.capture == Some(true),
+            training: read_training(args)?,
             operator_key: args.api_key.as_deref().map(|key| OperatorKey::new(key.trim())),
             model,
         })
@@ -166,12 +172,13 @@ impl Settings {
             limits: self.limits,
             operator_key: self.operator_key.clone(),
             capture: self.capture,
+            training: self.training,
         }
     }
 }
 
-/// The file's name for a path, the repository for a hub reference, else the name itself.
-fn name_of_model(model: &str) -> String {
+/// The name by which a model is served: the file's name for a path, the repository for a hub reference, else the name itself.
+pub(in crate::cli) fn name_of_model(model: &str) -> String {
     if let Some(reference) = model.strip_prefix("hf:") {
         return reference.split(':').next().unwrap_or(reference).to_owned();
     }
@@ -210,7 +217,7 @@ pub(in crate::cli) fn read_store_place(
     })
 }
 
-fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
+pub(in crate::cli) fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
     let Some(name) = name else { return Ok(Isa::detect()) };
     let isa: Isa = name.parse().context("--isa")?;
     ensure!(
@@ -221,13 +228,13 @@ fn read_isa(name: Option<&str>) -> anyhow::Result<Isa> {
     Ok(isa)
 }
 
-fn read_threads(threads: Option<usize>) -> anyhow::Result<usize> {
+pub(in crate::cli) fn read_threads(threads: Option<usize>) -> anyhow::Result<usize> {
     let threads = threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     in_range("--threads", threads, THREADS_MAX)
 }
 
-fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
+pub(in crate::cli) fn read_bytes(flag: &'static str, text: &str) -> anyhow::Result<u64> {
     parse_bytes(text).map_err(anyhow::Error::msg).context(flag)
 }
 
@@ -259,6 +266,19 @@ fn read_limits(args: &Args) -> anyhow::Result<HttpLimits> {
     let bytes = read_bytes("--body-limit", text)?;
     ensure!((1..=BODY_BYTES_MAX).contains(&bytes), "--body-limit {text} is outside 1B..=1GiB");
     Ok(HttpLimits { body_bytes_max: usize::try_from(bytes)?, ..default })
+}
+
+fn read_training(args: &Args) -> anyhow::Result<TrainingLimits> {
+    let itl_budget = args.training_itl_budget.map(|ms| {
+        ensure!(
+            (ITL_BUDGET_MS_MIN..=ITL_BUDGET_MS_MAX).contains(&ms),
+            "--training-itl-budget {ms} is outside {ITL_BUDGET_MS_MIN}..={ITL_BUDGET_MS_MAX} milliseconds"
+        );
+        Ok(Duration::from_secs_f64(ms / 1000.0))
+    });
+    let memory = args.training_memory.as_deref();
+    let memory = memory.map(|text| read_bytes("--training-memory", text)).transpose()?;
+    Ok(TrainingLimits { itl_budget: itl_budget.transpose()?, memory_bytes: memory })
 }
 
 fn read_grace(seconds: Option<f64>) -> anyhow::Result<Duration> {
@@ -314,6 +334,12 @@ mod tests {
             (Args { shutdown_grace: Some(-1.0), ..Args::default() }, "--shutdown-grace"),
             (Args { shutdown_grace: Some(f64::NAN), ..Args::default() }, "--shutdown-grace"),
             (Args { body_limit: text("0"), ..Args::default() }, "--body-limit"),
+            (Args { training_itl_budget: Some(0.0), ..Args::default() }, "--training-itl-budget 0"),
+            (
+                Args { training_itl_budget: Some(f64::NAN), ..Args::default() },
+                "--training-itl-budget NaN",
+            ),
+            (Args { training_memory: text("much"), ..Args::default() }, "--training-memory"),
         ] {
             let message = error(&args);
             assert!(message.contains(expected), "{message}");

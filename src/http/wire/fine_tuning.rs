@@ -63,17 +63,31 @@ impl JobRequest {
             return Err(ApiError::Unsupported { param: "integrations".to_owned(), hint });
         }
         let text = |name| as_string(fields.require(name)?, name).map(str::to_owned);
-        let (method, hyperparameters) = read_method(fields)?;
+        let (method, Settings { hyperparameters, early_stopping }) = read_method(fields)?;
         // Of the system's generator, unless it is to be the same as another's.
         #[expect(clippy::cast_possible_wrap, reason = "31 bits")]
         let drawn = (ids::random_u64() >> 33) as i64;
         let seed = fields.integer("seed", 0..=SEED_MAX)?.unwrap_or(drawn).unsigned_abs();
         let suffix = fields.string("suffix")?.map(read_suffix).transpose()?;
+        let validation_file = fields.string("validation_file")?.map(str::to_owned);
+        if early_stopping.is_some() && validation_file.is_none() {
+            let reason =
+                "'early_stopping' needs it: the best model is the one with the least loss there";
+            return Err(ApiError::invalid("validation_file", reason));
+        }
         Ok(Self {
             model: text("model")?,
             training_file: text("training_file")?,
-            validation_file: fields.string("validation_file")?.map(str::to_owned),
-            spec: JobSpec { method, hyperparameters, seed, suffix, round: None },
+            validation_file,
+            spec: JobSpec {
+                method,
+                hyperparameters,
+                seed,
+                suffix,
+                round: None,
+                early_stopping,
+                parent: None,
+            },
             metadata: read_metadata(fields, "metadata")?,
         })
     }
@@ -90,7 +104,7 @@ fn read_suffix(suffix: &str) -> Result<String, ApiError> {
 }
 
 /// `method`, or the older `hyperparameters` beside it.
-fn read_method(fields: &Fields) -> Result<(Method, Hyperparameters), ApiError> {
+fn read_method(fields: &Fields) -> Result<(Method, Settings), ApiError> {
     let old = fields.object("hyperparameters")?;
     let Some(object) = fields.object("method")? else {
         let settings = old.map(|old| read_settings(old, "hyperparameters")).transpose()?;
@@ -129,11 +143,11 @@ fn read_method(fields: &Fields) -> Result<(Method, Hyperparameters), ApiError> {
     };
     let place = format!("{place}.hyperparameters");
     let settings = match settings {
-        None => Hyperparameters::default(),
+        None => Settings::default(),
         Some(Value::Object(settings)) => read_settings(settings, &place)?,
         Some(other) => return Err(wrong_type(&place, "an object", other)),
     };
-    if method == Method::Supervised && settings.beta != Auto::Auto {
+    if method == Method::Supervised && settings.hyperparameters.beta != Auto::Auto {
         return Err(ApiError::invalid(format!("{place}.beta"), "it is a setting of dpo and kto"));
     }
     Ok((method, settings))
@@ -143,8 +157,16 @@ fn missing(param: &str) -> ApiError {
     ApiError::Missing { param: param.to_owned() }
 }
 
-fn read_settings(settings: &Map<String, Value>, place: &str) -> Result<Hyperparameters, ApiError> {
+/// What is in `hyperparameters`.
+#[derive(Default)]
+struct Settings {
+    hyperparameters: Hyperparameters,
+    early_stopping: Option<u32>,
+}
+
+fn read_settings(settings: &Map<String, Value>, place: &str) -> Result<Settings, ApiError> {
     let mut read = Hyperparameters::default();
+    let mut early_stopping = None;
     for (name, value) in settings {
         let param = format!("{place}.{name}");
         if value.is_null() || value.as_str() == Some("auto") {
@@ -165,10 +187,11 @@ fn read_settings(settings: &Map<String, Value>, place: &str) -> Result<Hyperpara
                 read.learning_rate_multiplier = number(RATE_MULTIPLIERS)?;
             }
             "beta" => read.beta = number(BETAS)?,
+            "early_stopping" => early_stopping = Some(count(EPOCHS)?.or(1)),
             _ => return Err(ApiError::invalid(param, "there is no such field")),
         }
     }
-    Ok(read)
+    Ok(Settings { hyperparameters: read, early_stopping })
 }
 
 /// A job.
@@ -186,6 +209,8 @@ pub struct JobCard {
     pub estimated_finish: Option<i64>,
     /// What is trained.
     pub model: String,
+    /// The generation that it goes on from, if that is an adapter's. Ours.
+    pub parent: Option<String>,
     /// What came of it.
     pub fine_tuned_model: Option<String>,
     /// Whose it is.
@@ -245,6 +270,7 @@ impl From<StoredJob> for JobCard {
             finished_at: job.finished_ms.map(seconds),
             estimated_finish: job.estimated_finish_ms.map(seconds),
             model: job.model,
+            parent: spec.as_ref().and_then(|spec| Some(spec.parent?.to_string())),
             fine_tuned_model: job.fine_tuned_model,
             organization_id: job.owner.to_string(),
             status: job.status.name(),
@@ -272,6 +298,9 @@ fn settings(spec: &JobSpec) -> (Value, Value) {
         "n_epochs": asked.n_epochs,
         "lora_rank": asked.lora_rank,
     });
+    if let Some(patience) = spec.early_stopping {
+        settings["early_stopping"] = json!(patience);
+    }
     let plain = settings.clone();
     if spec.method != Method::Supervised {
         settings["beta"] = json!(asked.beta);
@@ -381,6 +410,10 @@ mod tests {
         assert_eq!((dpo.method, dpo.hyperparameters.beta), (Method::Dpo, Auto::Set(0.5)));
         assert_eq!(dpo.hyperparameters.lora_rank, Auto::Set(4));
         assert_eq!(dpo.suffix.as_deref(), Some("cats"));
+        let stops = json!({"validation_file": "file-2", "hyperparameters": {"early_stopping": 3}});
+        let stops = read(&stops).unwrap().spec;
+        assert_eq!(stops.early_stopping, Some(3));
+        assert_eq!(settings(&stops).0["early_stopping"], 3);
     }
 
     #[test]
@@ -396,6 +429,11 @@ mod tests {
             (json!({"hyperparameters": {"n_epochs": 0}}), "hyperparameters.n_epochs"),
             (json!({"hyperparameters": {"n_epochs": "many"}}), "hyperparameters.n_epochs"),
             (json!({"hyperparameters": {"epochs": 1}}), "hyperparameters.epochs"),
+            (json!({"hyperparameters": {"early_stopping": 2}}), "validation_file"),
+            (
+                json!({"hyperparameters": {"early_stopping": 0}, "validation_file": "file-2"}),
+                "hyperparameters.early_stopping",
+            ),
             (json!({"method": {}}), "method.type"),
             (json!({"method": {"type": "magic"}}), "method.type"),
             (json!({"method": {"type": "reinforcement"}}), "method.type"),

@@ -175,8 +175,8 @@ pub fn build(material: &Material, policy: &Policy) -> LoopData {
     counts.users = users.len();
     counts.over_share = kept.n_left_out;
     let rows: Vec<_> = kept.drafts.into_iter().map(|draft| draft.row).collect();
-    let anchors::Parted { learned, judged } =
-        anchors::part(&material.anchors, method, policy.anchor_share, rows.len());
+    let (learned, judged) =
+        part_anchors(&material.anchors, method, policy.anchor_share, rows.len());
     counts.anchors_learned = learned.len();
     counts.anchors_judged = judged.len();
     LoopData { method, rows, anchors_learned: learned, anchors_judged: judged, counts }
@@ -204,6 +204,17 @@ impl LoopData {
     pub fn groups(&self) -> Vec<&str> {
         self.rows.iter().map(|row| row.group.as_str()).collect()
     }
+}
+
+/// Trusted rows that are learned from, and those that are judged by, of a data set of `n_rows` for a method.
+pub fn part_anchors(
+    anchors: &[Value],
+    method: Method,
+    share: f64,
+    n_rows: usize,
+) -> (Vec<Value>, Vec<Value>) {
+    let anchors::Parted { learned, judged } = anchors::part(anchors, method, share, n_rows);
+    (learned, judged)
 }
 
 /// How many answers were judged by values of metrics, and how many of those judgements were negative: what is usual.

@@ -10,6 +10,8 @@ use crate::learning::policy::Signals;
 
 /// An answer: completion and choice.
 type AnswerId<'a> = (&'a str, u32);
+/// Two of them, the smaller one first.
+type Pair<'a> = (AnswerId<'a>, AnswerId<'a>);
 
 /// One rater's word on something, and the feedback that it is.
 #[derive(Debug)]
@@ -136,7 +138,6 @@ fn compared(material: &Material, counts: &mut Counts, drafts: &mut Vec<Draft>) {
     let known: HashMap<&str, &Answered> =
         judged.chain(material.others.values()).map(|answered| (&*answered.id, answered)).collect();
     // By pair, the smaller answer first, and voice: whether that is the better one, in the last word.
-    type Pair<'a> = (AnswerId<'a>, AnswerId<'a>);
     let mut last: BTreeMap<Pair<'_>, BTreeMap<String, (&str, bool)>> = BTreeMap::new();
     for judged in &material.judged {
         for opinion in &judged.opinions {

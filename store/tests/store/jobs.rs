@@ -19,6 +19,7 @@ on_both!(
     a_process_that_died_is_followed_by_another,
     files_of_a_job_stay_and_its_state_goes,
     jobs_are_limited_and_listed_by_pairs,
+    owners_take_turns,
 );
 
 /// Long enough for no process to be taken for dead.
@@ -229,6 +230,43 @@ async fn files_of_a_job_stay_and_its_state_goes(place: Place) {
     assert_eq!(store.job(&owner, &job.id).await.unwrap().training_file, job.training_file);
     let files = store.files(&owner, None, &Page::FIRST, Order::Ascending).await.unwrap();
     assert_eq!(files.items, []);
+}
+
+async fn owners_take_turns(place: Place) {
+    let store = place.open().await;
+    let owners = [
+        Owner::Tenant(tenant(&store, "many").await),
+        Owner::Tenant(tenant(&store, "one").await),
+        Owner::Shared,
+    ];
+    let mut jobs = Vec::new();
+    for index in [0, 0, 0, 1, 2, 1] {
+        jobs.push(new_job(&store, &owners[index]).await);
+        // Ids of one millisecond have no order.
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    let begin = async |expected: usize, does_start: bool| {
+        let job = store.claim_job("p1", SILENCE_MS).await.unwrap().unwrap();
+        let found = jobs.iter().position(|other| other.id == job.id).unwrap();
+        assert_eq!(found, expected, "of {:?}", jobs.iter().map(|job| &job.owner));
+        if does_start {
+            store.report_job(&job, "p1", &moves_to(JobStatus::Running)).await.unwrap();
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        job
+    };
+    begin(0, true).await;
+    // One whose files turn out to be bad was a turn, too.
+    let bad = begin(3, false).await;
+    let error = JobError { code: "x".to_owned(), message: "m".to_owned(), param: None };
+    store.finish_job(&bad, "p1", &JobEnd::Failed(error)).await.unwrap();
+    begin(4, true).await;
+    let interrupted = begin(1, true).await;
+    store.release_job(&interrupted, "p1").await.unwrap();
+    begin(1, true).await;
+    begin(5, true).await;
+    begin(2, true).await;
+    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap(), None);
 }
 
 async fn jobs_are_limited_and_listed_by_pairs(place: Place) {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pleach_engine::breaks::may_break;
 use sha2::{Digest as _, Sha256};
 
 use super::{
@@ -147,6 +148,7 @@ fn collect(
     mut keep: impl FnMut(Row, RowDigests, Vec<Record>),
 ) {
     for row in source {
+        may_break();
         if errors.len() == BAD_LINES_MAX {
             return;
         }

@@ -207,8 +207,8 @@ fn refusals(probes: &[ProbeEvidence], settings: &GateSettings) -> CheckResult {
 
 fn latency(evidence: &Evidence, settings: &GateSettings) -> CheckResult {
     let (candidate, current) = (evidence.candidate.latency_p95_s, evidence.current.latency_p95_s);
-    // Of negative times, the ratio would be as good as any.
-    let is_measured = candidate > 0.0 && current > 0.0;
+    // Beside an endless time any other is short.
+    let is_measured = [candidate, current].iter().all(|time| time.is_finite() && *time > 0.0);
     let value = if is_measured { candidate / current } else { f64::NAN };
     let message = if value.is_finite() {
         let (candidate, current) = (Short(candidate), Short(current));

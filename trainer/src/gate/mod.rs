@@ -11,7 +11,7 @@
 //!
 //! **Gains** are paired: of every row, the score under the candidate less that under another generation. Rows of one group
 //! (a user, an episode) are not independent, so a group counts as one observation, the mean of its rows, and the lower
-//! bound is Student's over groups; see [`mean_of_groups`] for why, and from where.
+//! bound is Student's over groups, further away where some lose far more than others; see [`mean_of_groups`].
 //!
 //! **Looks.** Whoever looks often enough finds a gain in noise. Look `k` at candidates for one name gets
 //! [`alpha_of_look`], and all looks together no more than alpha.

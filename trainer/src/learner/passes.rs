@@ -97,9 +97,10 @@ impl Step {
                 Model::Policy => {
                     let per_target = of_sequence.len() / scores.weights.len().max(1);
                     scores.logps = of_sequence;
+                    scores.hits =
+                        hits[targets].iter().copied().step_by(per_target.max(1)).collect();
                     if index < n_own {
-                        let first = hits[targets].iter().step_by(per_target.max(1));
-                        self.hits += first.filter(|hit| **hit).count();
+                        self.hits += scores.hits.iter().filter(|hit| **hit).count();
                     }
                 }
                 Model::Reference => {

@@ -240,6 +240,8 @@ pub struct SequenceScores {
     pub weights: Vec<f32>,
     /// Log-probability of every target; for distillation those of a target and of the teacher's tokens, in turn.
     pub logps: Vec<f32>,
+    /// Whether every target was the likeliest token.
+    pub hits: Vec<bool>,
     /// Log-probability of every target under the reference; empty where there is none.
     pub reference: Vec<f32>,
     /// A teacher's likeliest tokens, `[targets, k]`.

@@ -10,6 +10,7 @@
 //! The same recipe on the same rows and base comes to the same bytes: nothing here depends on a clock, a store or a
 //! terminal.
 
+mod memory;
 mod parent;
 mod place;
 mod prepared;
@@ -21,11 +22,12 @@ use pleach_engine::site::Site;
 
 use crate::{data::DataError, error::TrainerError};
 
+pub use memory::{TrainingMemory, rows_of};
 pub use parent::Parent;
 pub use place::{Place, Validation};
 pub use prepared::{ACTIVATION_BYTES, Compute, Prepared};
 pub use results::{Measured, Results};
-pub use rows::{EXAMPLE_TOKENS_MAX, RowsOf, Text, load};
+pub use rows::{EXAMPLE_TOKENS_MAX, RowsOf, Text, load, samples};
 pub use settings::{Auto, Hyperparameters, Method, Recipe, Resolved};
 
 /// Why a recipe cannot be followed.

@@ -8,6 +8,7 @@ use pleach_engine::{
 
 use super::{
     Method, Parent, Recipe, RecipeError, Resolved, RowsOf,
+    memory::rows_of,
     rows::{batches, samples},
 };
 use crate::{
@@ -127,6 +128,19 @@ impl Prepared {
     /// What it came to.
     pub fn resolved(&self) -> &Resolved {
         &self.resolved
+    }
+
+    /// Whether it goes on from an adapter.
+    pub fn has_parent(&self) -> bool {
+        self.parent.is_some()
+    }
+
+    /// Rows that each step puts through the model, those of references not among them, from the first step on: what a
+    /// step's time goes with.
+    pub fn rows_of_steps(&self) -> Vec<usize> {
+        let rows: Vec<usize> = self.samples.iter().map(rows_of).collect();
+        let of_step = |step: StepPlan| step.records.iter().map(|&i| rows[i as usize]).sum();
+        self.steps_from(Position::default()).map(of_step).collect()
     }
 
     /// Sites, ranks and scale.

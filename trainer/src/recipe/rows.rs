@@ -50,7 +50,10 @@ pub fn load(
 }
 
 /// What the objective of a method learns from.
-pub(super) fn samples(
+///
+/// # Errors
+/// [`RecipeError::Method`]: the first row that it cannot learn from.
+pub fn samples(
     items: &[Item],
     method: Method,
     rows_of: RowsOf,

@@ -1,0 +1,123 @@
+//! What a training tells in words and numbers: that it begins, what each step came to, and what that means.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use pleach_store::{EventLevel, JobEvent, JobReport, JobStatus};
+use pleach_trainer::{
+    StepReport,
+    data::Position,
+    recipe::{Measured, Resolved},
+};
+use serde_json::json;
+
+use super::{RunError, Session};
+
+/// Steps whose metrics are events; of longer trainings every so many.
+const METRIC_EVENTS_MAX: u64 = 1000;
+
+impl Session<'_> {
+    pub(in crate::training) fn announce(&mut self, resolved: &Resolved) -> Result<(), RunError> {
+        let is_resumed = self.place.steps > 0;
+        if is_resumed {
+            self.events.clear();
+            let at = self.place.steps;
+            self.events.push(JobEvent::info(format!("Training goes on after step {at}")));
+        } else {
+            self.events.insert(0, JobEvent::info("Files validated, moving job to queued state"));
+            let queued = JobReport {
+                status: Some(JobStatus::Queued),
+                events: std::mem::take(&mut self.events),
+                ..JobReport::default()
+            };
+            self.obey(self.run.report(&queued)?)?;
+            let mut settings = json!(resolved);
+            settings["early_stopping"] = json!(self.run.spec.early_stopping);
+            settings["memory_bytes"] = json!(self.memory_bytes);
+            self.events.push(JobEvent {
+                metrics: Some(settings),
+                ..JobEvent::info("Fine-tuning job started")
+            });
+        }
+        let running = JobReport {
+            status: Some(JobStatus::Running),
+            events: std::mem::take(&mut self.events),
+            ..JobReport::default()
+        };
+        let itl_ms = |time: Option<Duration>| time.map(|time| time.as_secs_f64() * 1000.0);
+        tracing::info!(
+            job = self.run.job.id,
+            undisturbed_itl_p99_ms = itl_ms(self.trainer.engine.stats().undisturbed_itl_p99),
+            itl_budget_ms = itl_ms(self.beside.interval_max()),
+            "training runs between steps"
+        );
+        self.run.server().telemetry.set_training_itl_budget(self.beside.interval_max());
+        self.obey(self.run.report(&running)?)
+    }
+
+    /// Notes what a step came to.
+    pub(in crate::training) fn note(
+        &mut self,
+        next: Position,
+        report: &StepReport,
+        valid: Option<Measured>,
+    ) {
+        self.place.advance(next, report);
+        let (step, total) = (self.place.steps, self.total_steps);
+        self.results.push(step, Measured::of(report), valid);
+        if report.skipped {
+            self.warn(format!(
+                "Step {step}: a gradient or the loss is not finite, the weights stay"
+            ));
+        }
+        let found = self.diagnosis.step(report);
+        let found =
+            found.into_iter().chain(valid.and_then(|valid| self.diagnosis.validation(valid.loss)));
+        for symptom in found.collect::<Vec<_>>() {
+            self.warn(format!("Step {step}: {symptom}"));
+        }
+        let stride = total.div_ceil(METRIC_EVENTS_MAX);
+        if step.is_multiple_of(stride) || valid.is_some() {
+            let mut metrics = metrics(step, report, valid);
+            metrics["total_steps"] = json!(total);
+            metrics["learning_rate"] = json!(report.learning_rate);
+            metrics["grad_norm"] = json!(report.grad_norm);
+            metrics["update_norm"] = json!(report.update_norm);
+            metrics["memory_bytes"] = json!(self.memory_bytes);
+            let (since, tokens) =
+                std::mem::replace(&mut self.measured, (Instant::now(), self.place.tokens));
+            let tokens = (self.place.tokens - tokens) as f64;
+            metrics["tokens_per_second"] = json!(tokens / since.elapsed().as_secs_f64().max(1e-9));
+            let mut message = format!("Step {step}/{total}: training loss={:.2}", report.loss);
+            if let Some(valid) = valid {
+                // Writing to a string cannot fail.
+                let _ = write!(message, ", full validation loss={:.2}", valid.loss);
+            }
+            self.events.push(JobEvent { metrics: Some(metrics), ..JobEvent::info(message) });
+        }
+    }
+
+    fn warn(&mut self, message: String) {
+        self.events.push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
+    }
+}
+
+/// With the names of `OpenAI`'s checkpoints.
+pub(super) fn metrics(
+    step: u64,
+    report: &StepReport,
+    valid: Option<Measured>,
+) -> serde_json::Value {
+    let mut metrics = json!({
+        "step": step,
+        "train_loss": report.loss,
+        "train_mean_token_accuracy": Measured::of(report).accuracy,
+    });
+    if let Some(valid) = valid {
+        metrics["full_valid_loss"] = json!(valid.loss);
+        metrics["full_valid_mean_token_accuracy"] = json!(valid.accuracy);
+    }
+    metrics
+}
