@@ -113,7 +113,9 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn heartbeat_rounds(&self, runner: &str) -> Result<u64, StoreError> {
-        let told = sqlx::query("UPDATE rounds SET heartbeat_ms = $2 WHERE runner = $1")
+        // Only who is open has a runner; these have an index.
+        let query = "UPDATE rounds SET heartbeat_ms = $2 WHERE runner = $1 AND ended_ms IS NULL";
+        let told = sqlx::query(query)
             .bind(runner)
             .bind(now_ms())
             .execute(self.database.writers())
