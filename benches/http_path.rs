@@ -24,6 +24,7 @@ use pleach::{
         server::Server,
         state::{AppState, Base, HttpLimits},
     },
+    learning::Learning,
     telemetry::{ServerFacts, Telemetry},
     tenants::{FairOrder, FlowSettings, Tenants, TokenPrices},
     training::{FileChecks, Training},
@@ -187,6 +188,7 @@ async fn app(
         cpu: CpuWork::default(),
         capture,
         training: Training::default(),
+        learning: Learning::new(None),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     })

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod feedback;
 pub mod hex;
 pub mod http;
+pub mod learning;
 pub mod memory;
 pub mod models;
 pub mod serving;

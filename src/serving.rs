@@ -29,6 +29,7 @@ use crate::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
     },
+    learning::{CpuExaminer, Examiner, Learning},
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
@@ -215,6 +216,7 @@ pub async fn load(
         cpu: CpuWork::default(),
         capture,
         training: Training::new(opened.trainer),
+        learning: Learning::new(opened.examiner),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     };
@@ -239,6 +241,7 @@ struct Opened {
     device: String,
     kv_bytes: u64,
     trainer: Option<Arc<dyn Trainer>>,
+    examiner: Option<Arc<dyn Examiner>>,
 }
 
 /// A model on its device.
@@ -273,8 +276,9 @@ fn open(settings: &LoadSettings, flows: Arc<FlowSettings>) -> anyhow::Result<Ope
         .context("cannot start the engine's thread")?;
     let model_bytes = file.file_bytes().len();
     let Loaded { device, kv_bytes, frozen, .. } = loaded;
+    let examiner = frozen.clone().map(|frozen| examiner(frozen, settings, &base, &engine));
     let trainer = frozen.map(|frozen| trainer(frozen, settings, &base, &engine));
-    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes, trainer })
+    Ok(Opened { engine, base, base_digest, model_bytes, device, kv_bytes, trainer, examiner })
 }
 
 /// What trains beside what is served.
@@ -289,6 +293,19 @@ fn trainer(
     let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
     let name = settings.model_names.first().cloned().unwrap_or_default();
     Arc::new(CpuTrainer::new(frozen, options, tokenizer, template, engine.clone(), name))
+}
+
+/// What judges beside what is served.
+fn examiner(
+    frozen: FrozenBase,
+    settings: &LoadSettings,
+    base: &Base,
+    engine: &EngineHandle,
+) -> Arc<dyn Examiner> {
+    let (isa, threads, limits) = (settings.isa, settings.threads, settings.training);
+    let options = CpuTrainerOptions { isa, threads, limits };
+    let (tokenizer, template) = (Arc::clone(&base.tokenizer), base.chat_template.clone().ok());
+    Arc::new(CpuExaminer::new(frozen, options, tokenizer, template, engine.clone()))
 }
 
 fn load_cpu(file: &GgufFile, settings: &LoadSettings) -> anyhow::Result<Loaded> {

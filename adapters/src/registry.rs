@@ -29,8 +29,15 @@ use crate::{digest::GenerationDigest, generation::Generation, namespace::Namespa
 
 /// Longest alias: it is echoed in every response and is a metric label.
 pub const ALIAS_BYTES_MAX: usize = 256;
+/// Aliases that begin so are known to whoever keeps them, and nobody can ask for them: what has not been let into service.
+pub const HIDDEN_PREFIX: &str = "candidate:";
 /// Most aliases of a server, all namespaces together.
 pub const ALIASES_MAX: usize = 1 << 16;
+
+/// Whether an alias is one that nobody can ask for.
+pub fn is_hidden(name: &str) -> bool {
+    name.starts_with(HIDDEN_PREFIX)
+}
 
 /// All names of one server. Share it in an `Arc`; no method blocks for longer than a map operation, none is async, so
 /// its lock is never held over an await.
@@ -288,13 +295,16 @@ impl Registry {
         drop(forgotten);
     }
 
-    /// An alias of a namespace by its own name.
+    /// An alias of a namespace by its own name, hidden or not.
     pub fn get(&self, space: &Namespace, name: &str) -> Option<Alias> {
         self.read().get(space, name).map(|entry| entry.alias.clone())
     }
 
     /// The alias that `caller` means by a name: its own, else a shared one.
     pub fn visible(&self, caller: &Namespace, name: &str) -> Option<Alias> {
+        if is_hidden(name) {
+            return None;
+        }
         visible_to(caller).find_map(|space| self.get(&space, name))
     }
 
@@ -303,9 +313,11 @@ impl Registry {
         self.read().get(space, name).map(|entry| entry.history.list()).unwrap_or_default()
     }
 
-    /// The aliases of a namespace, sorted by name.
+    /// The aliases of a namespace that can be asked for, sorted by name.
     pub fn list(&self, space: &Namespace) -> Vec<Alias> {
-        sorted(self.read().entries_of(space).map(|entry| entry.alias.clone()).collect())
+        let names = self.read();
+        let aliases = names.entries_of(space).map(|entry| &entry.alias);
+        sorted(aliases.filter(|alias| !is_hidden(&alias.name)).cloned().collect())
     }
 
     /// What `caller` may use, sorted by name: its own aliases, and the shared ones whose name it has not itself.
@@ -314,13 +326,15 @@ impl Registry {
         let entries = visible_to(caller).flat_map(|space| {
             let is_own = space == *caller;
             let entries = names.entries_of(&space).map(|entry| &entry.alias).collect::<Vec<_>>();
-            let means = |alias: &&Alias| is_own || names.get(caller, &alias.name).is_none();
+            let means = |alias: &&Alias| {
+                !is_hidden(&alias.name) && (is_own || names.get(caller, &alias.name).is_none())
+            };
             entries.into_iter().filter(means).cloned().collect::<Vec<_>>()
         });
         sorted(entries.collect())
     }
 
-    /// All aliases of all namespaces, sorted by namespace and name.
+    /// All aliases of all namespaces, hidden ones too, sorted by namespace and name.
     pub fn list_all(&self) -> Vec<Alias> {
         let mut all: Vec<_> = self.read().entries().map(|entry| entry.alias.clone()).collect();
         all.sort_unstable_by(|one, other| {
@@ -347,6 +361,7 @@ impl Registry {
     ) -> Result<&'n Entry, RegistryError> {
         names
             .find(caller, model_name, &self.base_names)
+            .filter(|entry| !is_hidden(&entry.alias.name))
             .ok_or_else(|| RegistryError::UnknownName { model_name: model_name.to_owned() })
     }
 

@@ -196,6 +196,31 @@ impl Changes {
         }
     }
 
+    /// Points an alias at a generation that its owner has; makes the alias if there is none.
+    pub(super) async fn point_at(
+        &self,
+        target: &Target,
+        generation: Arc<Generation>,
+        expect: Expect,
+        reason: &str,
+    ) -> Result<Moved, ServiceError> {
+        let _turn = self.turn().await;
+        let (space, Target { owner, name, .. }) = (target.space(), target);
+        self.registry.check(&space, name, expect)?;
+        // What it leaves is to be gone back to.
+        self.keep_configured(target).await?;
+        let change = self.change(target, reason);
+        let to = to_store(generation.digest);
+        if let Err(error) = self.shelf.store.move_alias(owner, &change, &to).await {
+            return Err(self.failed(target, error).await);
+        }
+        let moved = self.registry.point(&space, name, generation, Expect::Anything)?;
+        self.set_configured(&space, name, false);
+        self.residency.prefetch(moved.alias.generation.digest);
+        self.settle(&moved);
+        Ok(moved)
+    }
+
     /// Points an alias back.
     pub(super) async fn roll_back(
         &self,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pleach_adapters::{
     Expect, FolderInPlace, Generation, GenerationDigest, Namespace, RegistryError, load_peft,
     peft::{CONFIG_FILE, TENSOR_FILE},
+    registry::is_hidden,
 };
 use pleach_store::BlobReader;
 use tokio::{fs::File, io::AsyncReadExt as _};
@@ -22,6 +23,8 @@ const PIECE_BYTES: u64 = 256 << 10;
 pub struct AdapterDownload {
     /// Held, so that its files stay.
     pub generation: Arc<Generation>,
+    /// Whether it is a shared one, not the caller's.
+    pub is_shared: bool,
     /// In the order in which they are sent.
     pub files: Vec<DownloadFile>,
 }
@@ -41,6 +44,8 @@ pub struct DownloadFile {
 enum From {
     Blob(Box<BlobReader>),
     File(File),
+    /// What is still to be sent.
+    Text(String),
 }
 
 impl AdapterService {
@@ -58,7 +63,7 @@ impl AdapterService {
     ) -> Result<AdapterDownload, ServiceError> {
         let unknown = || RegistryError::UnknownAlias { alias: name.to_owned() };
         let alias = match space {
-            Some(space) => self.registry.get(space, name),
+            Some(space) => self.registry.get(space, name).filter(|_| !is_hidden(name)),
             None => self.registry.visible(caller, name),
         };
         let alias = alias.ok_or_else(unknown)?;
@@ -74,7 +79,7 @@ impl AdapterService {
             Some(stored) => self.open_stored(stored).await?,
             None => self.open_in_place(&generation).await?,
         };
-        Ok(AdapterDownload { generation, files })
+        Ok(AdapterDownload { generation, is_shared: alias.namespace.is_shared(), files })
     }
 
     async fn open_stored(&self, stored: &StoredFiles) -> Result<Vec<DownloadFile>, ServiceError> {
@@ -123,6 +128,11 @@ impl AdapterService {
 }
 
 impl DownloadFile {
+    /// A file of this text.
+    pub fn text(name: &'static str, text: String) -> Self {
+        Self::new(name, text.len() as u64, From::Text(text))
+    }
+
     fn new(name: &'static str, bytes: u64, from: From) -> Self {
         Self { name, bytes, unread: bytes, from }
     }
@@ -161,6 +171,10 @@ impl From {
                 let mut piece = Vec::new();
                 let n = file.take(unread.min(PIECE_BYTES)).read_to_end(&mut piece).await?;
                 Ok((n > 0).then_some(piece))
+            }
+            Self::Text(text) => {
+                let piece = std::mem::take(text).into_bytes();
+                Ok((!piece.is_empty()).then_some(piece))
             }
         }
     }

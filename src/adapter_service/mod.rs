@@ -13,6 +13,7 @@
 //! until its sequences have ended is an [`AdapterInUse`]. Everything that reads, parses or packs runs on blocking
 //! threads; a cold adapter delays its own requests only.
 
+mod candidates;
 mod changes;
 mod compose;
 mod configured;
@@ -40,7 +41,7 @@ use std::{
 
 use pleach_adapters::{
     Alias, Expect, Generation, GenerationDigest, Namespace, Registry, RegistryError, Residency,
-    ResidencyConfig, Resolution, Tier, peft::ADAPTER_RANK_MAX,
+    ResidencyConfig, Resolution, Tier, peft::ADAPTER_RANK_MAX, registry::is_hidden,
 };
 use pleach_engine::engine::EngineHandle;
 use pleach_store::Store;
@@ -51,6 +52,7 @@ use tokio::{
 
 use crate::telemetry::TierFacts;
 
+pub use candidates::{candidate_name, job_of_candidate};
 use changes::Changes;
 use compose::Compositions;
 pub use compose::{PinnedPart, PinnedSum, ResolvedParts, WantedPart};
@@ -227,6 +229,11 @@ impl AdapterService {
         &self.registry
     }
 
+    /// SHA-256 of the file of the base that is served, hexadecimal.
+    pub fn base_digest(&self) -> &str {
+        &self.changes.shelf.base_digest
+    }
+
     /// What a model name means to `caller`, pinned for a request; `generation` is the one that the request insists on.
     /// `None` is the plain base.
     ///
@@ -272,6 +279,7 @@ impl AdapterService {
         to: Option<GenerationDigest>,
         expect: Expect,
     ) -> Result<Alias, ServiceError> {
+        target.must_be_open()?;
         let changes = Arc::clone(&self.changes);
         let moved = apart(async move { changes.roll_back(&target, to, expect).await }).await?;
         Ok(moved.alias)
@@ -282,6 +290,7 @@ impl AdapterService {
     /// # Errors
     /// What the alias is instead.
     pub async fn remove(&self, target: Target, expect: Expect) -> Result<Alias, ServiceError> {
+        target.must_be_open()?;
         let changes = Arc::clone(&self.changes);
         let moved = apart(async move { changes.remove(&target, expect).await }).await?;
         Ok(moved.alias)
@@ -297,6 +306,7 @@ impl AdapterService {
         is_pinned: bool,
         expect: Expect,
     ) -> Result<Alias, ServiceError> {
+        target.must_be_open()?;
         let (space, name) = (target.space(), target.name.clone());
         self.registry.check(&space, &name, expect)?;
         let alias = self.registry.get(&space, &name);
@@ -325,7 +335,8 @@ impl AdapterService {
         space: &Namespace,
         name: &str,
     ) -> Option<AdapterView> {
-        Some(self.view_of(caller, self.registry.get(space, name)?))
+        let alias = self.registry.get(space, name).filter(|alias| !is_hidden(&alias.name))?;
+        Some(self.view_of(caller, alias))
     }
 
     /// All aliases that `caller` may use, by name.

@@ -81,6 +81,7 @@ impl AdapterService {
         path: &str,
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
+        target.may_be_made()?;
         let (roots, spool, path) = (self.rules().roots, Arc::clone(&self.spool), path.to_owned());
         let place = path.chars().take(ORIGIN_CHARS_MAX).collect();
         let bytes_max = tensor_file_bytes_max(self.engine.spec());
@@ -98,6 +99,7 @@ impl AdapterService {
         folder: SpoolFolder,
         expect: Expect,
     ) -> Result<Moved, ServiceError> {
+        target.may_be_made()?;
         self.register(target, expect, Origin::Upload, move || Ok(folder)).await
     }
 
@@ -127,6 +129,7 @@ impl AdapterService {
     /// # Errors
     /// The rule that the name breaks, or what the alias is instead.
     pub fn check(&self, target: &Target, expect: Expect) -> Result<(), ServiceError> {
+        target.may_be_made()?;
         Ok(self.registry.check(&target.space(), &target.name, expect)?)
     }
 
@@ -168,7 +171,7 @@ impl AdapterService {
         origin: Origin,
         files: impl FnOnce() -> Result<SpoolFolder, ServiceError> + Send + 'static,
     ) -> Result<Moved, ServiceError> {
-        self.check(&target, expect)?;
+        self.registry.check(&target.space(), &target.name, expect)?;
         let place = Arc::clone(&self.places)
             .try_acquire_owned()
             .map_err(|_| ServiceError::Busy { waiting: REGISTRATIONS_MAX })?;

@@ -23,7 +23,7 @@ impl Changes {
     }
 
     /// Makes an alias what it is in the store.
-    async fn take_over(&self, target: &Target) -> Result<(), StoreError> {
+    pub(super) async fn take_over(&self, target: &Target) -> Result<(), StoreError> {
         let (store, space, owner) = (&self.shelf.store, target.space(), &target.owner);
         let here = self.registry.get(&space, &target.name);
         let stored = match store.alias(owner, &target.name).await {

@@ -23,6 +23,7 @@ use settings::Settings;
 
 use crate::{
     http::{router, server::Server, state::AppState},
+    learning::run_rounds,
     memory::show_bytes,
     models,
     serving::{self, LoadReport},
@@ -100,6 +101,8 @@ pub struct Serving {
     accepting: JoinHandle<Server>,
     /// Runs jobs, if this server trains.
     training: Option<JoinHandle<()>>,
+    /// Rounds of the learning loop that run here.
+    rounds: Option<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -116,6 +119,7 @@ impl Serving {
         let _ = self.stop.send(());
         let server = self.accepting.await;
         self.state.training.wake();
+        self.state.learning.wake.all();
         // Whoever waits for an adapter would wait longer than the grace.
         self.state.adapters.shutdown();
         self.state.engine.shutdown(grace).await;
@@ -129,6 +133,11 @@ impl Serving {
         {
             // Another process takes the job over when this one was not heard of for a while.
             tracing::warn!("a training does not stop in time");
+        }
+        if let Some(rounds) = self.rounds
+            && timeout(TRAINING_STOP_MAX, rounds).await.is_err()
+        {
+            tracing::warn!("a round does not stop in time");
         }
         if let Err(error) = self.state.store.clone().close().await {
             tracing::warn!(%error, "last uses of keys are not kept");
@@ -152,6 +161,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
     let (state, report) = serving::load(load_settings, store).await?;
     let (stop, stopped) = oneshot::channel();
     let training = run_jobs(&state);
+    let rounds = run_rounds(&state);
     let router = router(Arc::clone(&state));
     let accepting = tokio::spawn(async move {
         let mut server = Server::default();
@@ -159,7 +169,7 @@ async fn start(settings: &Settings) -> anyhow::Result<Serving> {
         server.run(listener, router, async { stopped.await.unwrap_or_default() }).await;
         server
     });
-    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting, training })
+    Ok(Serving { address, report, state, is_open, needs_key, stop, accepting, training, rounds })
 }
 
 /// The signals that stop a server. From [`StopSignals::catch`] on they no longer end the process by themselves.

@@ -1,4 +1,5 @@
-//! `GET /v1/adapters/{name}/download`: the two files of an adapter as an uncompressed tar, which unpacks to a PEFT folder.
+//! `GET /v1/adapters/{name}/download`: the two files of an adapter as an uncompressed tar, which unpacks to a PEFT folder;
+//! beside them the model card of what was trained here.
 
 use std::{io, sync::Arc, time::UNIX_EPOCH};
 
@@ -10,21 +11,25 @@ use axum::{
 };
 use futures_util::stream;
 use pleach_adapters::Generation;
-use pleach_store::Scope;
+use pleach_store::{GenerationDigest, Owner, Scope, StoreError};
 use tar::{EntryType, Header};
 
 use super::{
     adapters::{QueryFields, read_name, read_space},
     error::ApiError,
+    lineage::base_name,
     state::AppState,
     wire::fields::as_generation,
 };
 use crate::{
     adapter_service::{AdapterDownload, DownloadFile, ServiceError},
+    learning::{Provenance, model_card},
     tenants::Caller,
 };
 
 const TAR: &str = "application/x-tar";
+/// As model hubs call a card.
+const README: &str = "README.md";
 /// Everything in a tar is a multiple of this, and two blocks of zeros end it.
 const BLOCK_BYTES: u64 = 512;
 const FILE_MODE: u32 = 0o644;
@@ -46,7 +51,19 @@ pub async fn get(
     let (namespace, space) = (caller.namespace(), read_space(&caller, &query)?);
     let generation = generation.transpose()?;
     let download = state.adapters.download(&namespace, space.as_ref(), &name, generation).await;
-    let archive = Archive::new(download.map_err(ApiError::from_service)?)?;
+    let mut download = download.map_err(ApiError::from_service)?;
+    let owner = if download.is_shared { &Owner::Shared } else { &caller.owner };
+    let digest = GenerationDigest(download.generation.digest.0);
+    match Provenance::of(&state.store, owner, &digest).await {
+        Ok(provenance) => {
+            let card = model_card(&name, base_name(&state), &provenance);
+            download.files.push(DownloadFile::text(README, card));
+        }
+        // It was not trained here.
+        Err(StoreError::NotFound { .. }) => {}
+        Err(error) => return Err(ApiError::from_stored(error)),
+    }
+    let archive = Archive::new(download)?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static(TAR)),
         (header::CONTENT_LENGTH, archive.bytes.into()),
@@ -72,7 +89,7 @@ struct Archive {
 }
 
 impl Archive {
-    fn new(AdapterDownload { generation, files }: AdapterDownload) -> Result<Self, ApiError> {
+    fn new(AdapterDownload { generation, files, .. }: AdapterDownload) -> Result<Self, ApiError> {
         let time = generation.created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let with_header = |file: DownloadFile| {
             let header = header(&file, time);

@@ -71,7 +71,8 @@ impl ApiError {
             | RegistryError::AliasTooLong { .. }
             | RegistryError::AliasCharacter { .. }
             | RegistryError::AliasIsBase { .. }
-            | RegistryError::AliasBeginsWithBase { .. } => AdapterRefusal::Name,
+            | RegistryError::AliasBeginsWithBase { .. }
+            | RegistryError::AliasHidden { .. } => AdapterRefusal::Name,
             RegistryError::TooManyAliases => AdapterRefusal::Full,
             RegistryError::UnknownAlias { .. } => AdapterRefusal::Unknown,
             RegistryError::UnknownGeneration { .. } => AdapterRefusal::UnknownGeneration,

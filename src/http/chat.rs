@@ -17,7 +17,7 @@ use super::{
     json_body::JsonBody,
     scores,
     sse::{self, ChunkWriter, Events},
-    state::{AppState, Model},
+    state::{AppState, Model, Unit},
     wire::{
         chat::{ChatChoice, ChatChunk, ChatChunkChoice, ChatCompletion, ChatDelta, ChatMessage},
         chat_request::ChatRequest,
@@ -50,8 +50,9 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = ChatRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&caller, &request.model, &request.sampling)?;
-    let head = Head::new("chatcmpl-", &state, &model);
+    let unit = unit(&request);
+    let model = state.resolve(&caller, &request.model, &request.sampling, &unit)?;
+    let mut head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),
         token_ids: request.sampling.return_token_ids,
@@ -67,11 +68,8 @@ pub async fn create(
     }
     let prompt = render(&state, request, n_bytes).await?;
     let prompt_token_ids = shows.token_ids.then(|| prompt.clone());
-    let mut recorder = record.map(|mut record| {
-        record.body.usage.prompt_tokens = prompt.len();
-        Recorder::new(Arc::clone(&state.capture), record, n)
-    });
-    let job = Job {
+    let n_prompt = prompt.len();
+    let mut job = Job {
         model,
         prompts: vec![prompt],
         sampling,
@@ -80,7 +78,14 @@ pub async fn create(
         arrived,
         param: PARAM,
     };
-    let running = generate::start(&state, &job, admission).await?;
+    let running = generate::start(&state, &mut job, admission).await?;
+    // It may have become another one on the way.
+    head.generation = job.model.generation_hex();
+    let mut recorder = record.map(|mut record| {
+        record.generation = job.model.adapter.as_ref().map(PinnedAdapter::digest);
+        record.body.usage.prompt_tokens = n_prompt;
+        Recorder::new(Arc::clone(&state.capture), record, n)
+    });
     let tokenizer = Arc::clone(&state.base.tokenizer);
     if stream {
         let greeted = vec![false; n];
@@ -94,6 +99,19 @@ pub async fn create(
         }
     }
     Ok(whole(&head, &tokenizer, shows, choices, usage, prompt_token_ids.as_deref()))
+}
+
+/// Who keeps to one side of a trial.
+fn unit(request: &ChatRequest) -> Unit<'_> {
+    let keep = &request.keep;
+    if let Some(episode) = &keep.episode {
+        return Unit::Episode(episode);
+    }
+    if let Some(user) = &keep.user {
+        return Unit::User(user);
+    }
+    let first = request.messages.iter().find(|message| message["role"] == "user");
+    Unit::Opening(first.and_then(|message| message["content"].as_str()).unwrap_or_default())
 }
 
 /// What is kept of this chat, if anything is.

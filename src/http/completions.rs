@@ -17,7 +17,7 @@ use super::{
     json_body::JsonBody,
     scores::{self, CompletionScores},
     sse::{self, ChunkWriter, Events},
-    state::AppState,
+    state::{AppState, Unit},
     wire::{
         completion::{Completion, CompletionChoice},
         completion_request::{CompletionRequest, Prompt},
@@ -42,10 +42,11 @@ pub async fn create(
     let JsonBody { fields, n_bytes, arrived } = body;
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
-    let model = state.resolve(&caller, &request.model, &request.sampling)?;
+    let unit = unit(&request.prompts);
+    let model = state.resolve(&caller, &request.model, &request.sampling, &Unit::Opening(&unit))?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
-    let head = Head::new("cmpl-", &state, &model);
+    let mut head = Head::new("cmpl-", &state, &model);
     let view = View {
         tokenizer: Arc::clone(&state.base.tokenizer),
         n: sampling.n,
@@ -58,7 +59,7 @@ pub async fn create(
     };
     let echoed_logprobs = if echo { logprobs } else { None };
     let (stream, include_usage) = (sampling.stream, sampling.include_usage);
-    let job = Job {
+    let mut job = Job {
         model,
         prompts: view.prompts.iter().map(|prompt| prompt.tokens.clone()).collect(),
         logprobs,
@@ -69,7 +70,9 @@ pub async fn create(
         param: PARAM,
     };
     let n_choices = job.prompts.len() * view.n;
-    let running = generate::start(&state, &job, admission).await?;
+    let running = generate::start(&state, &mut job, admission).await?;
+    // It may have become another one on the way.
+    head.generation = job.model.generation_hex();
     if stream {
         let scores = (0..n_choices).map(|_| None).collect();
         let chunks = Chunks { head, view, include_usage, scores };
@@ -79,6 +82,15 @@ pub async fn create(
     let choices: Vec<_> =
         choices.into_iter().map(|choice| view.choice(&mut None, choice)).collect();
     Ok(Json(completion(&head, &choices, UsageField::Counts(usage))).into_response())
+}
+
+/// What keeps to one side of a trial: requests that begin with the same prompt.
+fn unit(prompts: &[Prompt]) -> String {
+    match prompts.first() {
+        Some(Prompt::Text(text)) => text.clone(),
+        Some(Prompt::Tokens(tokens)) => format!("{tokens:?}"),
+        None => String::new(),
+    }
 }
 
 fn completion<'a>(

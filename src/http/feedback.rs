@@ -7,8 +7,10 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
     http::HeaderMap,
 };
+use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
-    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, StoreError,
+    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
+    StoredFeedback,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -17,18 +19,21 @@ use super::{
     error::ApiError,
     files::read_id,
     json_body::JsonBody,
+    lineage::learned,
     paging::{QueryFields, list as page_of, read_order, read_page},
     state::AppState,
     stored_completions::{body, find},
     wire::{
         feedback::{
-            FeedbackCard, FeedbackGiven, FeedbackRequest, Said, UserErased, read_key, read_said,
+            FeedbackCard, FeedbackGiven, FeedbackRequest, FeedbackWithdrawn, Said, UserErased,
+            read_key, read_said,
         },
+        lineage::LearnedCard,
         list::ObjectList,
         metadata::read_metadata,
     },
 };
-use crate::{feedback::user_digest, hex::hex, tenants::Caller};
+use crate::{feedback::user_digest, hex::hex, learning::clean_up, tenants::Caller};
 
 /// Rows of a page unless told otherwise.
 const PAGE_ROWS: u32 = 100;
@@ -69,6 +74,7 @@ pub async fn create(
     let (kept, is_new) = kept.map_err(ApiError::from_stored)?;
     if is_new && !sent.dry_run {
         state.telemetry.count_feedback(kept.kind.name());
+        learn(&state, &caller.owner, &kept).await;
     }
     Ok(Json(FeedbackGiven { feedback_id: kept.id }))
 }
@@ -139,7 +145,7 @@ pub async fn change(
     Ok(Json(changed.map_err(ApiError::from_stored)?.into()))
 }
 
-/// Withdraws feedback: nothing is left of what was said.
+/// Withdraws feedback: nothing is left of what was said, but in the weights that learned from it, which are told.
 ///
 /// # Errors
 /// When the caller has none of that id.
@@ -147,12 +153,16 @@ pub async fn withdraw(
     State(state): State<Arc<AppState>>,
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<FeedbackCard>, ApiError> {
-    let withdrawn = state.store.withdraw_feedback(&caller.owner, &read_id(id)?).await;
-    Ok(Json(withdrawn.map_err(ApiError::from_stored)?.into()))
+) -> Result<Json<FeedbackWithdrawn>, ApiError> {
+    let id = read_id(id)?;
+    let withdrawn = state.store.withdraw_feedback(&caller.owner, &id).await;
+    let card = withdrawn.map_err(ApiError::from_stored)?.into();
+    let generations = learned(&state, &caller.owner, Seen::Feedback(&id)).await?;
+    Ok(Json(FeedbackWithdrawn { card, generations }))
 }
 
-/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said.
+/// Deletes what an end user (`safety_identifier` or `user` of completions, `user` of feedback) asked, was answered and said,
+/// and tells what has learned from it.
 ///
 /// # Errors
 /// [`ApiError::StoreUnavailable`]; nothing is deleted then.
@@ -167,11 +177,42 @@ pub async fn erase_user(
     let erased = state.store.erase_user(&caller.owner, &user).await;
     let erased = erased.map_err(ApiError::from_stored)?;
     tracing::info!(%caller, completions = erased.completions, feedback = erased.feedback, "erased a user");
+    for id in &erased.rounds {
+        end_round(&state, &caller.owner, id).await;
+    }
     Ok(Json(UserErased {
         object: "user.erased",
         completions: erased.completions,
         feedback: erased.feedback,
+        generations: erased.generations.iter().map(LearnedCard::from).collect(),
+        rounds: erased.rounds,
     }))
+}
+
+/// Ends what a round that was cancelled is at. What fails is done when the server starts.
+async fn end_round(state: &Arc<AppState>, owner: &Owner, id: &str) {
+    match state.store.round(owner, id).await {
+        Ok(round) => {
+            state.telemetry.count_round(round.state.name());
+            clean_up(state, &round).await;
+            state.learning.wake.all();
+        }
+        Err(error) => tracing::warn!(round = id, %error, "what a round kept is removed later"),
+    }
+}
+
+/// The learning loop hears of what was said. What fails is found when it looks by itself.
+async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
+    state.learning.fed.all();
+    let FeedbackTarget::Completion { id, .. } = &kept.target else { return };
+    let rollouts = &state.learning.rollouts;
+    if rollouts.is_empty() {
+        return;
+    }
+    let Ok(completion) = state.store.completion(owner, id).await else { return };
+    let Some(generation) = completion.generation else { return };
+    let (space, generation) = (Namespace::new(owner.as_str()), GenerationDigest(generation.0));
+    rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
 }
 
 /// The caller has what is spoken of, and a comparison is of two answers to the same messages.

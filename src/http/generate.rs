@@ -18,7 +18,8 @@ use super::{
     wire::{sampling::Sampling, usage::Usage},
 };
 use crate::{
-    adapter_service::AdapterInUse,
+    adapter_service::{AdapterInUse, PinnedAdapter},
+    learning::rollouts::Ticket,
     tenants::{Admission, Line},
 };
 
@@ -55,6 +56,7 @@ pub struct Running {
     _adapter: Option<AdapterInUse>,
     /// Last: what the choices have used is known by then.
     _admission: Admission,
+    ticket: Option<Ticket>,
     n: usize,
     prompt_tokens: usize,
     cached_tokens: usize,
@@ -103,14 +105,16 @@ impl Choices {
 /// refusal.
 pub async fn start(
     state: &AppState,
-    job: &Job,
+    job: &mut Job,
     mut admission: Admission,
 ) -> Result<Running, ApiError> {
     check(state, job)?;
     admission.reserve(most_tokens(state, job))?;
     let n_choices = job.prompts.len() * job.sampling.n;
     let mut line = admission.enter(state.tenants.queue(), n_choices)?;
-    let in_use = take_turn(state, job, &mut line).await?;
+    let in_use = take_turn(state, &mut job.model, &mut line).await?;
+    let mut ticket = job.model.ticket.take();
+    let job = &*job;
     let prompt_tokens = job.prompts.iter().map(Vec::len).sum();
     let n = job.sampling.n;
     let base_seed = job.sampling.seed.unwrap_or_else(ids::random_u64);
@@ -149,11 +153,15 @@ pub async fn start(
         }
     }
     admission.accepted();
+    if let Some(ticket) = &mut ticket {
+        ticket.begin(choices.len());
+    }
     let choices = Choices::new(choices);
     Ok(Running {
         choices,
         _adapter: in_use,
         _admission: admission,
+        ticket,
         n,
         prompt_tokens,
         cached_tokens: 0,
@@ -164,10 +172,10 @@ pub async fn start(
 /// Waits until the request may go to the engine's queue, and its adapter is on the device.
 async fn take_turn(
     state: &AppState,
-    job: &Job,
+    model: &mut Model,
     line: &mut Line,
 ) -> Result<Option<AdapterInUse>, ApiError> {
-    let Some(pinned) = &job.model.adapter else {
+    let Some(pinned) = &model.adapter else {
         line.turns().await;
         return Ok(None);
     };
@@ -175,7 +183,17 @@ async fn take_turn(
     let is_cold = state.adapters.tier(pinned.digest()) != Tier::Device;
     let _cold_turn = if is_cold { line.cold_turn().await } else { None };
     line.turns().await;
-    let leased = state.adapters.lease(pinned).await;
+    let leased = match state.adapters.lease(pinned).await {
+        Err(error) => match model.ticket.take().and_then(Ticket::instead) {
+            Some(alias) => {
+                tracing::warn!(%error, "a candidate cannot be had: the current generation answers");
+                let pinned = model.adapter.insert(PinnedAdapter::One(alias));
+                state.adapters.lease(pinned).await
+            }
+            None => Err(error),
+        },
+        leased => leased,
+    };
     leased.map(Some).map_err(ApiError::from_service)
 }
 
@@ -193,6 +211,15 @@ impl Running {
         let Some(delta) = ready!(self.choices.poll_next(context)) else {
             return Poll::Ready(None);
         };
+        match (&mut self.ticket, &delta) {
+            (Some(ticket), Ok(delta)) => ticket.add(delta),
+            (Some(_), Err(error)) if error.status().is_server_error() => {
+                if let Some(ticket) = self.ticket.take() {
+                    ticket.failed();
+                }
+            }
+            (Some(_) | None, _) => {}
+        }
         if let Ok(ChoiceDelta { index, finish: Some(finish), .. }) = &delta {
             self.completion_tokens += finish.completion_tokens;
             // The choices of one prompt share it: the first tells what was cached before this request.

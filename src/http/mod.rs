@@ -27,13 +27,16 @@ pub mod generate;
 pub mod head;
 pub mod ids;
 pub mod json_body;
+pub mod lineage;
 pub mod lora;
 pub mod models;
 pub mod observe;
 mod paging;
+pub mod policies;
 pub mod probes;
 pub mod rate_limits;
 pub mod request_context;
+pub mod rounds;
 pub mod scores;
 pub mod server;
 pub mod sse;
@@ -82,9 +85,11 @@ pub fn v1_routes() -> Router<Arc<AppState>> {
         // Shared ones are the administrator's, which the handlers tell apart.
         .merge(adapters_changed(&[Scope::Train, Scope::Admin]))
         .merge(adapters_loaded(&[Scope::Train]))
+        .merge(lineage(&[Scope::Train]))
         .merge(files(&[Scope::Train]))
         .merge(models_changed(&[Scope::Train]))
         .merge(fine_tuning(&[Scope::Train]))
+        .merge(learning(&[Scope::Train]))
         .merge(stored_completions(&[Scope::Train]))
         .merge(feedback_given(&[Scope::Feedback]))
         .merge(feedback_read(&[Scope::Train]))
@@ -142,6 +147,15 @@ fn adapters_loaded(scopes: AnyOf) -> Routes {
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 
+/// What adapters were made of.
+fn lineage(scopes: AnyOf) -> Routes {
+    let path = |what: &str| format!("/v1/adapters/{{name}}/generations/{{generation}}/{what}");
+    Router::new()
+        .route(&path("lineage"), get(lineage::get))
+        .route(&path("card"), get(lineage::card))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
 fn files(scopes: AnyOf) -> Routes {
     // Uploads have limits of their own, part by part.
     let unlimited = DefaultBodyLimit::disable;
@@ -165,6 +179,18 @@ fn fine_tuning(scopes: AnyOf) -> Routes {
         .route("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::resume))
         .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
         .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
+        .route_layer(from_fn_with_state(scopes, auth::require_scope))
+}
+
+fn learning(scopes: AnyOf) -> Routes {
+    let policy = get(policies::get).put(policies::put).delete(policies::delete);
+    Router::new()
+        .route("/v1/adapters/{name}/policy", policy)
+        .route("/v1/adapters/{name}/rounds", get(rounds::list).post(rounds::create))
+        .route("/v1/adapters/{name}/rounds/{id}", get(rounds::get))
+        .route("/v1/adapters/{name}/rounds/{id}/approve", post(rounds::approve))
+        .route("/v1/adapters/{name}/rounds/{id}/veto", post(rounds::veto))
+        .route("/v1/adapters/{name}/rounds/{id}/cancel", post(rounds::cancel))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

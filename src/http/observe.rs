@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use pleach_adapters::Tier;
+use pleach_adapters::{Tier, registry::is_hidden};
 
 use super::{error::ApiError, state::AppState, wire::latency::LatencyReport};
 use crate::{telemetry::AdapterFacts, tenants::Caller};
@@ -27,6 +27,7 @@ pub async fn metrics(State(state): State<Arc<AppState>>) -> Result<Response, Api
         .registry()
         .list_all()
         .into_iter()
+        .filter(|alias| !is_hidden(&alias.name))
         .map(|alias| AdapterFacts {
             resident: state.adapters.tier(alias.generation.digest) == Tier::Device,
             generation: alias.generation.digest.to_string(),

@@ -1,6 +1,7 @@
 //! What every handler shares.
 
 use std::{
+    fmt,
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -17,6 +18,7 @@ use super::{cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
 use crate::{
     adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts},
     feedback::Capture,
+    learning::{Learning, rollouts::Ticket},
     telemetry::Telemetry,
     tenants::{Caller, Tenants},
     training::{FileChecks, Training},
@@ -74,6 +76,8 @@ pub struct AppState {
     pub capture: Arc<Capture>,
     /// Whether this process trains.
     pub training: Training,
+    /// Rounds of the learning loop, and who gets what is on trial.
+    pub learning: Learning,
     /// Reading the rows of files that come.
     pub file_checks: FileChecks,
     /// Set once, when the server begins to stop.
@@ -107,6 +111,7 @@ impl AppState {
         caller: &Caller,
         name: &str,
         sampling: &Sampling,
+        unit: &Unit<'_>,
     ) -> Result<Model, ApiError> {
         let generation = sampling.adapter_generation;
         if generation.is_some() && self.adapters.registry().is_base(name) {
@@ -115,9 +120,14 @@ impl AppState {
         let namespace = caller.namespace();
         let adapter =
             self.adapters.resolve(&namespace, name, generation).map_err(ApiError::from_service)?;
-        let model = Model { name: name.to_owned(), adapter, parts: Vec::new() };
+        let model = Model { name: name.to_owned(), adapter, parts: Vec::new(), ticket: None };
         if sampling.adapters.is_empty() {
-            return Ok(model);
+            // Who insists on a generation gets it.
+            return Ok(if generation.is_none() {
+                self.on_trial(caller, model, unit)
+            } else {
+                model
+            });
         }
         if model.adapter.is_some() {
             let reason = "with 'adapters' it must name the base; name this adapter among them";
@@ -127,10 +137,39 @@ impl AppState {
         let ResolvedParts { parts, adapter } = resolved.map_err(ApiError::from_service)?;
         Ok(Model { adapter, parts, ..model })
     }
+
+    /// The same model, or the candidate of a name that is on trial.
+    fn on_trial(&self, caller: &Caller, model: Model, unit: &Unit<'_>) -> Model {
+        let Some(PinnedAdapter::One(alias)) = model.adapter else { return model };
+        let unit = || format!("{} {unit}", caller.owner);
+        let (alias, ticket) = self.learning.rollouts.route(alias, unit);
+        Model { adapter: Some(PinnedAdapter::One(alias)), ticket, ..model }
+    }
+}
+
+/// Who keeps to one side of a trial.
+#[derive(Clone, Copy, Debug)]
+pub enum Unit<'u> {
+    /// Completions that belong together.
+    Episode(&'u str),
+    /// An end user.
+    User(&'u str),
+    /// Of a client that names neither: what begins the same.
+    Opening(&'u str),
+}
+
+impl fmt::Display for Unit<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Episode(episode) => write!(formatter, "episode {episode}"),
+            Self::User(user) => write!(formatter, "user {user}"),
+            Self::Opening(text) => write!(formatter, "opening {text}"),
+        }
+    }
 }
 
 /// What a request runs on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Model {
     /// The name that was asked for.
     pub name: String,
@@ -138,6 +177,8 @@ pub struct Model {
     pub adapter: Option<PinnedAdapter>,
     /// The adapters of which `adapter` is the sum, if the request named several.
     pub parts: Vec<PinnedPart>,
+    /// What becomes of the request is told by this, if its name is on trial.
+    pub ticket: Option<Ticket>,
 }
 
 impl Model {

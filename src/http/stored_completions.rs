@@ -6,18 +6,19 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use pleach_store::{CompletionFilter, Listing, Order, Owner, StoreError, StoredCompletion};
+use pleach_store::{CompletionFilter, Listing, Order, Owner, Seen, StoreError, StoredCompletion};
 
 use super::{
     error::ApiError,
     files::read_id,
     json_body::JsonBody,
+    lineage::learned,
     paging::{QueryFields, list as page_of, read_metadata, read_order, read_page},
     state::AppState,
     wire::{
-        list::{ObjectDeleted, ObjectList},
+        list::ObjectList,
         metadata,
-        stored::{StoredChat, StoredMessage},
+        stored::{ChatDeleted, StoredChat, StoredMessage},
     },
 };
 use crate::{feedback::CompletionBody, tenants::Caller};
@@ -103,7 +104,7 @@ pub async fn update(
     Ok(Json(card(changed.map_err(ApiError::from_stored)?)?))
 }
 
-/// Deletes a completion, and all feedback on it.
+/// Deletes a completion, and all feedback on it; tells what has learned from it.
 ///
 /// # Errors
 /// When the caller has none of that id.
@@ -111,11 +112,12 @@ pub async fn delete(
     State(state): State<Arc<AppState>>,
     caller: Caller,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<ObjectDeleted>, ApiError> {
+) -> Result<Json<ChatDeleted>, ApiError> {
     let id = read_id(id)?;
     find(&state, &caller.owner, &id).await?;
     state.store.delete_completion(&caller.owner, &id).await.map_err(ApiError::from_stored)?;
-    Ok(Json(ObjectDeleted { id, object: "chat.completion.deleted", deleted: true }))
+    let generations = learned(&state, &caller.owner, Seen::Completion(&id)).await?;
+    Ok(Json(ChatDeleted { id, object: "chat.completion.deleted", deleted: true, generations }))
 }
 
 /// A completion of an owner's, also one that is on its way to the store.

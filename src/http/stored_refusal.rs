@@ -12,6 +12,10 @@ pub enum StoredRefusal {
     NotFound(&'static str),
     /// A job needs it.
     InUse,
+    /// One of the adapter's rounds is open.
+    RoundOpen,
+    /// It has another revision than was expected.
+    PolicyChanged,
     /// It has ended, or is not far enough.
     State,
     /// It can hold no more.
@@ -27,6 +31,8 @@ impl StoredRefusal {
         match self {
             Self::NotFound(kind) => (StatusCode::NOT_FOUND, not_found_code(kind)),
             Self::InUse => (StatusCode::CONFLICT, "file_in_use"),
+            Self::RoundOpen => (StatusCode::CONFLICT, "round_open"),
+            Self::PolicyChanged => (StatusCode::CONFLICT, "policy_conflict"),
             Self::State => (StatusCode::BAD_REQUEST, "invalid_state"),
             Self::Full => (StatusCode::BAD_REQUEST, "too_many"),
             // Not 409, which clients repeat by themselves.
@@ -45,6 +51,9 @@ fn not_found_code(kind: &'static str) -> &'static str {
         "episode" => "episode_not_found",
         "feedback" => "feedback_not_found",
         "job" => "job_not_found",
+        "policy" => "policy_not_found",
+        "round" => "round_not_found",
+        "lineage" => "lineage_not_found",
         _ => "not_found",
     }
 }
@@ -60,6 +69,12 @@ impl ApiError {
         }
         if matches!(error, StoreError::FileInUse { .. }) {
             return told(StoredRefusal::InUse);
+        }
+        if matches!(error, StoreError::RoundOpen { .. }) {
+            return told(StoredRefusal::RoundOpen);
+        }
+        if matches!(error, StoreError::PolicyChanged { .. }) {
+            return told(StoredRefusal::PolicyChanged);
         }
         if matches!(error, StoreError::WrongState { .. }) {
             return told(StoredRefusal::State);

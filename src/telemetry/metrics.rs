@@ -71,6 +71,7 @@ pub struct Metrics {
     pub(super) captured: IntCounterVec,
     pub(super) feedback: IntCounterVec,
     pub(super) trainings: IntCounterVec,
+    pub(super) rounds: IntCounterVec,
     pub(super) training_itl_budget: Gauge,
     engine: EngineSeries,
     adapters: AdapterSeries,
@@ -208,6 +209,10 @@ impl Metrics {
             )?)?,
             trainings: make.register(IntCounterVec::new(
                 Opts::new(names::TRAININGS, "Trainings that ended in this process, by result."),
+                &[names::LABEL_RESULT],
+            )?)?,
+            rounds: make.register(IntCounterVec::new(
+                Opts::new(names::ROUNDS, "Rounds of the learning loop that ended, by result."),
                 &[names::LABEL_RESULT],
             )?)?,
             training_itl_budget: make.register(Gauge::new(

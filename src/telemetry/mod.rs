@@ -151,6 +151,11 @@ impl Telemetry {
         self.metrics.trainings.with_label_values(&[result]).inc();
     }
 
+    /// Counts a round of the learning loop that ended, by its last state.
+    pub fn count_round(&self, result: &str) {
+        self.metrics.rounds.with_label_values(&[result]).inc();
+    }
+
     /// The bound on the time between two tokens that a training keeps to now.
     pub fn set_training_itl_budget(&self, budget: Option<Duration>) {
         self.metrics.training_itl_budget.set(budget.unwrap_or_default().as_secs_f64());

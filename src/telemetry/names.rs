@@ -157,6 +157,8 @@ pub const CAPTURED: &str = "pleach_captured_completions_total";
 pub const FEEDBACK: &str = "pleach_feedback_total";
 /// Counter of trainings that ended in this process, by [`LABEL_RESULT`]: `succeeded`, `failed` or `interrupted`.
 pub const TRAININGS: &str = "pleach_trainings_total";
+/// Counter of rounds of the learning loop that ended, by [`LABEL_RESULT`]: the names of their last states.
+pub const ROUNDS: &str = "pleach_learning_rounds_total";
 /// Counter of seconds that trainings computed.
 pub const TRAINING_SECONDS: &str = "pleach_training_seconds_total";
 /// Gauge of seconds between two tokens that a training keeps to; 0 while none keeps to anything.

@@ -13,7 +13,7 @@ use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 use super::{
     run::{Run, RunError, Trained},
-    spec::{JobSpec, model_name},
+    spec::JobSpec,
 };
 use crate::{
     adapter_service::ServiceError,
@@ -113,7 +113,11 @@ async fn run_one(
         }
     };
     match settled {
-        Ok(()) => tracing::info!(job = id, "training ends"),
+        Ok(()) => {
+            tracing::info!(job = id, "training ends");
+            // Its round goes on.
+            state.learning.wake.all();
+        }
         // It is claimed again when its time is over.
         Err(error) => tracing::warn!(job = id, %error, "the end of a training is not stored"),
     }
@@ -128,7 +132,7 @@ async fn train(
 ) -> Result<JobEnd, RunError> {
     let spec: JobSpec = serde_json::from_str(&job.spec).map_err(RunError::server)?;
     let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
-    let name = model_name(&base, job.owner.as_str(), spec.suffix.as_deref(), &job.id);
+    let name = spec.name_of(&base, job.owner.as_str(), &job.id);
     let run = Run::new(Arc::clone(state), Arc::clone(runner), job.clone(), spec, name.clone());
     let run = Arc::new(run);
     let (trainer, of_thread) = (Arc::clone(trainer), Arc::clone(&run));

@@ -26,4 +26,5 @@ pub use jobs::{Trainer, Training, run_jobs};
 pub use limits::TrainingLimits;
 pub use parent::{ParentError, find_parent, read_parent};
 pub use run::{Run, RunError, Trained};
+pub(crate) use slices::BesideSteps;
 pub use spec::{JobSpec, checkpoint_name, model_name};

@@ -4,9 +4,10 @@ use std::{path::Path, sync::Arc};
 
 use pleach_store::{
     BlobError, EventLevel, GenerationDigest, JobError, JobEvent, JobReport, JobSignal,
-    NewCheckpoint, Origin, StagedBlob, StoreError, StoredJob,
+    NewCheckpoint, NewLineage, Origin, StagedBlob, StoreError, StoredJob,
 };
 use pleach_trainer::recipe::Parent;
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use super::{
@@ -209,6 +210,10 @@ impl Run {
         checkpoint: NewCheckpoint,
         mut report: JobReport,
     ) -> Result<(JobSignal, Option<GenerationDigest>), RunError> {
+        if self.spec.round.is_some() {
+            // Nothing of a round serves before it is judged.
+            return Ok((self.report(&report)?, None));
+        }
         let served =
             match self.runtime.block_on(self.register(folder, &checkpoint.model, data_sha256)) {
                 Ok(generation) => {
@@ -246,6 +251,27 @@ impl Run {
             parent: self.spec.parent,
         };
         let moved = self.state.adapters.register_trained(target, folder, origin).await?;
-        Ok(GenerationDigest(moved.alias.generation.digest.0))
+        let generation = GenerationDigest(moved.alias.generation.digest.0);
+        // Before anybody is told of it: whoever is interrupted here does it again. Of a round's jobs, the round knows more.
+        if self.spec.round.is_none() {
+            let lineage = self.lineage(generation, data_sha256);
+            self.state.store.put_lineage(&self.job.owner, &lineage).await?;
+        }
+        Ok(generation)
+    }
+
+    /// What a generation of this job came from.
+    fn lineage(&self, generation: GenerationDigest, data_sha256: &str) -> NewLineage {
+        let JobSpec { method, hyperparameters, seed, .. } = &self.spec;
+        NewLineage {
+            generation,
+            base_sha256: self.state.adapters.base_digest().to_owned(),
+            parent: self.spec.parent,
+            round: None,
+            job: Some(self.job.id.clone()),
+            data_sha256: Some(data_sha256.to_owned()),
+            recipe: json!({ "method": method, "hyperparameters": hyperparameters }),
+            seed: *seed,
+        }
     }
 }

@@ -38,6 +38,8 @@ const TELL_EVERY: Duration = Duration::from_secs(2);
 const SAVE_EVERY: Duration = Duration::from_secs(2);
 const SAVES_ONE_PART_IN: u32 = 20;
 const SAVES_ONE_PART_IN_BESIDE_STEPS: u32 = 250;
+/// How often a training looks whether it may compute.
+const TURN_LOOKS_EVERY: Duration = Duration::from_millis(100);
 const STATE_FILE: &str = "state.safetensors";
 
 /// What is kept in a state beside weights and moments.
@@ -47,6 +49,26 @@ struct Saved {
     place: Place,
     #[serde(default)]
     best: Seen,
+}
+
+/// Waits until nobody else computes between steps, as an examination does for a while.
+fn turn(trainer: &CpuTrainer, run: &Run) -> Result<BesideSteps, RunError> {
+    let mut told = Instant::now();
+    loop {
+        if let Some(beside) = BesideSteps::new(trainer.engine.clone(), trainer.itl_budget()) {
+            return Ok(beside);
+        }
+        if run.is_stopping() {
+            return Err(RunError::Interrupted);
+        }
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            if run.report(&JobReport::default())? != JobSignal::GoOn {
+                return Err(RunError::Interrupted);
+            }
+        }
+        std::thread::sleep(TURN_LOOKS_EVERY);
+    }
 }
 
 /// A training under way.
@@ -101,8 +123,7 @@ impl<'a> Session<'a> {
             results = Results::resumed(std::mem::take(&mut place.csv));
             learner.restore(state);
         }
-        let beside = BesideSteps::new(trainer.engine.clone(), trainer.itl_budget());
-        let beside = beside.ok_or_else(|| RunError::server("another training computes"))?;
+        let beside = turn(trainer, run)?;
         let now = Instant::now();
         Ok(Self {
             run,

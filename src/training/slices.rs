@@ -68,9 +68,9 @@ fn class(cost: UnitCost) -> usize {
     (u64::BITS - cost.work.leading_zeros()) as usize
 }
 
-/// A training on the cores of steps.
+/// A training, or what else computes for a while, on the cores of steps.
 #[derive(Debug)]
-pub(super) struct BesideSteps {
+pub(crate) struct BesideSteps {
     engine: EngineHandle,
     guest: Guest,
     slices: Slices,
@@ -80,19 +80,19 @@ pub(super) struct BesideSteps {
 
 impl BesideSteps {
     /// `None` while another training computes.
-    pub(super) fn new(engine: EngineHandle, interval_max: Option<Duration>) -> Option<Self> {
+    pub(crate) fn new(engine: EngineHandle, interval_max: Option<Duration>) -> Option<Self> {
         let guest = engine.guest()?;
         let slices = Slices::new(interval_max);
         Some(Self { engine, guest, slices, next: UnitCost { work: 0 } })
     }
 
     /// The bound that is kept now; `None` while training rests as soon as there are sequences.
-    pub(super) fn interval_max(&self) -> Option<Duration> {
+    pub(crate) fn interval_max(&self) -> Option<Duration> {
         Some(self.slices.terms(self.engine.stats().undisturbed_itl_p99)?.interval_max)
     }
 
     /// Calls `advance`, which works unit by unit while it is told to, in every turn until it is done or it is `until`.
-    pub(super) fn work<E>(
+    pub(crate) fn work<E>(
         &mut self,
         until: Instant,
         mut advance: impl FnMut(&mut dyn FnMut(UnitCost) -> bool) -> Result<Progress, E>,

@@ -4,6 +4,8 @@ use pleach_store::GenerationDigest;
 use pleach_trainer::recipe::{Hyperparameters, Method, Recipe};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter_service::candidate_name;
+
 /// What is asked of a job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -16,6 +18,9 @@ pub struct JobSpec {
     /// Part of the model's name.
     #[serde(default)]
     pub suffix: Option<String>,
+    /// The round of the learning loop that it belongs to; never a client's to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub round: Option<String>,
     /// Ends after so many epochs whose validation loss is not better, and keeps the best epoch's model; `None` makes all
     /// epochs and keeps the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,6 +31,14 @@ pub struct JobSpec {
 }
 
 impl JobSpec {
+    /// The name that the model of this job gets: one that can be asked for, unless it is a round's, which decides later.
+    pub fn name_of(&self, base: &str, org: &str, job: &str) -> String {
+        match &self.round {
+            Some(_) => candidate_name(job),
+            None => model_name(base, org, self.suffix.as_deref(), job),
+        }
+    }
+
     /// What of it does not depend on who asks.
     pub fn recipe(&self) -> Recipe {
         let Self { method, hyperparameters, seed, .. } = *self;

@@ -110,6 +110,11 @@ const FORGET_OLD_MOVES: &str =
 const LAST_REVISION: &str = "SELECT CAST(COALESCE(MAX(revision), 0) AS BIGINT) AS revision \
      FROM alias_moves WHERE owner = $1 AND name = $2";
 
+/// Aliases that begin so are made by the server for itself, and count for no quota.
+const UNCOUNTED: &str = "candidate:";
+const N_ALIASES: &str =
+    "SELECT COUNT(*) AS n FROM aliases WHERE owner = $1 AND name NOT LIKE 'candidate:%'";
+
 impl Store {
     /// Points an alias at a generation of its owner; makes the alias if it does not exist. An alias that points there
     /// already is left as it is.
@@ -232,7 +237,9 @@ pub(crate) async fn apply_move(
         (None, to) => {
             let to = to.expect("an alias that is absent and stays so was returned above");
             check_generation(transaction, owner, &to).await?;
-            check_alias_quota(transaction, owner).await?;
+            if !alias.starts_with(UNCOUNTED) {
+                check_alias_quota(transaction, owner).await?;
+            }
             sqlx::query(NEW_ALIAS)
                 .bind(owner.as_str())
                 .bind(alias)
@@ -324,7 +331,7 @@ async fn check_alias_quota(
 ) -> Result<(), StoreError> {
     let failed = |source| StoreError::database(format!("count adapters of {owner}"), source);
     let Some(limit) = quota_of(transaction, owner, "adapters").await? else { return Ok(()) };
-    let row = sqlx::query("SELECT COUNT(*) AS n FROM aliases WHERE owner = $1")
+    let row = sqlx::query(N_ALIASES)
         .bind(owner.as_str())
         .fetch_one(&mut **transaction)
         .await

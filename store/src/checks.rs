@@ -6,6 +6,8 @@ use crate::error::StoreError;
 pub(crate) const NAME_BYTES_MAX: usize = 256;
 /// Longest reason of a move, and longest description of where a generation came from.
 pub(crate) const NOTE_BYTES_MAX: usize = 4096;
+/// Longest JSON document of the learning loop: a policy, a round's progress or verdict, a recipe.
+const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Longest name of a file of a generation.
 const FILE_NAME_BYTES_MAX: usize = 128;
 
@@ -30,6 +32,16 @@ pub(crate) fn check_text(
         return Err(refused(what, text, "has a control character"));
     }
     Ok(())
+}
+
+/// A JSON document as it is stored. PostgreSQL keeps no NUL; in JSON it is an escape.
+pub(crate) fn document(value: &serde_json::Value) -> Result<String, StoreError> {
+    let text = value.to_string();
+    if text.len() > DOCUMENT_BYTES_MAX {
+        let (bytes, bytes_max) = (text.len(), DOCUMENT_BYTES_MAX);
+        return Err(StoreError::MetadataTooLong { bytes, bytes_max });
+    }
+    Ok(text)
 }
 
 /// A file's name: one path component on every system.

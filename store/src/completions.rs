@@ -47,45 +47,9 @@ pub struct CompletionFilter {
     pub metadata: Metadata,
 }
 
-/// What was erased.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Erased {
-    /// Completions.
-    pub completions: u64,
-    /// Feedback, that of the user's and that on the user's completions.
-    pub feedback: u64,
-}
-
 const NEW: &str = "INSERT INTO completions (owner, id, model, generation, episode, user_sha256, \
      body, metadata, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
 const ONE: &str = "SELECT * FROM completions WHERE owner = $1 AND id = $2 AND expires_ms > $3";
-/// Episodes of which nothing is left.
-const ORPHANS: &str = "DELETE FROM feedback WHERE episode IS NOT NULL AND NOT EXISTS \
-     (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
-      AND completions.episode = feedback.episode)";
-
-/// Deletes completions by a condition, and what hangs on them. Each text is a whole query, in order.
-macro_rules! delete_where {
-    ($condition:literal) => {
-        [
-            concat!(
-                "DELETE FROM feedback WHERE EXISTS (SELECT 1 FROM completions \
-                 WHERE completions.owner = feedback.owner AND (completions.id = feedback.completion \
-                 OR completions.id = feedback.rejected) AND ",
-                $condition,
-                ")"
-            ),
-            concat!(
-                "DELETE FROM metadata WHERE EXISTS (SELECT 1 FROM completions \
-                 WHERE completions.owner = metadata.owner AND completions.id = metadata.object AND ",
-                $condition,
-                ")"
-            ),
-            concat!("DELETE FROM completions WHERE ", $condition),
-        ]
-    };
-}
-
 impl Store {
     /// Keeps completions, all or none: one commit for many.
     ///
@@ -207,74 +171,6 @@ impl Store {
         change.commit().await.map_err(failed)?;
         Ok(StoredCompletion { metadata: metadata.clone(), ..found })
     }
-
-    /// Deletes a completion, and all feedback on it.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`].
-    pub async fn delete_completion(&self, owner: &Owner, id: &str) -> Result<(), StoreError> {
-        let queries = delete_where!("completions.owner = $1 AND completions.id = $2");
-        let erased = self.erase(owner, id, &queries, None).await?;
-        if erased.completions == 0 { Err(unknown(id)) } else { Ok(()) }
-    }
-
-    /// Deletes what an end user asked and was answered, all feedback on that, and all feedback that the user gave. To do it
-    /// again is no error.
-    ///
-    /// # Errors
-    /// When the owner does not exist or the database cannot be written.
-    pub async fn erase_user(&self, owner: &Owner, user_sha256: &str) -> Result<Erased, StoreError> {
-        let queries = delete_where!("completions.owner = $1 AND completions.user_sha256 = $2");
-        let given = "DELETE FROM feedback WHERE owner = $1 AND user_sha256 = $2";
-        self.erase(owner, user_sha256, &queries, Some(given)).await
-    }
-
-    /// Deletes what `key` names; each query has owner and key.
-    async fn erase(
-        &self,
-        owner: &Owner,
-        key: &str,
-        [feedback, pairs, completions]: &[&'static str; 3],
-        also_feedback: Option<&'static str>,
-    ) -> Result<Erased, StoreError> {
-        let action = format!("erase what {owner} has");
-        let failed = |source| StoreError::database(&action, source);
-        let mut change = self.database.begin_for(owner, &action).await?;
-        let mut erased = Erased::default();
-        let bound =
-            |query: &'static str| sqlx::query(query).bind(owner.as_str()).bind(key.to_owned());
-        for query in also_feedback.into_iter().chain([*feedback]) {
-            let done = bound(query).execute(&mut *change).await.map_err(failed)?;
-            erased.feedback += done.rows_affected();
-        }
-        bound(pairs).execute(&mut *change).await.map_err(failed)?;
-        let done = bound(completions).execute(&mut *change).await.map_err(failed)?;
-        erased.completions = done.rows_affected();
-        let done = sqlx::query(ORPHANS).execute(&mut *change).await.map_err(failed)?;
-        erased.feedback += done.rows_affected();
-        change.commit().await.map_err(failed)?;
-        Ok(erased)
-    }
-
-    /// Deletes completions whose time is over, of all owners; how many.
-    ///
-    /// # Errors
-    /// When the database cannot be written.
-    pub(crate) async fn sweep_completions(&self) -> Result<u64, StoreError> {
-        let action = "delete old completions";
-        let failed = |source| StoreError::database(action, source);
-        let mut change = self.database.begin(action).await?;
-        let mut n_deleted = 0;
-        // All three mean the same rows.
-        let now_ms = now_ms();
-        for query in delete_where!("completions.expires_ms <= $1") {
-            let done = sqlx::query(query).bind(now_ms).execute(&mut *change).await;
-            n_deleted = done.map_err(failed)?.rows_affected();
-        }
-        sqlx::query(ORPHANS).execute(&mut *change).await.map_err(failed)?;
-        change.commit().await.map_err(failed)?;
-        Ok(n_deleted)
-    }
 }
 
 async fn insert(
@@ -300,7 +196,7 @@ async fn insert(
     metadata::add(change, owner, &completion.id, &completion.metadata, action).await
 }
 
-fn completion_in(row: &AnyRow) -> Result<StoredCompletion, StoreError> {
+pub(crate) fn completion_in(row: &AnyRow) -> Result<StoredCompletion, StoreError> {
     let fields = Fields { row, table: "completions" };
     Ok(StoredCompletion {
         id: fields.text("id")?,
@@ -315,6 +211,6 @@ fn completion_in(row: &AnyRow) -> Result<StoredCompletion, StoreError> {
     })
 }
 
-fn unknown(id: &str) -> StoreError {
+pub(crate) fn unknown(id: &str) -> StoreError {
     StoreError::NotFound { kind: KIND, id: id.to_owned() }
 }

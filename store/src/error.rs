@@ -198,7 +198,7 @@ pub enum StoreError {
         /// What it would be.
         wanted: u64,
     },
-    /// No such file, upload, completion, feedback or job, or it is another owner's.
+    /// No such file, upload, completion, feedback, job, policy, round or lineage, or it is another owner's.
     #[error("no such {kind}: {id:?}")]
     NotFound {
         /// `file`, `upload`, …
@@ -206,13 +206,31 @@ pub enum StoreError {
         /// Its id.
         id: String,
     },
-    /// A training job that has not ended needs the file.
-    #[error("file {id:?} is needed by job {job:?}, which has not ended")]
+    /// A training job, or a round of the learning loop, that has not ended needs the file.
+    #[error("file {id:?} is needed by {job:?}, which has not ended")]
     FileInUse {
         /// The file.
         id: String,
-        /// One such job.
+        /// One such job or round.
         job: String,
+    },
+    /// The policy is not what the caller thought: somebody else changed it.
+    #[error("the policy of {name:?} has revision {found}, not {expected} (0 is none)")]
+    PolicyChanged {
+        /// The adapter's name.
+        name: String,
+        /// What the caller expected.
+        expected: i64,
+        /// What it is.
+        found: i64,
+    },
+    /// A name has one round at a time.
+    #[error("round {id:?} of {name:?} has not ended")]
+    RoundOpen {
+        /// The adapter's name.
+        name: String,
+        /// The round that is open.
+        id: String,
     },
     /// Something has ended, or is not far enough, for what was to be done with it.
     #[error("{kind} {id:?} is {state}")]

@@ -12,11 +12,13 @@ const BATCH_ROWS: i64 = 100;
 /// How long an upload that has ended can still be looked at.
 const ENDED_UPLOAD_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// A job that has not ended keeps its files.
+/// A job or a round that has not ended keeps its files.
 const OLD_FILES: &str = "SELECT owner, id, sha256 FROM files WHERE expires_ms <= $1 \
      AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.owner = files.owner \
      AND (jobs.training_file = files.id OR jobs.validation_file = files.id) \
-     AND jobs.status IN ('validating_files', 'queued', 'running', 'paused')) LIMIT $2";
+     AND jobs.status IN ('validating_files', 'queued', 'running', 'paused')) \
+     AND NOT EXISTS (SELECT 1 FROM rounds WHERE rounds.owner = files.owner \
+     AND rounds.file = files.id AND rounds.ended_ms IS NULL) LIMIT $2";
 /// With parts, or old.
 const OLD_UPLOADS: &str = "SELECT owner, id, expires_ms FROM uploads WHERE expires_ms <= $2 \
      OR (expires_ms <= $1 AND EXISTS (SELECT 1 FROM upload_parts \

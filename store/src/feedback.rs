@@ -425,7 +425,7 @@ fn json(tags: &BTreeMap<String, String>) -> String {
     serde_json::to_string(tags).expect("texts by text have a JSON form")
 }
 
-fn feedback_in(row: &AnyRow) -> Result<StoredFeedback, StoreError> {
+pub(crate) fn feedback_in(row: &AnyRow) -> Result<StoredFeedback, StoreError> {
     let fields = Fields { row, table: "feedback" };
     let target = match (fields.maybe_text("completion")?, fields.maybe_text("episode")?) {
         (Some(id), None) => FeedbackTarget::Completion { id, choice: fields.number("choice")? },

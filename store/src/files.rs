@@ -65,7 +65,8 @@ const NEWEST: &str = "SELECT * FROM files WHERE owner = $1 AND ($2 = '' OR id < 
      ORDER BY id DESC LIMIT $5";
 const USER: &str = "SELECT id FROM jobs WHERE owner = $1 \
      AND (training_file = $2 OR validation_file = $2) \
-     AND status IN ('validating_files', 'queued', 'running', 'paused') LIMIT 1";
+     AND status IN ('validating_files', 'queued', 'running', 'paused') \
+     UNION ALL SELECT id FROM rounds WHERE owner = $1 AND file = $2 AND ended_ms IS NULL LIMIT 1";
 /// Files, and parts of what may become one.
 const FILE_BYTES: BytesQuota = BytesQuota {
     name: "file bytes",
@@ -131,7 +132,7 @@ impl Store {
     /// Deletes a file. Its blob goes too, unless something else has it.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]; [`StoreError::FileInUse`] while a job needs it.
+    /// [`StoreError::NotFound`]; [`StoreError::FileInUse`] while a job or a round needs it.
     pub async fn delete_file(&self, owner: &Owner, id: &str) -> Result<(), StoreError> {
         let action = format!("delete file {id:?}");
         let failed = |source| StoreError::database(&action, source);

@@ -8,6 +8,8 @@
 //! bytes ── Store::put_blob ──> StagedBlob ── Store::create_file, add_part ──> files to train on
 //! completions ── Store::put_completions ──> what feedback is about ── Store::put_feedback
 //! Store::create_job ── claim_job, report_job … ── finish_job ──> a training job, by whichever process lives
+//! Store::put_policy ── create_round ── claim_round, advance_round, decide_round ──> a round of the learning loop
+//! a trained generation ── Store::put_lineage ──> what it came from ── generations_that_saw ──> what is to be trained anew
 //! ```
 //!
 //! Rows are in SQLite (a file) or PostgreSQL (a URL), in one SQL for both; blobs are in a folder or an object store,
@@ -33,6 +35,7 @@ mod clock;
 mod completions;
 mod database;
 mod digest;
+mod erasure;
 mod error;
 mod expiry;
 mod feedback;
@@ -43,13 +46,19 @@ mod job_records;
 mod jobs;
 mod key_text;
 mod key_uses;
+mod labelled;
+mod lineage;
 mod metadata;
 mod migrations;
 mod owner;
 mod page;
+mod policies;
 mod registration;
 mod remote_folder;
 mod retirement;
+mod round_changes;
+mod round_examples;
+mod rounds;
 mod row;
 mod scopes;
 mod store;
@@ -68,8 +77,9 @@ pub use self::{
     blob_writer::{BlobWriter, StagedBlob},
     blobs::Blobs,
     catalog::Catalog,
-    completions::{CompletionFilter, Erased, StoredCompletion},
+    completions::{CompletionFilter, StoredCompletion},
     digest::{BlobDigest, DigestParseError, GenerationDigest},
+    erasure::Erased,
     error::StoreError,
     expiry::Expired,
     feedback::{
@@ -81,11 +91,17 @@ pub use self::{
     job_records::{EventLevel, JobEvent, StoredCheckpoint, StoredEvent},
     jobs::{JobError, JobStatus, NewJob, StoredJob},
     key_text::ApiKeyText,
+    labelled::{Labelled, LabelledCount},
+    lineage::{NewLineage, SawGeneration, Seen, StoredLineage},
     metadata::Metadata,
     owner::{Owner, TenantId, time_id},
     page::{Listing, Order, PAGE_ROWS_MAX, Page},
+    policies::StoredPolicy,
     registration::{Registered, Registration},
     remote_folder::{RemoteFile, RemoteFolder, RemotePath},
+    round_changes::{RoundChange, RoundSignal},
+    round_examples::{Example, ExampleCounts, ExampleKind},
+    rounds::{Decided, Decision, NewRound, RoundState, StoredRound},
     scopes::{Scope, Scopes},
     store::{Store, StoreOptions},
     tenants::{KEEP_DAYS, Quotas, Tenant, TenantSettings},

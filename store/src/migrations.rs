@@ -38,6 +38,11 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
         name: "feedback-and-training",
         sql: include_str!("../migrations/0003-feedback-and-training.sql"),
     },
+    Migration {
+        version: 4,
+        name: "learning-loop",
+        sql: include_str!("../migrations/0004-learning-loop.sql"),
+    },
 ];
 
 /// Any number, the same in every process: one migrates, the others wait and find it done.

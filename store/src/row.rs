@@ -70,6 +70,15 @@ impl Fields<'_> {
         serde_json::from_str(&self.text(column)?).map_err(|error| self.corrupt(column, error))
     }
 
+    pub(crate) fn maybe_json<T: DeserializeOwned>(
+        self,
+        column: &'static str,
+    ) -> Result<Option<T>, StoreError> {
+        let text = self.maybe_text(column)?;
+        text.map(|text| serde_json::from_str(&text).map_err(|error| self.corrupt(column, error)))
+            .transpose()
+    }
+
     pub(crate) fn owner(self, column: &'static str) -> Result<Owner, StoreError> {
         let text = self.text(column)?;
         Owner::parse(&text).ok_or_else(|| self.corrupt(column, format!("{text:?} is no owner")))

@@ -9,6 +9,7 @@ mod churn;
 mod cli;
 mod composition;
 mod kill;
+mod learning;
 mod load;
 mod openai_client;
 mod program;

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::float_cmp, reason = "values that pass through unchanged are equal")]
 
+mod learning_support;
 mod support;
 mod tenant_support;
 mod training_support;
@@ -22,7 +23,10 @@ mod compositions;
 mod feedback;
 mod files;
 mod fine_tuning;
+mod learning;
+mod learning_rollout;
 mod limits;
+mod lineage;
 mod namespaces;
 mod observe;
 mod sockets;

@@ -22,6 +22,7 @@ use pleach::{
         state::{AppState, Base, HttpLimits},
         v1_routes,
     },
+    learning::{Examiner, Learning, run_rounds},
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
     training::{FileChecks, Trainer, Training, run_jobs},
@@ -179,6 +180,8 @@ pub(crate) struct Setup {
     pub(crate) capture: bool,
     /// What trains.
     pub(crate) trainer: Option<Arc<dyn Trainer>>,
+    /// What judges.
+    pub(crate) examiner: Option<Arc<dyn Examiner>>,
 }
 
 impl Default for Setup {
@@ -203,6 +206,7 @@ impl Default for Setup {
             base_digest: "ab".repeat(32),
             capture: false,
             trainer: None,
+            examiner: None,
         }
     }
 }
@@ -345,10 +349,12 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         cpu: CpuWork::default(),
         capture,
         training: Training::new(setup.trainer),
+        learning: Learning::new(setup.examiner),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });
     drop(run_jobs(&state));
+    drop(run_rounds(&state));
     Server { router: router(Arc::clone(&state)), state, script, world, root, spool, blobs }
 }
 

@@ -19,6 +19,8 @@ const THEIRS: &str = "secret";
 const NOBODYS: &str = "absent";
 /// Questions, the first ones, that generate for who has the name.
 const N_GENERATING: usize = 11;
+/// A round that there is not.
+const NO_ROUND: &str = "round-018bcfe568000123456789abcdef0123";
 /// A generation that there is not.
 const NO_GENERATION: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -112,6 +114,14 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
         (Method::DELETE, adapter.clone(), None),
         (Method::DELETE, format!("{adapter}?expected_generation={generation}"), None),
         (Method::DELETE, format!("{adapter}?owner=shared"), None),
+        (Method::PUT, format!("{adapter}/policy"), Some(json!({"is_on": false}))),
+        (Method::GET, format!("{adapter}/policy"), None),
+        (Method::DELETE, format!("{adapter}/policy"), None),
+        (Method::POST, format!("{adapter}/rounds"), Some(json!({}))),
+        (Method::POST, format!("{adapter}/rounds"), Some(json!({"rebuild_of": generation}))),
+        (Method::GET, format!("{adapter}/rounds"), None),
+        (Method::GET, format!("{adapter}/rounds/{NO_ROUND}"), None),
+        (Method::POST, format!("{adapter}/rounds/{NO_ROUND}/veto"), Some(json!({}))),
         (Method::POST, format!("{adapter}/rollback"), Some(json!({}))),
         (Method::POST, format!("{adapter}/rollback"), Some(json!({"generation": generation}))),
         (
@@ -135,6 +145,9 @@ fn questions(name: &str, generation: &str) -> Vec<(Method, String, Option<Value>
         (Method::GET, format!("{adapter}/download?owner=shared"), None),
         (Method::GET, format!("{adapter}/download?generation={generation}"), None),
         (Method::GET, format!("/v1/adapters/shared-one/download?generation={generation}"), None),
+        (Method::GET, format!("{adapter}/generations/{generation}/lineage"), None),
+        (Method::GET, format!("{adapter}/generations/{generation}/card"), None),
+        (Method::GET, format!("/v1/adapters/shared-one/generations/{generation}/lineage"), None),
     ]
 }
 

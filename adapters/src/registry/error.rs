@@ -1,6 +1,6 @@
 //! Why a name cannot be served, found or changed.
 
-use super::{ALIAS_BYTES_MAX, ALIASES_MAX};
+use super::{ALIAS_BYTES_MAX, ALIASES_MAX, HIDDEN_PREFIX};
 use crate::digest::GenerationDigest;
 
 /// Why a name cannot be served, found or changed.
@@ -51,6 +51,14 @@ pub enum RegistryError {
         alias: String,
         /// The base name.
         base: String,
+    },
+    /// The alias would be hidden: only what serves makes such.
+    #[error(
+        "adapter name `{alias}` begins with `{HIDDEN_PREFIX}`, as adapters do that are not in service yet"
+    )]
+    AliasHidden {
+        /// The alias.
+        alias: String,
     },
     /// The alias points at a generation already.
     #[error("an adapter named `{alias}` is loaded already, generation {}", generation.short())]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     fields::{Fields, as_integer, as_list, as_string, wrong_type},
+    lineage::LearnedCard,
     metadata::{read_episode, read_metadata},
 };
 use crate::http::error::ApiError;
@@ -327,4 +328,18 @@ pub struct UserErased {
     pub completions: u64,
     /// Feedback that is gone: the user's, and that on the user's completions.
     pub feedback: u64,
+    /// What has learned from the user, as far as it was not erased before.
+    pub generations: Vec<LearnedCard>,
+    /// Rounds of the learning loop that were about to, and are cancelled.
+    pub rounds: Vec<String>,
+}
+
+/// Feedback that was withdrawn.
+#[derive(Clone, Debug, Serialize)]
+pub struct FeedbackWithdrawn {
+    /// What is left of it.
+    #[serde(flatten)]
+    pub card: FeedbackCard,
+    /// What has learned from it.
+    pub generations: Vec<LearnedCard>,
 }

@@ -37,6 +37,12 @@ impl Fields {
         }
     }
 
+    /// All fields but one.
+    pub fn without(&self, param: &str) -> Map<String, Value> {
+        let others = self.0.iter().filter(|(name, _)| *name != param);
+        others.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
     /// A field's value, unless absent or `null`.
     pub fn get(&self, param: &str) -> Option<&Value> {
         self.0.get(param).filter(|value| !value.is_null())

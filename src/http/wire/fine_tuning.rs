@@ -79,7 +79,15 @@ impl JobRequest {
             model: text("model")?,
             training_file: text("training_file")?,
             validation_file,
-            spec: JobSpec { method, hyperparameters, seed, suffix, early_stopping, parent: None },
+            spec: JobSpec {
+                method,
+                hyperparameters,
+                seed,
+                suffix,
+                round: None,
+                early_stopping,
+                parent: None,
+            },
             metadata: read_metadata(fields, "metadata")?,
         })
     }

@@ -14,6 +14,8 @@ pub mod fields;
 pub mod files;
 pub mod fine_tuning;
 pub mod latency;
+pub mod learning;
+pub mod lineage;
 pub mod list;
 pub mod logprobs;
 pub mod metadata;

@@ -6,8 +6,21 @@ use pleach_store::{Metadata, StoredCompletion};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::usage::Usage;
+use super::{lineage::LearnedCard, usage::Usage};
 use crate::feedback::CompletionBody;
+
+/// A completion that was deleted.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatDeleted {
+    /// Its id.
+    pub id: String,
+    /// Always `chat.completion.deleted`.
+    pub object: &'static str,
+    /// Always true.
+    pub deleted: bool,
+    /// What has learned from it.
+    pub generations: Vec<LearnedCard>,
+}
 
 /// A completion that was kept, as the response was, with what was asked of it beside.
 #[derive(Clone, Debug, Serialize)]

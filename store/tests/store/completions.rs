@@ -126,7 +126,7 @@ async fn what_is_erased_takes_all_that_hangs_on_it(place: Place) {
     say(&Owner::Shared, comment(&others)).await;
 
     let erased = store.erase_user(&owner, "joe").await.unwrap();
-    assert_eq!(erased, Erased { completions: 1, feedback: 4 });
+    assert_eq!(erased, Erased { completions: 1, feedback: 4, ..Erased::default() });
     assert_eq!(store.erase_user(&owner, "joe").await.unwrap(), Erased::default());
     assert!(store.completion(&owner, &joes).await.is_err());
     assert!(!store.has_episode(&owner, "e1").await.unwrap());

@@ -13,8 +13,10 @@ use std::{
 
 use pleach_store::{
     AliasChange, BlobDigest, Blobs, Expected, GenerationDigest, KeyCheck, KeyRefused, NewApiKey,
-    Owner, Scope, Store, StoreError, StoreOptions, TenantId,
+    NewLineage, NewRound, Owner, RoundChange, RoundSignal, RoundState, Scope, Store, StoreError,
+    StoreOptions, StoredRound, TenantId,
 };
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use crate::place::{Place, digest, registration, tenant};
@@ -35,6 +37,8 @@ struct Acknowledged {
     /// Where each alias pointed at each revision.
     moves: HashMap<String, Vec<(i64, GenerationDigest)>>,
     purged: Vec<GenerationDigest>,
+    /// Revision and state of rounds.
+    rounds: HashMap<String, (i64, String)>,
     keys: Vec<String>,
     /// Keys that were to be revoked next.
     lost_keys: Vec<String>,
@@ -170,6 +174,10 @@ async fn write_until_killed(database: &str, blobs: &str, round: u64) {
                 Err(error) => panic!("{error}"),
             }
         }
+        if n % 2 == 0 {
+            let round = move_round(&store, &owner, n).await;
+            done(format!("round {} {} {}", round.id, round.revision, round.state.name()));
+        }
         if n % 6 == 2 {
             done(format!("key {}", make_key(&store, &tenant).await));
         }
@@ -181,6 +189,47 @@ async fn write_until_killed(database: &str, blobs: &str, round: u64) {
             done(format!("revoke {text}"));
         }
     }
+}
+
+/// Begins a round, or brings one that is open one step on; as it is then.
+async fn move_round(store: &Store, owner: &Owner, n: u64) -> StoredRound {
+    let new = NewRound { name: "looped", parent: None, rebuild_of: None, progress: json!(n) };
+    match store.create_round(owner, &new).await {
+        Ok(made) => return made,
+        // Of this writer, or of one that was killed.
+        Err(StoreError::RoundOpen { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let round = store.claim_round("writer", 1).await.unwrap().unwrap();
+    let mut step = RoundChange { progress: Some(json!(n)), ..RoundChange::default() };
+    let way = [
+        RoundState::Building,
+        RoundState::Training,
+        RoundState::Gating,
+        RoundState::Canary,
+        RoundState::Promoted,
+    ];
+    step.state = way.into_iter().skip_while(|state| *state != round.state).nth(1);
+    if step.state == Some(RoundState::Gating) {
+        let lineage = NewLineage {
+            generation: digest(n),
+            base_sha256: "0".repeat(64),
+            parent: None,
+            round: Some(round.id.clone()),
+            job: None,
+            data_sha256: None,
+            recipe: json!({}),
+            seed: n,
+        };
+        store.put_lineage(owner, &lineage).await.unwrap();
+        step.candidate = Some(lineage.generation);
+    } else if step.state == Some(RoundState::Canary) {
+        step.verdict = Some(json!({ "n": n }));
+    }
+    let told = store.advance_round(&round, "writer", &step).await.unwrap();
+    let RoundSignal::GoOn(now) = told else { panic!("{told:?}") };
+    *now
 }
 
 async fn make_key(store: &Store, tenant: &TenantId) -> String {
@@ -216,6 +265,10 @@ impl Acknowledged {
             }
             ["move", generation, alias, revision] => moved(generation, alias, revision),
             ["purge", generation] => self.purged.push(generation.parse().unwrap()),
+            ["round", id, revision, state] => {
+                let told = (revision.parse().unwrap(), state.to_owned());
+                self.rounds.insert(id.to_owned(), told);
+            }
             ["key", text] => self.keys.push(text.to_owned()),
             ["lose", text] => self.lost_keys.push(text.to_owned()),
             ["revoke", text] => self.revoked_keys.push(text.to_owned()),
@@ -251,6 +304,12 @@ async fn check(store: &Store, owner: &Owner, acknowledged: &Acknowledged) {
             assert_eq!((entry[0].revision, entry[0].to), (*revision, Some(*generation)));
         }
     }
+    for (id, (revision, state)) in &acknowledged.rounds {
+        let now = store.round(owner, id).await.unwrap();
+        assert!(now.revision >= *revision, "round {id} went back to {}", now.revision);
+        assert!(now.revision > *revision || now.state.name() == state, "{now:?}, not {state}");
+        check_no_half_round(store, owner, &now).await;
+    }
     for text in &acknowledged.keys {
         assert!(matches!(store.check_key(text).await.unwrap(), KeyCheck::Accepted(_)));
     }
@@ -264,6 +323,20 @@ async fn check(store: &Store, owner: &Owner, acknowledged: &Acknowledged) {
     for text in &acknowledged.revoked_keys {
         let found = store.check_key(text).await.unwrap();
         assert_eq!(found, KeyCheck::Refused(KeyRefused::Revoked));
+    }
+}
+
+/// What is written with a state is there with it.
+async fn check_no_half_round(store: &Store, owner: &Owner, round: &StoredRound) {
+    let is_judged = matches!(round.state, RoundState::Canary | RoundState::Promoted);
+    let is_trained = is_judged || round.state == RoundState::Gating;
+    assert_eq!(round.candidate.is_some(), is_trained, "{round:?}");
+    assert_eq!(round.look.is_some(), is_trained, "{round:?}");
+    assert_eq!(round.verdict.is_some(), is_judged, "{round:?}");
+    assert_eq!(round.ended_ms.is_some(), round.state.is_final(), "{round:?}");
+    if let Some(candidate) = round.candidate {
+        let lineage = store.lineage(owner, &candidate).await.unwrap();
+        assert_eq!(lineage.verdict, round.verdict, "{round:?}");
     }
 }
 

@@ -14,10 +14,13 @@ mod garbage;
 mod jobs;
 mod keys;
 mod kill;
+mod lineage;
 mod place;
+mod policies;
 mod registration;
 mod remote;
 mod retirement;
+mod rounds;
 mod schema;
 mod tenants;
 

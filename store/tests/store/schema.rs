@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, path::Path};
 
 use pleach_store::{
-    AliasChange, Blobs, Expected, KeyCheck, KeyRefused, Origin, Owner, Page, RollBack, Store,
-    StoreError, TenantId,
+    AliasChange, Blobs, Expected, KeyCheck, KeyRefused, Origin, Owner, Page, RollBack, RoundState,
+    SawGeneration, Seen, Store, StoreError, TenantId,
 };
 use sqlx::{AnyPool, AssertSqlSafe, Row as _};
 
@@ -61,7 +61,11 @@ async fn every_earlier_schema_becomes_todays_and_keeps_its_rows(place: Place) {
         let Some(old) = another(&place) else { return };
         let raw = old.raw().await;
         load(&raw, version).await;
-        check_rows(&old.open().await).await;
+        let store = old.open().await;
+        if version >= 4 {
+            check_loop(&store).await;
+        }
+        check_rows(&store).await;
         assert_eq!(shape(&old, &raw).await, todays, "schema {version}");
     }
 }
@@ -110,6 +114,23 @@ async fn check_rows(store: &Store) {
     assert_eq!((back.generation, back.revision), (digest(4), 3));
     // New rows beside old ones.
     register(store, &owner, 5).await;
+}
+
+/// What fixtures have of the learning loop.
+async fn check_loop(store: &Store) {
+    let owner = Owner::Tenant(TenantId::parse("ten_00000000000000aa").unwrap());
+    let policy = store.policy(&owner, "mia").await.unwrap();
+    assert_eq!((policy.revision, &policy.body["is_on"]), (2, &true.into()));
+    assert!(store.policy(&owner, "gone").await.is_err());
+    let rounds = store.rounds(&owner, "mia", &Page::FIRST).await.unwrap().items;
+    let states: Vec<_> = rounds.iter().map(|round| (round.state, round.look)).collect();
+    assert_eq!(states, [(RoundState::Building, None), (RoundState::Promoted, Some(1))]);
+    assert!(rounds[1].is_approved() && rounds[1].candidate == Some(digest(1)));
+    let lineage = store.lineage(&owner, &digest(1)).await.unwrap();
+    assert_eq!((lineage.from.parent, lineage.from.seed), (Some(digest(4)), u64::MAX));
+    let saw = Seen::Feedback("fb-018bcfe5680000000000000000000005");
+    let saw = store.generations_that_saw(&owner, saw).await.unwrap();
+    assert_eq!(saw, [SawGeneration { generation: digest(1), is_direct: true, is_kept: true }]);
 }
 
 async fn a_later_schema_is_refused_by_name(place: Place) {

@@ -40,7 +40,10 @@ struct Civil {
 
 /// Formats a moment as C's `strftime` does in the C locale. A directive that isn't known is an error that names it;
 /// times before 1970 count as 1970.
-pub(super) fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
+///
+/// # Errors
+/// The directive that isn't known.
+pub fn strftime(format: &str, now: SystemTime) -> Result<String, String> {
     let civil = Civil::of(now);
     let mut out = String::new();
     let mut rest = format.chars();

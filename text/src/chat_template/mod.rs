@@ -27,6 +27,7 @@ use pleach_engine::gguf::GgufFile;
 use regex::Regex;
 use serde_json::{Map, Value};
 
+pub use self::clock::strftime;
 use crate::TemplateError;
 
 /// Steps (instructions of the template engine) that a chat may take whatever its length. Known templates take tens of

@@ -90,6 +90,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Auto<T> {
 
 /// How it is trained.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Hyperparameters {
     /// Rows of a step of the optimizer.
     pub batch_size: Auto<u32>,
@@ -98,10 +99,8 @@ pub struct Hyperparameters {
     /// Times that every row is learned from.
     pub n_epochs: Auto<u32>,
     /// Strength of the reference, of DPO and KTO.
-    #[serde(default)]
     pub beta: Auto<f64>,
     /// Rank of the adapter. Ours.
-    #[serde(default)]
     pub lora_rank: Auto<u32>,
 }
 

@@ -1,0 +1,82 @@
+//! `/v1/adapters/{name}/policy`: what the owner of an adapter wants of the learning loop.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
+use pleach_adapters::{RegistryError, registry::is_hidden};
+use pleach_store::Owner;
+
+use super::{
+    adapters::read_name,
+    error::ApiError,
+    json_body::JsonBody,
+    state::AppState,
+    wire::learning::{PolicyCard, PolicyDeleted},
+};
+use crate::{adapter_service::Target, learning::Policy, tenants::Caller};
+
+const EXPECTED: &str = "expected_revision";
+
+/// Makes or replaces a policy of one of the caller's own adapters; with `expected_revision` only if it has that one (0:
+/// none).
+///
+/// # Errors
+/// The field that cannot be used; an adapter that the caller has not; a revision that is another.
+pub async fn put(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+    body: JsonBody,
+) -> Result<Json<PolicyCard>, ApiError> {
+    let name = read_name(name)?;
+    let expected = body.fields.integer(EXPECTED, 0..=i64::MAX)?;
+    let policy = Policy::read(&body.fields.without(EXPECTED))
+        .map_err(|problem| ApiError::invalid(problem.field, problem.reason))?;
+    must_have(&state, &caller.owner, &name)?;
+    let document = serde_json::to_value(&policy)
+        .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
+    let stored = state.store.put_policy(&caller.owner, &name, &document, expected).await;
+    let stored = stored.map_err(ApiError::from_stored)?;
+    state.learning.fed.all();
+    Ok(Json(stored.into()))
+}
+
+/// A policy of the caller's.
+///
+/// # Errors
+/// When the caller has none of that adapter.
+pub async fn get(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<PolicyCard>, ApiError> {
+    let stored = state.store.policy(&caller.owner, &read_name(name)?).await;
+    Ok(Json(stored.map_err(ApiError::from_stored)?.into()))
+}
+
+/// Removes a policy. The round that is open goes on by it.
+///
+/// # Errors
+/// When the caller has none of that adapter.
+pub async fn delete(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<PolicyDeleted>, ApiError> {
+    let name = read_name(name)?;
+    state.store.delete_policy(&caller.owner, &name).await.map_err(ApiError::from_stored)?;
+    Ok(Json(PolicyDeleted { name, object: "adapter.policy", deleted: true }))
+}
+
+/// Refuses a name that the owner has not itself.
+pub(super) fn must_have(state: &AppState, owner: &Owner, name: &str) -> Result<Target, ApiError> {
+    let target = Target { owner: owner.clone(), name: name.to_owned(), who: owner.to_string() };
+    if is_hidden(name) || state.adapters.kept(&target).is_none() {
+        let unknown = RegistryError::UnknownAlias { alias: name.to_owned() };
+        return Err(ApiError::from_registry(&unknown));
+    }
+    Ok(target)
+}

@@ -1,0 +1,129 @@
+//! `building`: from feedback to a file of rows.
+
+use pleach_store::{NewFile, Page, RoundState, StoreError, StoredRound};
+
+use super::{
+    dataset::{self, LoopData},
+    material::{self, Read, rows_of_file},
+    progress::Progress,
+    steps::{Next, StepError, ends, goes_to, problem},
+};
+use crate::{
+    http::{state::AppState, wire::files::FINE_TUNE},
+    telemetry::unix_time,
+};
+
+/// Largest file of trusted rows.
+pub(super) const ANCHOR_BYTES_MAX: u64 = 64 << 20;
+/// For how long a data set is kept at least and at most, ms: as long as what it is made of, within this.
+const KEEP_MS_MIN: i64 = 60 * 60 * 1000;
+const KEEP_MS_MAX: i64 = 30 * 24 * 60 * 60 * 1000;
+
+/// Makes the data set, its file, and the list of what it is made of; or finds that there is too little.
+pub(super) async fn build(
+    state: &AppState,
+    round: &StoredRound,
+    mut progress: Progress,
+) -> Result<Next, StepError> {
+    // What is on its way belongs to it.
+    state.capture.settled().await;
+    let mut read = material::read(&state.store, &round.owner, &round.name).await?;
+    read.material.anchors = anchors(state, round, &progress).await?;
+    let data = dataset::build(&read.material, &progress.policy);
+    let (n_rows, n_groups) = (data.rows.len(), n_groups(&data));
+    let gate = progress.policy.gate;
+    progress.method = Some(data.method);
+    progress.counts = Some(data.counts.clone());
+    progress.usual = dataset::judged_and_negative(&read.material, &progress.policy.signals);
+    if n_rows < gate.examples_min || n_groups < gate.groups_min {
+        let message = format!(
+            "{n_rows} rows of {n_groups} groups; it takes at least {} of {} (gate.examples_min, gate.groups_min)",
+            gate.examples_min, gate.groups_min
+        );
+        let Next::Change(mut change) =
+            ends(RoundState::Skipped, problem("too_few_examples", message))
+        else {
+            return Ok(Next::Wait);
+        };
+        change.progress = Some(progress.to_value()?);
+        return Ok(Next::Change(change));
+    }
+    progress.n_folds = u32::try_from(folds_of(&data.groups(), &progress).n_folds).unwrap_or(1);
+    let name = format!("{}.jsonl", round.id);
+    let file = put_file(state, round, name, data.jsonl(None), &read).await?;
+    let mut change = goes_to(RoundState::Training, &progress)?;
+    change.file = Some(file);
+    change.examples = read.examples(&data);
+    Ok(Next::Change(Box::new(change)))
+}
+
+/// The folds of rows of these groups.
+pub(super) fn folds_of(groups: &[&str], progress: &Progress) -> pleach_trainer::Folds {
+    pleach_trainer::folds(groups, progress.policy.folds as usize, progress.policy.seed)
+}
+
+fn n_groups(data: &LoopData) -> usize {
+    let mut groups = data.groups();
+    groups.sort_unstable();
+    groups.dedup();
+    groups.len()
+}
+
+/// The trusted rows that the policy names.
+pub(super) async fn anchors(
+    state: &AppState,
+    round: &StoredRound,
+    progress: &Progress,
+) -> Result<Vec<serde_json::Value>, StepError> {
+    let Some(file) = &progress.policy.anchors else { return Ok(Vec::new()) };
+    match rows_of_file(&state.store, &round.owner, file, ANCHOR_BYTES_MAX).await {
+        Ok(rows) => Ok(rows),
+        Err(error @ StoreError::NotFound { .. }) => {
+            Err(StepError::failed("anchors_not_found", format!("anchors: {error}")))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes the file of the data set. One that a process made which was killed before it said so is of older data, and goes.
+async fn put_file(
+    state: &AppState,
+    round: &StoredRound,
+    name: String,
+    text: String,
+    read: &Read,
+) -> Result<String, StepError> {
+    let listed = state.store.files(
+        &round.owner,
+        Some(FINE_TUNE),
+        &Page::FIRST,
+        pleach_store::Order::Descending,
+    );
+    if let Some(file) = listed.await?.items.into_iter().find(|file| file.filename == name) {
+        state.store.delete_file(&round.owner, &file.id).await?;
+    }
+    let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
+    let keep_ms = read.expires_ms.unwrap_or(now_ms).saturating_sub(now_ms);
+    let keep_ms = Some(keep_ms.clamp(KEEP_MS_MIN, KEEP_MS_MAX));
+    new_file(state, round, name, text, keep_ms).await
+}
+
+/// Makes a file of rows.
+pub(super) async fn new_file(
+    state: &AppState,
+    round: &StoredRound,
+    filename: String,
+    text: String,
+    keep_ms: Option<i64>,
+) -> Result<String, StepError> {
+    let blob = state.store.put_blob(text).await?;
+    let (owner, purpose) = (round.owner.clone(), FINE_TUNE.to_owned());
+    let made = state.store.create_file(&NewFile { owner, filename, purpose, blob, keep_ms }).await;
+    match made {
+        Ok(file) => Ok(file.id),
+        Err(error @ StoreError::QuotaExceeded { .. }) => {
+            Err(StepError::failed("quota_exceeded", error))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

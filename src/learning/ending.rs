@@ -1,0 +1,135 @@
+//! What is left to do when a round has ended, however it did. All of it may be done again.
+
+use std::sync::Arc;
+
+use pleach_adapters::{Expect, GenerationDigest, RegistryError};
+use pleach_store::{Metadata, Owner, Page, RoundState, StoreError, StoredRound, TenantId};
+
+use super::{
+    gating::name_of,
+    progress::Progress,
+    promotion::own_name,
+    steps::StepError,
+    training::{ROUND, candidate, delete_file},
+};
+use crate::{
+    adapter_service::{ServiceError, Target, job_of_candidate},
+    http::state::AppState,
+};
+
+/// Takes the candidate out of service if it did not come to stay, ends the round's jobs, and removes what was kept for it.
+/// What fails is done when the server starts.
+pub async fn clean_up(state: &Arc<AppState>, round: &StoredRound) {
+    if round.state == RoundState::Promoted {
+        // Watched under the name from here on.
+    } else {
+        state.learning.rollouts.end(&name_of(round).space(), &round.name, &round.id);
+        if let Err(error) = take_back(state, round).await {
+            tracing::error!(round = round.id, %error, "a candidate is still in service");
+        }
+    }
+    if let Err(error) = remove(state, round).await {
+        tracing::warn!(round = round.id, %error, "what a round kept is removed later");
+    }
+}
+
+/// Points the name back where it pointed before, if it was this round that moved it to the candidate and nobody has moved
+/// it since.
+async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceError> {
+    let (Some(candidate), Some(parent)) = (round.candidate, round.parent) else { return Ok(()) };
+    let target = name_of(round);
+    let last = state.store.alias_moves(&round.owner, &round.name, None, 1).await?;
+    let is_ours =
+        last.first().is_some_and(|last| last.who == target.who && last.to == Some(candidate));
+    if candidate == parent || !is_ours {
+        return Ok(());
+    }
+    let candidate = GenerationDigest(candidate.0);
+    let expect = Expect::Generation(candidate);
+    let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
+    match back.await {
+        Ok(_) => {}
+        // It does not point there.
+        Err(
+            ServiceError::Registry(
+                RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
+            )
+            | ServiceError::Store(StoreError::AliasMoved { .. } | StoreError::UnknownAlias { .. }),
+        ) => {}
+        Err(error) => return Err(error),
+    }
+    match state.adapters.remove(own_name(state, round), expect).await {
+        Ok(_)
+        | Err(ServiceError::Registry(
+            RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
+        )) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends jobs, removes hidden names and files of folds.
+async fn remove(state: &AppState, round: &StoredRound) -> Result<(), StepError> {
+    let of_round: Metadata = [(ROUND.to_owned(), round.id.clone())].into();
+    let jobs = state.store.jobs(&round.owner, &of_round, &Page::FIRST).await?;
+    for job in jobs.items {
+        if !job.status.is_final() {
+            match state.store.cancel_job(&round.owner, &job.id).await {
+                Ok(_) | Err(StoreError::WrongState { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            state.training.wake();
+        }
+        state.adapters.forget_candidate(candidate(round, &job.id)).await?;
+        if round.file.as_ref() != Some(&job.training_file) {
+            delete_file(state, round, &job.training_file).await?;
+        }
+    }
+    let progress = Progress::of(round).ok();
+    for job in progress.into_iter().flat_map(|progress| progress.jobs) {
+        if let Some(file) = job.file {
+            delete_file(state, round, &file).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what killed processes left of rounds that have ended.
+pub(super) async fn sweep(state: &Arc<AppState>) {
+    for alias in state.adapters.hidden() {
+        let Some(job) = job_of_candidate(&alias.name) else { continue };
+        let Some(owner) = owner_of(alias.namespace.as_str()) else { continue };
+        match is_left_over(state, &owner, job).await {
+            Ok(false) => {}
+            Ok(true) => {
+                let name = alias.name.to_string();
+                let target = Target { owner, name, who: "sweep of rounds".to_owned() };
+                if let Err(error) = state.adapters.forget_candidate(target).await {
+                    tracing::warn!(adapter = &*alias.label, %error, "it is removed later");
+                }
+            }
+            Err(error) => tracing::warn!(adapter = &*alias.label, %error, "it is looked at later"),
+        }
+    }
+}
+
+/// Whose namespace this is.
+fn owner_of(namespace: &str) -> Option<Owner> {
+    if namespace == Owner::Shared.as_str() {
+        return Some(Owner::Shared);
+    }
+    TenantId::parse(namespace).map(Owner::Tenant)
+}
+
+async fn is_left_over(state: &AppState, owner: &Owner, job: &str) -> Result<bool, StoreError> {
+    let job = match state.store.job(owner, job).await {
+        Ok(job) => job,
+        Err(StoreError::NotFound { .. }) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    let Some(round) = job.metadata.get(ROUND) else { return Ok(true) };
+    match state.store.round(owner, round).await {
+        Ok(round) => Ok(round.state.is_final()),
+        Err(StoreError::NotFound { .. }) => Ok(true),
+        Err(error) => Err(error),
+    }
+}

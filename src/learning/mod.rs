@@ -1,0 +1,46 @@
+//! From feedback to better weights: rounds of the loop, one at a time for each adapter of each owner.
+//!
+//! ```text
+//! policy ──> triggers ──> runner: one step after the other, each written before the next
+//!     building: material ──> dataset ──> a file of rows
+//!     training: a job for each fold, one for everything       (kept under hidden names)
+//!     gating:   examiner ──> evidence ──> trainer::gate::judge
+//!     canary:   rollouts ── trial: who gets the candidate, and whether it may go on
+//!     promotion by compare-and-swap, watching, taking back; ending: what is left to do
+//! ```
+
+mod building;
+mod card;
+mod cpu_examiner;
+pub mod dataset;
+mod ending;
+mod examiner;
+mod gating;
+mod material;
+mod policy;
+mod probes;
+mod probing;
+mod progress;
+mod promotion;
+mod provenance;
+pub mod refusals;
+pub mod rollouts;
+mod runner;
+mod steps;
+mod training;
+pub mod trial;
+mod triggers;
+mod wake;
+
+pub use card::model_card;
+pub use cpu_examiner::CpuExaminer;
+pub use ending::clean_up;
+pub use examiner::{Exam, ExamError, ExamRow, Examiner, Stop};
+pub use policy::{
+    Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
+};
+pub use progress::{Progress, RoundJob, Trigger};
+pub use provenance::Provenance;
+pub use runner::{Learning, run_rounds};
+pub use triggers::{Begin, begin};
+pub use wake::{Waiter, Wake};

@@ -1,0 +1,173 @@
+//! `canary`: the candidate on trial, and its way into service.
+
+use std::sync::Arc;
+
+use pleach_adapters::{Expect, GenerationDigest, RegistryError};
+use pleach_store::{Decision, RoundState, StoreError, StoredRound};
+
+use super::{
+    ending,
+    gating::{moved, name_of},
+    progress::Progress,
+    rollouts::OnTrial,
+    steps::{Next, StepError, ends, goes_to, notes, problem},
+    training::trained,
+    trial::{Breach, Trial, TrialPhase},
+    wake::Waiter,
+};
+use crate::{
+    adapter_service::{ServiceError, Target},
+    http::{ids, state::AppState},
+    learning::runner::LOOK_EVERY,
+    training::model_name,
+};
+
+/// Looks after a trial, moves the name when it is over, or takes the candidate back.
+pub(super) async fn canary(
+    state: &AppState,
+    round: &StoredRound,
+    mut progress: Progress,
+) -> Result<Next, StepError> {
+    if progress.is_promoting {
+        return promote(state, round, progress).await;
+    }
+    if let Some(next) = moved(state, round) {
+        return Ok(next);
+    }
+    let (space, rollouts) = (name_of(round).space(), &state.learning.rollouts);
+    let on_trial = match rollouts.of_round(&space, &round.name, &round.id) {
+        Some(on_trial) => on_trial,
+        None => {
+            let trial = progress.trial.clone().unwrap_or_else(|| {
+                let (judged, negative) = progress.usual;
+                let salt = ids::random("");
+                Trial::new(salt, progress.policy.rollout.clone(), judged, negative)
+            });
+            if progress.trial.is_none() {
+                // First it is kept, so that whoever follows this process goes on with the same users.
+                progress.trial = Some(trial);
+                return notes(&progress);
+            }
+            let candidate = trained(state, round, &progress, None).await?;
+            let parent = round.parent.map(|parent| GenerationDigest(parent.0));
+            let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
+            let signals = progress.policy.signals.clone();
+            let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
+            rollouts.begin(&space, &round.name, on_trial)
+        }
+    };
+    let trial = on_trial.trial();
+    let is_done = trial.phase == TrialPhase::Done;
+    let breach = trial.breach.clone();
+    let is_new = progress.trial.as_ref() != Some(&trial);
+    progress.trial = Some(trial);
+    if let Some(breach) = breach {
+        let Next::Change(mut change) = taken_back(&breach) else { return Ok(Next::Wait) };
+        change.progress = Some(progress.to_value()?);
+        return Ok(Next::Change(change));
+    }
+    if is_done {
+        progress.is_promoting = true;
+        return notes(&progress);
+    }
+    if is_new { notes(&progress) } else { Ok(Next::Wait) }
+}
+
+fn taken_back(breach: &Breach) -> Next {
+    ends(RoundState::RolledBack, problem(&breach.guardrail, &breach.message))
+}
+
+/// Moves the name by compare-and-swap. That this was begun was written before.
+async fn promote(
+    state: &AppState,
+    round: &StoredRound,
+    mut progress: Progress,
+) -> Result<Next, StepError> {
+    let candidate = trained(state, round, &progress, None).await?;
+    let target = name_of(round);
+    let here = state.adapters.kept(&target).map(|alias| alias.generation.digest);
+    if here != Some(candidate.digest) {
+        let parent = round.parent.map(|parent| GenerationDigest(parent.0));
+        let expect = parent.map_or(Expect::Absent, Expect::Generation);
+        let point =
+            state.adapters.point_at(target.clone(), Arc::clone(&candidate), expect, "promoted");
+        match point.await {
+            Ok(_) => {}
+            Err(
+                ServiceError::Registry(
+                    RegistryError::Mismatch { .. } | RegistryError::AliasExists { .. },
+                )
+                | ServiceError::Store(StoreError::AliasMoved { .. }),
+            ) => {
+                let message = format!("the adapter `{}` has been moved meanwhile", round.name);
+                return Ok(ends(RoundState::Failed, problem("alias_moved", message)));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let named = own_name(state, round);
+    let made = state.adapters.point_at(named, Arc::clone(&candidate), Expect::Anything, "promoted");
+    if let Err(error) = made.await {
+        // It serves under the name that matters.
+        tracing::warn!(round = round.id, %error, "a promoted generation has no name of its own");
+    }
+    let (space, rollouts) = (target.space(), &state.learning.rollouts);
+    let on_trial = rollouts.of_round(&space, &round.name, &round.id);
+    let on_trial = match (on_trial, &progress.trial) {
+        (Some(on_trial), _) => Some(on_trial),
+        // Another process was at it.
+        (None, Some(trial)) => {
+            let parent = round.parent.map_or(candidate.digest, |parent| GenerationDigest(parent.0));
+            let signals = progress.policy.signals.clone();
+            let (id, trial) = (round.id.clone(), trial.clone());
+            let on_trial = OnTrial::new(id, parent, candidate, signals, trial);
+            Some(rollouts.begin(&space, &round.name, on_trial))
+        }
+        (None, None) => None,
+    };
+    if let Some(on_trial) = on_trial {
+        progress.trial = Some(on_trial.watch());
+    }
+    Ok(Next::Change(Box::new(goes_to(RoundState::Promoted, &progress)?)))
+}
+
+/// `ft:BASE:OWNER:NAME:ID`, under which a promoted generation can be asked for whatever its name points at.
+pub(super) fn own_name(state: &AppState, round: &StoredRound) -> Target {
+    let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
+    let name = model_name(&base, round.owner.as_str(), Some(&round.name), &round.id);
+    Target { name, ..name_of(round) }
+}
+
+/// Watches a promoted candidate until it has served long enough, somebody moves the name, or a guardrail is breached.
+pub(super) async fn watch(state: &Arc<AppState>, round: &StoredRound, waiter: &mut Waiter) {
+    let (space, rollouts) = (name_of(round).space(), &state.learning.rollouts);
+    while state.is_serving() {
+        let Some(on_trial) = rollouts.of_round(&space, &round.name, &round.id) else { return };
+        let trial = on_trial.trial();
+        let here = state.adapters.kept(&name_of(round)).map(|alias| alias.generation.digest);
+        if trial.phase == TrialPhase::Settled || here != Some(on_trial.candidate.digest) {
+            rollouts.end(&space, &round.name, &round.id);
+            return;
+        }
+        if let Some(breach) = &trial.breach {
+            let reason = format!("{}: {}", breach.guardrail, breach.message);
+            let (owner, id) = (&round.owner, &round.id);
+            let decided =
+                state.store.decide_round(owner, id, Decision::RollBack, "guardrail", &reason).await;
+            match decided {
+                Ok(decided) => {
+                    state.telemetry.count_round(decided.state.name());
+                    ending::clean_up(state, &decided).await;
+                    return;
+                }
+                // A person was faster.
+                Err(StoreError::WrongState { .. } | StoreError::NotFound { .. }) => {
+                    rollouts.end(&space, &round.name, &round.id);
+                    return;
+                }
+                Err(error) => tracing::warn!(round = id, %error, "it is taken back later"),
+            }
+        }
+        waiter.wait(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,261 @@
+//! Which requests go to a candidate, in memory: asked for every request whose name is on trial.
+//!
+//! A request that goes to either side of a [`Trial`] carries a [`Ticket`], which tells what became of it. What follows (the
+//! next stage, an end) is decided here at once and written by the round's task, which is woken.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Instant,
+};
+
+use pleach_adapters::{Alias, Generation, GenerationDigest, Namespace};
+use serde_json::Value;
+
+use super::{
+    policy::Signals,
+    refusals::{LOOKED_AT, is_refusal},
+    trial::{RequestEnd, Side, Trial, TrialPhase},
+    wake::Wake,
+};
+use crate::http::choice::ChoiceDelta;
+
+type Name = (Namespace, Arc<str>);
+
+/// All names on trial.
+#[derive(Debug)]
+pub struct Rollouts {
+    // A std lock: held for a look-up, never over an await.
+    on_trial: RwLock<HashMap<Name, Arc<OnTrial>>>,
+    wake: Arc<Wake>,
+}
+
+/// A name on trial.
+#[derive(Debug)]
+pub struct OnTrial {
+    /// The round whose candidate it is.
+    pub round: String,
+    /// Where the name points while the candidate is not promoted.
+    pub parent: GenerationDigest,
+    /// What is on trial. Held, so that it stays.
+    pub candidate: Arc<Generation>,
+    /// What judgements mean.
+    signals: Signals,
+    trial: Mutex<Trial>,
+}
+
+impl OnTrial {
+    /// A name whose trial begins or goes on.
+    pub fn new(
+        round: String,
+        parent: GenerationDigest,
+        candidate: Arc<Generation>,
+        signals: Signals,
+        trial: Trial,
+    ) -> Self {
+        Self { round, parent, candidate, signals, trial: Mutex::new(trial) }
+    }
+
+    /// The trial as it is now.
+    pub fn trial(&self) -> Trial {
+        self.lock().clone()
+    }
+
+    /// The candidate serves all from now on.
+    pub fn watch(&self) -> Trial {
+        let mut trial = self.lock();
+        if !matches!(trial.phase, TrialPhase::Watched | TrialPhase::Settled) {
+            trial.watch();
+        }
+        trial.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Trial> {
+        self.trial.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the trial; whether something follows from it that is to be written.
+    fn change(&self, change: impl FnOnce(&mut Trial)) -> bool {
+        let mut trial = self.lock();
+        let before = (trial.phase, trial.breach.is_some());
+        change(&mut trial);
+        (trial.phase, trial.breach.is_some()) != before
+    }
+
+    fn side_of(&self, generation: GenerationDigest) -> Option<Side> {
+        if generation == self.candidate.digest {
+            return Some(Side::Candidate);
+        }
+        (generation == self.parent).then_some(Side::Current)
+    }
+}
+
+/// A request that is counted in a trial. Dropped before its end, it was given up by who sent it and counts for nothing.
+pub struct Ticket {
+    on_trial: Arc<OnTrial>,
+    wake: Arc<Wake>,
+    side: Side,
+    /// What it runs on if the candidate cannot be had.
+    instead: Option<Alias>,
+    begun: Option<Instant>,
+    n_open: usize,
+    end: RequestEnd,
+    /// How each answer begins.
+    beginnings: HashMap<usize, String>,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (round, side) = (&self.on_trial.round, self.side);
+        formatter.debug_struct("Ticket").field("round", round).field("side", &side).finish()
+    }
+}
+
+impl Rollouts {
+    /// Nothing on trial.
+    pub fn new(wake: Arc<Wake>) -> Self {
+        Self { on_trial: RwLock::default(), wake }
+    }
+
+    /// Puts a name on trial, or goes on with a trial.
+    pub fn begin(&self, space: &Namespace, name: &str, on_trial: OnTrial) -> Arc<OnTrial> {
+        let on_trial = Arc::new(on_trial);
+        let key = (space.clone(), Arc::from(name));
+        let mut all = self.on_trial.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(key, Arc::clone(&on_trial));
+        on_trial
+    }
+
+    /// The trial of a name, if it is this round's.
+    pub fn of_round(&self, space: &Namespace, name: &str, round: &str) -> Option<Arc<OnTrial>> {
+        self.find(space, name).filter(|on_trial| on_trial.round == round)
+    }
+
+    /// Ends a round's trial; no request goes to the candidate by it any more.
+    pub fn end(&self, space: &Namespace, name: &str, round: &str) {
+        let key = (space.clone(), Arc::from(name));
+        let mut all = self.on_trial.write().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&key).is_some_and(|on_trial| on_trial.round == round) {
+            all.remove(&key);
+        }
+    }
+
+    fn find(&self, space: &Namespace, name: &str) -> Option<Arc<OnTrial>> {
+        let all = self.on_trial.read().unwrap_or_else(PoisonError::into_inner);
+        if all.is_empty() {
+            return None;
+        }
+        all.get(&(space.clone(), Arc::from(name))).cloned()
+    }
+
+    /// What a request runs on that resolved to `alias`, and its ticket if the name is on trial. `unit` is who keeps to one
+    /// side.
+    pub fn route(&self, alias: Alias, unit: impl FnOnce() -> String) -> (Alias, Option<Ticket>) {
+        let Some(on_trial) = self.find(&alias.namespace, &alias.name) else { return (alias, None) };
+        let here = alias.generation.digest;
+        let (side, phase) = {
+            let trial = on_trial.lock();
+            (trial.side(&unit()), trial.phase)
+        };
+        let (chosen, instead) = match phase {
+            // The name has been moved: all have it already.
+            TrialPhase::Watched if here == on_trial.candidate.digest => (alias, None),
+            TrialPhase::Stage(_) | TrialPhase::Done if here == on_trial.parent => match side {
+                Side::Current => (alias, None),
+                Side::Candidate => {
+                    let generation = Arc::clone(&on_trial.candidate);
+                    (Alias { generation, ..alias.clone() }, Some(alias))
+                }
+            },
+            // Somebody else has moved it: this trial is about something that is no more.
+            TrialPhase::Stage(_) | TrialPhase::Done | TrialPhase::Watched | TrialPhase::Settled => {
+                return (alias, None);
+            }
+        };
+        let side = if phase == TrialPhase::Watched { Side::Candidate } else { side };
+        let ticket = Ticket {
+            on_trial,
+            wake: Arc::clone(&self.wake),
+            side,
+            instead,
+            begun: None,
+            n_open: 0,
+            end: RequestEnd::default(),
+            beginnings: HashMap::new(),
+        };
+        (chosen, Some(ticket))
+    }
+
+    /// Somebody gave a value of a metric to an answer of a name, which this generation gave.
+    pub fn judged(
+        &self,
+        space: &Namespace,
+        name: &str,
+        generation: GenerationDigest,
+        metric: &str,
+        value: &Value,
+    ) {
+        let Some(on_trial) = self.find(space, name) else { return };
+        let Some(side) = on_trial.side_of(generation) else { return };
+        let rule = on_trial.signals.metrics.get(metric);
+        let Some(good) = rule.and_then(|rule| rule.judge(value)) else { return };
+        if on_trial.change(|trial| trial.judged(side, !good)) {
+            self.wake.all();
+        }
+    }
+
+    /// Whether nothing is on trial.
+    pub fn is_empty(&self) -> bool {
+        self.on_trial.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+impl Ticket {
+    /// Which side it is on.
+    pub fn side(&self) -> Side {
+        self.side
+    }
+
+    /// Its request is with the engine, with so many answers to come.
+    pub fn begin(&mut self, n_answers: usize) {
+        self.begun = Some(Instant::now());
+        self.n_open = n_answers;
+    }
+
+    /// Takes in an addition to an answer. After the last one the request has ended.
+    pub fn add(&mut self, delta: &ChoiceDelta) {
+        let beginning = self.beginnings.entry(delta.index).or_default();
+        let n_missing = LOOKED_AT.saturating_sub(beginning.chars().count());
+        beginning.extend(delta.text.chars().take(n_missing));
+        let Some(finish) = &delta.finish else { return };
+        self.end.answers += 1;
+        self.end.tokens += finish.completion_tokens as u64;
+        self.end.refusals += u64::from(is_refusal(beginning));
+        self.n_open = self.n_open.saturating_sub(1);
+        if self.n_open == 0 {
+            self.end.seconds = self.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+            self.tell();
+        }
+    }
+
+    /// The server failed the request.
+    pub fn failed(mut self) {
+        self.end.failed = true;
+        self.tell();
+    }
+
+    /// The candidate cannot be had: the alias that the request runs on instead, if it was on the candidate's side.
+    pub fn instead(mut self) -> Option<Alias> {
+        let instead = self.instead.take()?;
+        self.failed();
+        Some(instead)
+    }
+
+    fn tell(&mut self) {
+        let (side, end) = (self.side, self.end);
+        if self.on_trial.change(|trial| trial.ended(side, end)) {
+            self.wake.all();
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The rounds that this process looks after: claimed from the store, each followed by a task of its own.
+//!
+//! ```text
+//! building ──> training ──> gating ──> (awaiting_approval) ──> canary ──> promoted ──> watched
+//!     └─ skipped    │           └─ refused     │ vetoed           └─ rolled_back ──────────┘
+//!                   └────────── failed, cancelled: from every state that is open
+//! ```
+//!
+//! A step reads what is stored, does something that may be done again, and writes what came of it in one transaction. So
+//! whoever follows a process that died goes on with the step that it was at.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pleach_store::{RoundChange, RoundSignal, RoundState, StoreError, StoredRound};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+    time::sleep,
+};
+
+use super::{
+    building::build,
+    ending,
+    examiner::Examiner,
+    gating::gate,
+    progress::Progress,
+    promotion::{canary, watch},
+    rollouts::Rollouts,
+    steps::{Next, StepError},
+    training::train,
+    triggers,
+    wake::{Waiter, Wake},
+};
+use crate::http::{ids, state::AppState};
+
+/// A process that was not heard of for so long has died.
+const SILENCE_MS: i64 = 15_000;
+/// How often it is looked for what nobody told of.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long between two looks at the least, however much is told.
+const REST: Duration = Duration::from_millis(100);
+/// Of the time, looking takes one part in so many.
+const LOOKS_ONE_PART_IN: u32 = 10;
+/// How long a round rests that failed for the store's sake.
+const STORE_REST: Duration = Duration::from_secs(5);
+/// Rounds that a process looks after at a time: most of them only wait.
+const ROUNDS_MAX: usize = 256;
+
+/// The loop's part of what every handler shares.
+#[derive(Debug)]
+pub struct Learning {
+    /// Names on trial.
+    pub rollouts: Rollouts,
+    /// Wakes all that waits for something of the loop to happen.
+    pub wake: Arc<Wake>,
+    /// Told of what rounds are made of: feedback and policies.
+    pub fed: Wake,
+    examiner: Option<Arc<dyn Examiner>>,
+}
+
+impl Learning {
+    /// With an examiner, or without: then no rounds are run here.
+    pub fn new(examiner: Option<Arc<dyn Examiner>>) -> Self {
+        let wake = Arc::new(Wake::default());
+        let rollouts = Rollouts::new(Arc::clone(&wake));
+        Self { rollouts, wake, fed: Wake::default(), examiner }
+    }
+
+    /// Whether this process runs rounds.
+    pub fn is_on(&self) -> bool {
+        self.examiner.is_some()
+    }
+}
+
+/// Begins to run rounds, if this process can. Ends when the server stops.
+pub fn run_rounds(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
+    let examiner = state.learning.examiner.clone()?;
+    Some(tokio::spawn(run_all(Arc::clone(state), examiner)))
+}
+
+async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
+    let runner: Arc<str> = ids::random("loop-").into();
+    let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
+    let places = Arc::new(Semaphore::new(ROUNDS_MAX));
+    ending::sweep(&state).await;
+    triggers::go_on(&state).await;
+    while state.is_serving() {
+        let began = Instant::now();
+        if let Err(error) = look(&state, &examiner, &runner, &places).await {
+            tracing::warn!(%error, "rounds cannot be looked for");
+            sleep(STORE_REST).await;
+        }
+        // However much is told and however many policies there are, looking takes little of the time.
+        sleep(REST.max(began.elapsed() * LOOKS_ONE_PART_IN).min(LOOK_EVERY)).await;
+        tokio::select! {
+            () = waiter.wait(LOOK_EVERY) => {}
+            () = fed.wait(LOOK_EVERY) => {}
+        }
+    }
+    // Whoever follows a round lets go of it.
+    state.learning.wake.all();
+    let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
+}
+
+async fn look(
+    state: &Arc<AppState>,
+    examiner: &Arc<dyn Examiner>,
+    runner: &Arc<str>,
+    places: &Arc<Semaphore>,
+) -> Result<(), StoreError> {
+    state.store.heartbeat_rounds(runner).await?;
+    triggers::look(state).await?;
+    while let Ok(place) = Arc::clone(places).try_acquire_owned() {
+        let Some(round) = state.store.claim_round(runner, SILENCE_MS).await? else { break };
+        let follower = Follower {
+            state: Arc::clone(state),
+            examiner: Arc::clone(examiner),
+            runner: Arc::clone(runner),
+            waiter: state.learning.wake.waiter(),
+            _place: place,
+        };
+        tokio::spawn(follower.follow(round));
+    }
+    Ok(())
+}
+
+/// Follows one round.
+struct Follower {
+    state: Arc<AppState>,
+    examiner: Arc<dyn Examiner>,
+    runner: Arc<str>,
+    waiter: Waiter,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Follower {
+    async fn follow(mut self, mut round: StoredRound) {
+        tracing::info!(round = round.id, owner = %round.owner, adapter = round.name, state = round.state.name(), "a round goes on");
+        while self.state.is_serving() {
+            let next = match self.step(&round).await {
+                Ok(next) => next,
+                Err(StepError::Failed(error)) => {
+                    let (state, error) = (Some(RoundState::Failed), Some(error));
+                    Next::Change(Box::new(RoundChange { state, error, ..RoundChange::default() }))
+                }
+                Err(error) => {
+                    tracing::warn!(round = round.id, %error, "a round rests");
+                    sleep(STORE_REST).await;
+                    continue;
+                }
+            };
+            let followed = match next {
+                Next::Change(change) => self.write(round, &change).await,
+                Next::Wait => self.wait(round).await,
+                Next::LetGo => {
+                    self.let_go(&round).await;
+                    return;
+                }
+            };
+            match followed {
+                Some(next) => round = next,
+                None => return,
+            }
+        }
+        self.let_go(&round).await;
+    }
+
+    async fn step(&self, round: &StoredRound) -> Result<Next, StepError> {
+        let progress = Progress::of(round)?;
+        match round.state {
+            RoundState::Building => build(&self.state, round, progress).await,
+            RoundState::Training => train(&self.state, round, progress).await,
+            RoundState::Gating => gate(&self.state, &self.examiner, round, progress).await,
+            RoundState::AwaitingApproval if round.is_approved() => {
+                let state = Some(RoundState::Canary);
+                Ok(Next::Change(Box::new(RoundChange { state, ..RoundChange::default() })))
+            }
+            RoundState::AwaitingApproval => Ok(Next::LetGo),
+            RoundState::Canary => canary(&self.state, round, progress).await,
+            RoundState::Shadow
+            | RoundState::Promoted
+            | RoundState::Refused
+            | RoundState::Vetoed
+            | RoundState::RolledBack
+            | RoundState::Failed
+            | RoundState::Skipped
+            | RoundState::Cancelled => Ok(Next::LetGo),
+        }
+    }
+
+    /// Writes a change; the round as it is then, unless it is over for this process.
+    async fn write(&mut self, round: StoredRound, change: &RoundChange) -> Option<StoredRound> {
+        match self.state.store.advance_round(&round, &self.runner, change).await {
+            Ok(RoundSignal::GoOn(now)) => {
+                if now.state != round.state {
+                    tracing::info!(round = now.id, state = now.state.name(), error = ?now.error, "a round goes on");
+                }
+                if !now.state.is_final() {
+                    return Some(*now);
+                }
+                self.state.telemetry.count_round(now.state.name());
+                self.end(&now).await;
+                None
+            }
+            // Somebody has ended it, and cleans up; but may have done so before the last step.
+            Ok(RoundSignal::Ended(now)) => {
+                self.end(&now).await;
+                None
+            }
+            Ok(RoundSignal::Lost) => {
+                tracing::warn!(round = round.id, "another process follows the round");
+                self.leave(&round);
+                None
+            }
+            Err(StoreError::WrongState { .. }) => {
+                tracing::error!(round = round.id, ?change, "a step that leads nowhere");
+                None
+            }
+            Err(error) => {
+                tracing::warn!(round = round.id, %error, "a step is made again");
+                sleep(STORE_REST).await;
+                Some(round)
+            }
+        }
+    }
+
+    async fn end(&mut self, round: &StoredRound) {
+        ending::clean_up(&self.state, round).await;
+        // What waits for the end of a round may begin now.
+        self.state.learning.wake.all();
+        if round.state == RoundState::Promoted {
+            watch(&self.state, round, &mut self.waiter).await;
+        }
+    }
+
+    /// Waits until something has happened; the round as it is then, unless it has ended.
+    async fn wait(&mut self, round: StoredRound) -> Option<StoredRound> {
+        self.waiter.wait(LOOK_EVERY).await;
+        match self.state.store.round(&round.owner, &round.id).await {
+            Ok(now) if now.state.is_final() => {
+                self.end(&now).await;
+                None
+            }
+            Ok(now) => Some(now),
+            Err(error) => {
+                tracing::warn!(round = round.id, %error, "a round is looked at later");
+                Some(round)
+            }
+        }
+    }
+
+    fn leave(&self, round: &StoredRound) {
+        let space = super::gating::name_of(round).space();
+        self.state.learning.rollouts.end(&space, &round.name, &round.id);
+    }
+
+    async fn let_go(&self, round: &StoredRound) {
+        if let Err(error) = self.state.store.release_round(round, &self.runner).await {
+            // It is claimed again when its time is over.
+            tracing::warn!(round = round.id, %error, "a round is not let go of");
+        }
+    }
+}

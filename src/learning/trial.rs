@@ -1,0 +1,436 @@
+//! A candidate on trial: who gets it, what came of that, and whether it may go on. Decides only; nothing here waits, reads
+//! a clock or knows of adapters.
+//!
+//! ```text
+//! stage 0 ──> stage 1 ──> … ──> done ── the name is moved ──> watched ──> settled
+//!    └────────────┴──── a guardrail is breached ───────────────┘└──> taken back
+//! ```
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::policy::{Guardrails, Rollout};
+
+/// Answers of each side from which shares and means are compared.
+const ANSWERS_MIN: u64 = 20;
+/// Judgements of each side from which their shares are compared.
+const JUDGEMENTS_MIN: u64 = 5;
+
+/// Which side of a trial a request is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The generation that serves.
+    Current,
+    /// The one on trial.
+    Candidate,
+}
+
+/// What is counted of one side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SideCounts {
+    /// Requests that were answered or failed.
+    pub requests: u64,
+    /// Those that failed.
+    pub errors: u64,
+    /// Answers; a request may have several.
+    pub answers: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Sum over requests of the time for each of their tokens, seconds.
+    pub token_seconds: f64,
+    /// Answers that refuse.
+    pub refusals: u64,
+    /// Judgements of answers by people.
+    pub judged: u64,
+    /// Those that were negative.
+    pub negative: u64,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RequestEnd {
+    /// The server failed it.
+    pub failed: bool,
+    /// Answers.
+    pub answers: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// From its submission to its end, seconds.
+    pub seconds: f64,
+    /// Answers that refuse.
+    pub refusals: u64,
+}
+
+/// Why a candidate is taken back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Breach {
+    /// Name of the field of the policy.
+    pub guardrail: String,
+    /// What was measured.
+    pub value: f64,
+    /// What it may be.
+    pub bound: f64,
+    /// In words.
+    pub message: String,
+}
+
+/// Where a trial is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TrialPhase {
+    /// In a stage of the canary, from 0.
+    Stage(usize),
+    /// All stages are over.
+    Done,
+    /// The candidate serves all, and is watched.
+    Watched,
+    /// It has been watched long enough.
+    Settled,
+}
+
+/// A trial, as it is kept with its round.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Random, so that every trial is on other users.
+    pub salt: String,
+    /// How it goes.
+    pub rollout: Rollout,
+    /// Where it is.
+    pub phase: TrialPhase,
+    /// Requests of the candidate in this phase.
+    pub in_phase: u64,
+    /// Those that failed.
+    pub errors_in_phase: u64,
+    /// Counts of the current generation, since the trial began.
+    pub current: SideCounts,
+    /// Counts of the candidate.
+    pub candidate: SideCounts,
+    /// Why it was taken back.
+    #[serde(default)]
+    pub breach: Option<Breach>,
+}
+
+impl Trial {
+    /// A trial that begins. `judged` and `negative` are what was said of earlier answers: what is usual.
+    pub fn new(salt: String, rollout: Rollout, judged: u64, negative: u64) -> Self {
+        let phase = if rollout.canary.is_empty() { TrialPhase::Done } else { TrialPhase::Stage(0) };
+        Self {
+            salt,
+            rollout,
+            phase,
+            in_phase: 0,
+            errors_in_phase: 0,
+            current: SideCounts { judged, negative, ..SideCounts::default() },
+            candidate: SideCounts::default(),
+            breach: None,
+        }
+    }
+
+    /// Which side gets a request of this unit: always the same one while the share stays, and once the candidate for all
+    /// larger shares.
+    pub fn side(&self, unit: &str) -> Side {
+        let share = match self.phase {
+            _ if self.breach.is_some() => 0.0,
+            TrialPhase::Stage(index) => self.share(index),
+            TrialPhase::Done => self.share(self.rollout.canary.len().saturating_sub(1)),
+            TrialPhase::Watched | TrialPhase::Settled => 1.0,
+        };
+        if place(&self.salt, unit) < share { Side::Candidate } else { Side::Current }
+    }
+
+    fn share(&self, stage: usize) -> f64 {
+        self.rollout.canary.get(stage).map_or(0.0, |stage| stage.share)
+    }
+
+    /// The candidate serves all from now on.
+    pub fn watch(&mut self) {
+        let is_over = self.rollout.watch_requests == 0;
+        self.enter(if is_over { TrialPhase::Settled } else { TrialPhase::Watched });
+    }
+
+    fn enter(&mut self, phase: TrialPhase) {
+        self.phase = phase;
+        self.in_phase = 0;
+        self.errors_in_phase = 0;
+    }
+
+    /// Takes in what became of a request. What follows is in `phase` and `breach`.
+    pub fn ended(&mut self, side: Side, end: RequestEnd) {
+        let counts = match side {
+            Side::Current => &mut self.current,
+            Side::Candidate => &mut self.candidate,
+        };
+        counts.requests += 1;
+        counts.errors += u64::from(end.failed);
+        if !end.failed {
+            counts.answers += end.answers;
+            counts.tokens += end.tokens;
+            counts.token_seconds += end.seconds / end.tokens.max(1) as f64;
+            counts.refusals += end.refusals;
+        }
+        if side == Side::Candidate && !matches!(self.phase, TrialPhase::Done | TrialPhase::Settled)
+        {
+            self.in_phase += 1;
+            self.errors_in_phase += u64::from(end.failed);
+        }
+        self.look();
+    }
+
+    /// Takes in what somebody said of an answer.
+    pub fn judged(&mut self, side: Side, is_negative: bool) {
+        let counts = match side {
+            Side::Current => &mut self.current,
+            Side::Candidate => &mut self.candidate,
+        };
+        counts.judged += 1;
+        counts.negative += u64::from(is_negative);
+        self.look();
+    }
+
+    fn look(&mut self) {
+        if self.breach.is_some() || self.phase == TrialPhase::Settled {
+            return;
+        }
+        let n_requests = match self.phase {
+            TrialPhase::Stage(index) => {
+                self.rollout.canary.get(index).map_or(0, |stage| stage.requests)
+            }
+            TrialPhase::Watched => self.rollout.watch_requests,
+            TrialPhase::Done | TrialPhase::Settled => u64::MAX,
+        };
+        self.breach = self.failures(n_requests).or_else(|| self.shifts());
+        if self.breach.is_some() || self.in_phase < n_requests {
+            return;
+        }
+        match self.phase {
+            TrialPhase::Stage(index) if index + 1 < self.rollout.canary.len() => {
+                self.enter(TrialPhase::Stage(index + 1));
+            }
+            TrialPhase::Stage(_) => self.enter(TrialPhase::Done),
+            TrialPhase::Watched => self.enter(TrialPhase::Settled),
+            TrialPhase::Done | TrialPhase::Settled => {}
+        }
+    }
+
+    /// More failed requests than the whole phase may have: known as soon as the first one too many has failed.
+    fn failures(&self, n_requests: u64) -> Option<Breach> {
+        let bound = self.rollout.guardrails.error_share_max;
+        if n_requests == u64::MAX || self.errors_in_phase as f64 <= bound * n_requests as f64 {
+            return None;
+        }
+        let message = format!("{} of {n_requests} requests have failed", self.errors_in_phase);
+        let value = self.errors_in_phase as f64 / n_requests as f64;
+        Some(Breach { guardrail: "error_share_max".to_owned(), value, bound, message })
+    }
+
+    /// Answers that are slower, longer, shorter, or less liked than the current generation's.
+    fn shifts(&self) -> Option<Breach> {
+        let Guardrails {
+            latency_ratio_max,
+            negative_share_more_max,
+            refusals_more_max,
+            length_ratio: [shortest, longest],
+            error_share_max: _,
+        } = self.rollout.guardrails;
+        let (current, candidate) = (&self.current, &self.candidate);
+        let breach = |guardrail: &str, what: &str, value: f64, bound: f64| {
+            let message = format!("{what} is {value:.3}, the bound {bound:.3}");
+            Some(Breach { guardrail: guardrail.to_owned(), value, bound, message })
+        };
+        if current.judged >= JUDGEMENTS_MIN && candidate.judged >= JUDGEMENTS_MIN {
+            let more = share(candidate.negative, candidate.judged)
+                - share(current.negative, current.judged);
+            if more > negative_share_more_max {
+                let what = "the share of negative feedback above the usual";
+                return breach("negative_share_more_max", what, more, negative_share_more_max);
+            }
+        }
+        if current.answers < ANSWERS_MIN || candidate.answers < ANSWERS_MIN {
+            return None;
+        }
+        let more =
+            share(candidate.refusals, candidate.answers) - share(current.refusals, current.answers);
+        if more > refusals_more_max {
+            let what = "the share of refusals above the current generation's";
+            return breach("refusals_more_max", what, more, refusals_more_max);
+        }
+        let length = |counts: &SideCounts| share(counts.tokens, counts.answers).max(1.0);
+        let ratio = length(candidate) / length(current);
+        if ratio < shortest || ratio > longest {
+            let bound = if ratio < shortest { shortest } else { longest };
+            let what = "the length of answers in terms of the current generation's";
+            return breach("length_ratio", what, ratio, bound);
+        }
+        let time = |counts: &SideCounts| {
+            counts.token_seconds / (counts.requests - counts.errors).max(1) as f64
+        };
+        let ratio = time(candidate) / time(current);
+        // Of no time at all there is no ratio.
+        if ratio.is_finite() && ratio > latency_ratio_max {
+            let what = "the time for a token in terms of the current generation's";
+            return breach("latency_ratio_max", what, ratio, latency_ratio_max);
+        }
+        None
+    }
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
+}
+
+/// Where a unit stands between 0 and 1.
+fn place(salt: &str, unit: &str) -> f64 {
+    let hash = Sha256::new().chain_update(salt).chain_update([0]).chain_update(unit).finalize();
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&hash[..8]);
+    // 53 bits, so that it is below 1.
+    (u64::from_be_bytes(bytes) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::learning::policy::Stage;
+
+    fn rollout(stages: &[(f64, u64)], watch_requests: u64) -> Rollout {
+        let canary = stages.iter().map(|&(share, requests)| Stage { share, requests }).collect();
+        Rollout { canary, watch_requests, ..Rollout::default() }
+    }
+
+    fn trial(stages: &[(f64, u64)]) -> Trial {
+        Trial::new("salt".to_owned(), rollout(stages, 3), 0, 0)
+    }
+
+    fn good() -> RequestEnd {
+        RequestEnd { answers: 1, tokens: 10, seconds: 1.0, ..RequestEnd::default() }
+    }
+
+    fn failed() -> RequestEnd {
+        RequestEnd { failed: true, ..RequestEnd::default() }
+    }
+
+    #[test]
+    fn shares_are_kept_and_sticky_and_only_grow() {
+        let mut trial = trial(&[(0.05, 1), (0.5, 1)]);
+        let units: Vec<String> = (0..20_000).map(|unit| format!("user {unit}")).collect();
+        let of_stage = |trial: &Trial| -> Vec<bool> {
+            units.iter().map(|unit| trial.side(unit) == Side::Candidate).collect()
+        };
+        let few = of_stage(&trial);
+        let n_few = few.iter().filter(|is| **is).count();
+        // Six standard deviations.
+        assert!(n_few.abs_diff(1000) < 185, "{n_few}");
+        assert_eq!(few, of_stage(&trial), "the same again");
+        trial.ended(Side::Candidate, good());
+        assert_eq!(trial.phase, TrialPhase::Stage(1));
+        let half = of_stage(&trial);
+        assert!(half.iter().filter(|is| **is).count().abs_diff(10_000) < 425);
+        assert!(few.iter().zip(&half).all(|(few, half)| *half || !few), "nobody is sent back");
+        let other = Trial { salt: "other".to_owned(), ..trial.clone() };
+        assert_ne!(of_stage(&other), half, "another trial is on others");
+        trial.watch();
+        assert!(of_stage(&trial).iter().all(|is| *is));
+    }
+
+    #[test]
+    fn phases_follow_the_candidates_requests_alone() {
+        let mut trial = trial(&[(0.05, 2), (0.5, 1)]);
+        for _ in 0..100 {
+            trial.ended(Side::Current, good());
+        }
+        assert_eq!((trial.phase, trial.in_phase), (TrialPhase::Stage(0), 0));
+        trial.ended(Side::Candidate, good());
+        assert_eq!((trial.phase, trial.in_phase), (TrialPhase::Stage(0), 1));
+        trial.ended(Side::Candidate, good());
+        assert_eq!((trial.phase, trial.in_phase), (TrialPhase::Stage(1), 0));
+        trial.ended(Side::Candidate, good());
+        assert_eq!(trial.phase, TrialPhase::Done);
+        trial.ended(Side::Candidate, good());
+        assert_eq!(trial.phase, TrialPhase::Done, "until the name is moved");
+        trial.watch();
+        for phase in [TrialPhase::Watched, TrialPhase::Watched, TrialPhase::Settled] {
+            trial.ended(Side::Candidate, good());
+            assert_eq!(trial.phase, phase);
+        }
+        assert_eq!(trial.breach, None);
+    }
+
+    #[test]
+    fn the_first_failure_too_many_takes_it_back() {
+        // Two of a hundred may fail.
+        let mut trial = trial(&[(1.0, 100)]);
+        for end in [failed(), good(), failed(), good()] {
+            trial.ended(Side::Candidate, end);
+            assert_eq!(trial.breach, None);
+            assert_eq!(trial.side("anybody"), Side::Candidate);
+        }
+        // Those of the current generation are not its fault.
+        trial.ended(Side::Current, failed());
+        assert_eq!(trial.breach, None);
+        trial.ended(Side::Candidate, failed());
+        assert_eq!(trial.breach.as_ref().unwrap().guardrail, "error_share_max");
+        assert_eq!(trial.side("anybody"), Side::Current, "from the next request on");
+        let breach = trial.breach.clone();
+        for _ in 0..200 {
+            trial.ended(Side::Candidate, good());
+        }
+        assert_eq!((trial.breach, trial.phase), (breach, TrialPhase::Stage(0)), "for good");
+    }
+
+    #[test]
+    fn every_shift_has_its_guardrail() {
+        let cases: [(&str, RequestEnd); 4] = [
+            ("latency_ratio_max", RequestEnd { seconds: 1.6, ..good() }),
+            ("length_ratio", RequestEnd { tokens: 26, seconds: 2.6, ..good() }),
+            ("length_ratio", RequestEnd { tokens: 3, seconds: 0.3, ..good() }),
+            ("refusals_more_max", RequestEnd { refusals: 1, ..good() }),
+        ];
+        for (guardrail, end) in cases {
+            let mut trial = trial(&[(1.0, 1000)]);
+            for n in 1..=ANSWERS_MIN {
+                trial.ended(Side::Current, good());
+                trial.ended(Side::Candidate, end);
+                assert_eq!(trial.breach.is_some(), n == ANSWERS_MIN, "{guardrail} after {n}");
+            }
+            assert_eq!(trial.breach.unwrap().guardrail, guardrail);
+        }
+        let mut same = trial(&[(1.0, 1000)]);
+        for _ in 0..100 {
+            same.ended(Side::Current, good());
+            same.ended(Side::Candidate, good());
+        }
+        assert_eq!(same.breach, None);
+    }
+
+    #[test]
+    fn negative_feedback_is_compared_with_what_is_usual() {
+        // A fifth is usual.
+        let mut trial = Trial::new("salt".to_owned(), rollout(&[(1.0, 1000)], 3), 100, 20);
+        for is_negative in [false, false, false, true] {
+            trial.judged(Side::Candidate, is_negative);
+            assert_eq!(trial.breach, None, "too few to tell");
+        }
+        trial.judged(Side::Candidate, false);
+        assert_eq!(trial.breach, None, "a fifth");
+        trial.judged(Side::Candidate, true);
+        assert_eq!(trial.breach.as_ref().unwrap().guardrail, "negative_share_more_max");
+        // Watched, it is compared with the same.
+        let mut trial = Trial::new("salt".to_owned(), rollout(&[], 10), 100, 20);
+        assert_eq!((trial.phase, trial.side("a")), (TrialPhase::Done, Side::Current));
+        trial.watch();
+        (0..5).for_each(|_| trial.judged(Side::Candidate, true));
+        assert!(trial.breach.is_some());
+    }
+
+    #[test]
+    fn it_goes_on_from_what_was_kept() {
+        let mut trial = trial(&[(0.5, 10), (1.0, 10)]);
+        for _ in 0..13 {
+            trial.ended(Side::Candidate, good());
+            trial.ended(Side::Current, good());
+        }
+        let kept = serde_json::to_string(&trial).unwrap();
+        assert_eq!(serde_json::from_str::<Trial>(&kept).unwrap(), trial);
+    }
+}

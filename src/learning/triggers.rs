@@ -1,0 +1,197 @@
+//! When rounds begin, and which trials go on when a server starts.
+
+use std::sync::Arc;
+
+use pleach_adapters::GenerationDigest;
+use pleach_store::{NewRound, Owner, Page, RoundState, StoreError, StoredPolicy, StoredRound};
+
+use super::{
+    ending,
+    gating::name_of,
+    policy::{Policy, TrainWhen},
+    progress::{Progress, Trigger},
+    promotion::watch,
+    rollouts::OnTrial,
+    trial::TrialPhase,
+};
+use crate::{adapter_service::Target, http::state::AppState, telemetry::unix_time};
+
+const HOUR_MS: f64 = 3_600_000.0;
+
+/// What a round begins with.
+#[derive(Debug)]
+pub struct Begin {
+    /// The policy, as it is now.
+    pub policy: Policy,
+    /// What begins it.
+    pub trigger: Trigger,
+    /// A generation that is to be made again from what is left of its data.
+    pub rebuild_of: Option<GenerationDigest>,
+}
+
+/// Begins a round from where the name points now; `None` if the owner has no such name.
+///
+/// # Errors
+/// [`StoreError::RoundOpen`]; a store that fails.
+pub async fn begin(
+    state: &AppState,
+    owner: &Owner,
+    name: &str,
+    begin: Begin,
+) -> Result<Option<StoredRound>, StoreError> {
+    let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
+    let alias = state.adapters.kept(&target);
+    // One of another base serves nobody.
+    let alias = alias.filter(|alias| alias.generation.other_base().is_none());
+    let Some(alias) = alias else { return Ok(None) };
+    let newest = state.store.count_labelled(owner, name, None).await?.newest;
+    let progress = Progress::new(begin.policy, begin.trigger, newest);
+    let progress = progress.to_value().map_err(|error| StoreError::Corrupt {
+        table: "rounds",
+        column: "progress",
+        reason: error.to_string(),
+    })?;
+    let to_store = |digest: GenerationDigest| pleach_store::GenerationDigest(digest.0);
+    let round = NewRound {
+        name,
+        parent: Some(to_store(alias.generation.digest)),
+        rebuild_of: begin.rebuild_of.map(to_store),
+        progress,
+    };
+    let made = state.store.create_round(owner, &round).await?;
+    state.learning.wake.all();
+    Ok(Some(made))
+}
+
+/// Begins the rounds whose time has come.
+pub(super) async fn look(state: &AppState) -> Result<(), StoreError> {
+    if !state.training.is_on() {
+        return Ok(());
+    }
+    for stored in all(state).await? {
+        let StoredPolicy { owner, name, .. } = &stored;
+        let Some(policy) = read(&stored).filter(|policy| policy.is_on) else { continue };
+        let last = newest_round(state, owner, name).await?;
+        if last.as_ref().is_some_and(|round| !round.state.is_final()) {
+            continue;
+        }
+        let seen = last.and_then(|round| Progress::of(&round).ok()?.newest_feedback);
+        let new = state.store.count_labelled(owner, name, seen.as_deref()).await?;
+        let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
+        let Some(trigger) = due(policy.train_when, new.feedback, new.oldest_ms, now_ms) else {
+            continue;
+        };
+        match begin(state, owner, name, Begin { policy, trigger, rebuild_of: None }).await {
+            Ok(Some(round)) => {
+                tracing::info!(round = round.id, %owner, adapter = name, ?trigger, "a round begins");
+            }
+            // Its name is not there; or another process was faster.
+            Ok(None) | Err(StoreError::RoundOpen { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What makes a round begin now, of so much new feedback of which the oldest came then.
+fn due(when: TrainWhen, n_feedback: u64, oldest_ms: Option<i64>, now_ms: i64) -> Option<Trigger> {
+    if n_feedback == 0 {
+        return None;
+    }
+    if n_feedback >= when.examples {
+        return Some(Trigger::Examples);
+    }
+    let age_ms = now_ms.saturating_sub(oldest_ms?) as f64;
+    (age_ms >= when.age_hours? * HOUR_MS).then_some(Trigger::Age)
+}
+
+/// Goes on with what is about rounds that have ended: watching what was promoted, taking back what was not.
+pub(super) async fn go_on(state: &Arc<AppState>) {
+    let policies = match all(state).await {
+        Ok(policies) => policies,
+        Err(error) => {
+            tracing::error!(%error, "what was promoted before this start is not watched");
+            return;
+        }
+    };
+    for StoredPolicy { owner, name, .. } in policies {
+        match newest_round(state, &owner, &name).await {
+            Ok(Some(round)) if round.state == RoundState::Promoted => watch_again(state, round),
+            Ok(Some(round)) if round.state.is_final() => ending::clean_up(state, &round).await,
+            Ok(_) => {}
+            Err(error) => tracing::error!(%owner, adapter = name, %error, "it is not watched"),
+        }
+    }
+}
+
+/// Watches a promoted candidate from the beginning: how much of it was done went with the process.
+fn watch_again(state: &Arc<AppState>, round: StoredRound) {
+    let Ok(Progress { trial: Some(mut trial), policy, .. }) = Progress::of(&round) else { return };
+    if trial.phase != TrialPhase::Watched {
+        return;
+    }
+    (trial.in_phase, trial.errors_in_phase) = (0, 0);
+    let target = name_of(&round);
+    let (Some(alias), Some(parent)) = (state.adapters.kept(&target), round.parent) else { return };
+    let digest = alias.generation.digest;
+    if round.candidate.map(|candidate| candidate.0) != Some(digest.0) {
+        return;
+    }
+    let (id, parent) = (round.id.clone(), GenerationDigest(parent.0));
+    let on_trial = OnTrial::new(id, parent, alias.generation, policy.signals, trial);
+    state.learning.rollouts.begin(&target.space(), &round.name, on_trial);
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let mut waiter = state.learning.wake.waiter();
+        watch(&state, &round, &mut waiter).await;
+    });
+}
+
+async fn newest_round(
+    state: &AppState,
+    owner: &Owner,
+    name: &str,
+) -> Result<Option<StoredRound>, StoreError> {
+    let page = Page { after: None, rows_max: 1 };
+    Ok(state.store.rounds(owner, name, &page).await?.items.into_iter().next())
+}
+
+/// A stored policy, unless a later version wrote what this one cannot read.
+fn read(stored: &StoredPolicy) -> Option<Policy> {
+    let policy = serde_json::from_value(stored.body.clone());
+    policy
+        .inspect_err(|error| {
+            tracing::warn!(owner = %stored.owner, adapter = stored.name, %error, "its policy cannot be read");
+        })
+        .ok()
+}
+
+async fn all(state: &AppState) -> Result<Vec<StoredPolicy>, StoreError> {
+    let (mut policies, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let page = Page { after: after.as_deref(), ..Page::FIRST };
+        let listing = state.store.policies(&page).await?;
+        policies.extend(listing.items);
+        after = listing.next;
+        if after.is_none() {
+            return Ok(policies);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn enough_or_old_enough() {
+        let when = TrainWhen { examples: 10, age_hours: Some(2.0) };
+        let hour = |hours: f64| 1_000_000_000 + (hours * HOUR_MS) as i64;
+        let old = Some(hour(0.0));
+        assert_eq!(due(when, 0, None, hour(9.0)), None);
+        assert_eq!(due(when, 9, old, hour(1.9)), None);
+        assert_eq!(due(when, 10, old, hour(0.0)), Some(Trigger::Examples));
+        assert_eq!(due(when, 1, old, hour(2.0)), Some(Trigger::Age));
+        assert_eq!(due(TrainWhen { age_hours: None, ..when }, 9, old, hour(1e6)), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! Deleting completions and what hangs on them: one, those of an end user, and those whose time is over.
+//!
+//! What was learned from them stays in the weights, and is known by its lineage. The texts go, also those that rounds of the
+//! learning loop wrote into their data sets.
+
+use sqlx::{Any, AssertSqlSafe, Transaction};
+
+use crate::{
+    clock::now_ms,
+    completions::unknown,
+    digest::BlobDigest,
+    error::StoreError,
+    lineage::{SawGeneration, Seen, that_saw},
+    owner::Owner,
+    round_changes::decide,
+    rounds::Decision,
+    row::Fields,
+    store::Store,
+};
+
+/// Who decides about the rounds of whoever was erased.
+const ERASURE: &str = "erasure";
+
+/// What was erased.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Erased {
+    /// Completions.
+    pub completions: u64,
+    /// Feedback, that of the user's and that on the user's completions.
+    pub feedback: u64,
+    /// Generations that have learned from the user, ordered by digest.
+    pub generations: Vec<SawGeneration>,
+    /// Rounds that were about to, and are cancelled.
+    pub rounds: Vec<String>,
+}
+
+/// Episodes of which nothing is left.
+const ORPHANS: &str = "DELETE FROM feedback WHERE episode IS NOT NULL AND NOT EXISTS \
+     (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
+      AND completions.episode = feedback.episode)";
+const GIVEN: &str = "DELETE FROM feedback WHERE owner = $1 AND user_sha256 = $2";
+const FORGET: &str =
+    "UPDATE round_examples SET user_sha256 = NULL WHERE owner = $1 AND user_sha256 = $2";
+
+/// Deletes completions by a condition, and what hangs on them. Each text is a whole query, in order.
+macro_rules! delete_where {
+    ($condition:literal) => {
+        [
+            concat!(
+                "DELETE FROM feedback WHERE EXISTS (SELECT 1 FROM completions \
+                 WHERE completions.owner = feedback.owner AND (completions.id = feedback.completion \
+                 OR completions.id = feedback.rejected) AND ",
+                $condition,
+                ")"
+            ),
+            concat!(
+                "DELETE FROM metadata WHERE EXISTS (SELECT 1 FROM completions \
+                 WHERE completions.owner = metadata.owner AND completions.id = metadata.object AND ",
+                $condition,
+                ")"
+            ),
+            concat!("DELETE FROM completions WHERE ", $condition),
+        ]
+    };
+}
+
+impl Store {
+    /// Deletes a completion, and all feedback on it. [`Store::generations_that_saw`] still knows what learned from it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`].
+    pub async fn delete_completion(&self, owner: &Owner, id: &str) -> Result<(), StoreError> {
+        let action = format!("delete completion {id:?}");
+        let queries = delete_where!("completions.owner = $1 AND completions.id = $2");
+        let mut change = self.database.begin_for(owner, &action).await?;
+        let erased = erase(&mut change, owner, id, &queries, &action).await?;
+        if erased.completions == 0 {
+            return Err(unknown(id));
+        }
+        change.commit().await.map_err(|source| StoreError::database(&action, source))
+    }
+
+    /// Deletes what an end user asked and was answered, all feedback on that, and all feedback that the user gave; the data
+    /// sets of rounds that have something of it, too. Rounds that are still to learn from one of these are cancelled. To do
+    /// it again is no error, but then nobody knows any more what learned from the user.
+    ///
+    /// # Errors
+    /// When the owner does not exist or the database cannot be written.
+    pub async fn erase_user(&self, owner: &Owner, user_sha256: &str) -> Result<Erased, StoreError> {
+        let action = format!("erase a user of {owner}");
+        let failed = |source| StoreError::database(&action, source);
+        let queries = delete_where!("completions.owner = $1 AND completions.user_sha256 = $2");
+        let mut change = self.database.begin_for(owner, &action).await?;
+        let seen = Seen::User(user_sha256);
+        let generations = that_saw(&mut change, owner, seen, &action).await?;
+        let (rounds, blobs) = end_rounds(&mut change, owner, user_sha256, &action).await?;
+        let mut given = 0;
+        for query in [GIVEN, FORGET] {
+            let done = sqlx::query(query)
+                .bind(owner.as_str())
+                .bind(user_sha256)
+                .execute(&mut *change)
+                .await
+                .map_err(failed)?;
+            if query == GIVEN {
+                given = done.rows_affected();
+            }
+        }
+        let erased = erase(&mut change, owner, user_sha256, &queries, &action).await?;
+        change.commit().await.map_err(failed)?;
+        self.let_go(&blobs).await;
+        Ok(Erased { feedback: erased.feedback + given, generations, rounds, ..erased })
+    }
+
+    /// Deletes completions whose time is over, of all owners; how many.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub(crate) async fn sweep_completions(&self) -> Result<u64, StoreError> {
+        let action = "delete old completions";
+        let failed = |source| StoreError::database(action, source);
+        let mut change = self.database.begin(action).await?;
+        let mut n_deleted = 0;
+        // All three mean the same rows.
+        let now_ms = now_ms();
+        for query in delete_where!("completions.expires_ms <= $1") {
+            let done = sqlx::query(query).bind(now_ms).execute(&mut *change).await;
+            n_deleted = done.map_err(failed)?.rows_affected();
+        }
+        sqlx::query(ORPHANS).execute(&mut *change).await.map_err(failed)?;
+        change.commit().await.map_err(failed)?;
+        Ok(n_deleted)
+    }
+}
+
+/// Deletes what `key` names; each query has owner and key.
+async fn erase(
+    change: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    key: &str,
+    [feedback, pairs, completions]: &[&'static str; 3],
+    action: &str,
+) -> Result<Erased, StoreError> {
+    let failed = |source| StoreError::database(action, source);
+    let mut erased = Erased::default();
+    let bound = |query: &'static str| sqlx::query(query).bind(owner.as_str()).bind(key.to_owned());
+    let done = bound(feedback).execute(&mut **change).await.map_err(failed)?;
+    erased.feedback = done.rows_affected();
+    bound(pairs).execute(&mut **change).await.map_err(failed)?;
+    let done = bound(completions).execute(&mut **change).await.map_err(failed)?;
+    erased.completions = done.rows_affected();
+    let done = sqlx::query(ORPHANS).execute(&mut **change).await.map_err(failed)?;
+    erased.feedback += done.rows_affected();
+    Ok(erased)
+}
+
+/// Cancels the open rounds whose data sets have something of a user's, and deletes the data sets of all such rounds. Their
+/// ids, and the blobs to be let go of.
+async fn end_rounds(
+    change: &mut Transaction<'static, Any>,
+    owner: &Owner,
+    user_sha256: &str,
+    action: &str,
+) -> Result<(Vec<String>, Vec<BlobDigest>), StoreError> {
+    let failed = |source| StoreError::database(action, source);
+    let rounds = Seen::User(user_sha256).rounds();
+    let query = |query: String| {
+        // Made of constants.
+        sqlx::query(AssertSqlSafe(query)).bind(owner.as_str()).bind(user_sha256.to_owned())
+    };
+    let open = format!(
+        "SELECT id FROM rounds WHERE owner = $1 AND ended_ms IS NULL AND id IN ({rounds}) \
+         ORDER BY id"
+    );
+    let rows = query(open).fetch_all(&mut **change).await.map_err(failed)?;
+    let mut ended = Vec::new();
+    for row in &rows {
+        let id = Fields { row, table: "rounds" }.text("id")?;
+        let why = "a user whose data it has was erased";
+        decide(change, owner, &id, (Decision::Cancel, ERASURE, why), action).await?;
+        ended.push(id);
+    }
+    let files = format!(
+        "SELECT id, sha256 FROM files WHERE owner = $1 AND id IN \
+         (SELECT file FROM rounds WHERE owner = $1 AND id IN ({rounds}))"
+    );
+    let rows = query(files).fetch_all(&mut **change).await.map_err(failed)?;
+    let mut blobs = Vec::new();
+    for row in &rows {
+        let fields = Fields { row, table: "files" };
+        sqlx::query("DELETE FROM files WHERE owner = $1 AND id = $2")
+            .bind(owner.as_str())
+            .bind(fields.text("id")?)
+            .execute(&mut **change)
+            .await
+            .map_err(failed)?;
+        blobs.push(fields.parsed("sha256")?);
+    }
+    Ok((ended, blobs))
+}

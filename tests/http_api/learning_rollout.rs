@@ -1,0 +1,231 @@
+//! A candidate on its way into service, and out of it: canary, guardrails, watching; and whatever a process dies in.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering};
+
+use serde_json::json;
+
+use crate::{
+    learning_support::{NAME, ROUNDS, School, at_once},
+    support::write_adapter,
+    tenant_support::until,
+};
+
+/// Users who ask during a trial.
+fn users(n: usize) -> Vec<String> {
+    (0..n).map(|user| format!("trial user {user}")).collect()
+}
+
+/// What each user is answered.
+async fn letters(school: &School, users: &[String]) -> BTreeMap<String, char> {
+    let mut letters = BTreeMap::new();
+    for user in users {
+        let (_, text) = school.ask(user).await;
+        letters.insert(user.clone(), text.chars().next().unwrap());
+    }
+    letters
+}
+
+#[tokio::test]
+async fn a_canary_is_sticky_and_grows() {
+    let school = School::new(0.5).await;
+    let stages = json!([{"share": 0.3, "requests": 30}, {"share": 0.8, "requests": 20}]);
+    school.policy(json!({"canary": stages, "watch_requests": 0})).await;
+    school.judged_by(0..20).await;
+    school.becomes("canary").await;
+    until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
+    let users = users(40);
+    let first = letters(&school, &users).await;
+    let n_first = first.values().filter(|letter| **letter == 'N').count();
+    // Three of ten, give or take four standard deviations.
+    assert!((1..=24).contains(&n_first), "{n_first}");
+    assert!(n_first < 30, "the stage is not over yet");
+    let second = letters(&school, &users).await;
+    for (user, letter) in &first {
+        // Who has it keeps it; meanwhile others may have got it, too.
+        assert!(*letter == 'A' || second[user] == 'N', "{user} was sent back");
+    }
+    // Who insists on a generation gets that, and its requests count for nothing.
+    let current = school.server.generation(NAME).await;
+    let pinned = school.server.chat(json!({
+        "model": NAME, "adapter_generation": current, "safety_identifier": users[0],
+    }));
+    assert_eq!(pinned.await.json()["pleach_generation"], current.as_str());
+    // An episode keeps to one side whoever asks in it.
+    let mut of_episode = Vec::new();
+    for user in &users[..10] {
+        let body = json!({"model": NAME, "episode_id": "e1", "safety_identifier": user});
+        of_episode.push(school.server.chat(body).await.json()["pleach_generation"].clone());
+    }
+    if school.round().await["state"] == "canary" {
+        of_episode.dedup();
+        assert_eq!(of_episode.len(), 1);
+    }
+    until("promoted", async || {
+        letters(&school, &users).await;
+        school.round().await["state"] == "promoted"
+    })
+    .await;
+    assert!(letters(&school, &users).await.values().all(|letter| *letter == 'N'));
+}
+
+#[tokio::test]
+async fn a_guardrail_takes_it_back_and_no_request_fails() {
+    let school = School::new(0.5).await;
+    let before = school.server.generation(NAME).await;
+    let canary = json!([{"share": 0.5, "requests": 100_000}]);
+    school.policy(json!({"canary": canary, "watch_requests": 0})).await;
+    school.judged_by(0..20).await;
+    school.becomes("canary").await;
+    until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
+    // Nobody likes the candidate.
+    let mut n_negative = 0;
+    for user in users(200) {
+        let (id, text) = school.ask(&user).await;
+        let is_candidate = text.starts_with('N');
+        n_negative += usize::from(is_candidate);
+        school.likes(&id, &user, !is_candidate).await;
+        if n_negative == 5 {
+            break;
+        }
+    }
+    // From the next request on.
+    assert!(letters(&school, &users(60)).await.values().all(|letter| *letter == 'A'));
+    let round = school.becomes("rolled_back").await;
+    assert_eq!(round["error"]["code"], "negative_share_more_max");
+    assert_eq!(round["rollout"]["candidate"]["negative"], 5);
+    assert_eq!(school.server.generation(NAME).await, before);
+    until("cleaned up", async || school.hidden() == 0).await;
+}
+
+#[tokio::test]
+async fn failed_requests_of_the_candidate_take_it_back() {
+    let school = School::new(0.5).await;
+    let canary = json!([{"share": 1.0, "requests": 10}]);
+    school.policy(json!({"canary": canary, "watch_requests": 0})).await;
+    school.judged_by(0..20).await;
+    school.becomes("canary").await;
+    until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
+    assert_eq!(school.says().await, 'N');
+    school.server.script.lock().unwrap().fail = true;
+    let body = json!({"model": NAME, "safety_identifier": "somebody"});
+    assert_eq!(school.server.chat(body).await.status, 500);
+    school.server.script.lock().unwrap().fail = false;
+    // One of ten is more than one of fifty.
+    assert_eq!(school.says().await, 'A');
+    let round = school.becomes("rolled_back").await;
+    assert_eq!(round["error"]["code"], "error_share_max");
+}
+
+#[tokio::test]
+async fn what_is_watched_after_it_serves_all_goes_back_too() {
+    let school = School::new(0.5).await;
+    let before = school.server.generation(NAME).await;
+    school.policy(json!({"canary": [], "watch_requests": 1000})).await;
+    school.judged_by(0..20).await;
+    school.becomes("promoted").await;
+    for user in users(5) {
+        let (id, text) = school.ask(&user).await;
+        assert!(text.starts_with('N'), "{text}");
+        school.likes(&id, &user, false).await;
+    }
+    let round = school.becomes("rolled_back").await;
+    assert_eq!(round["decisions"][0]["by"], "guardrail");
+    assert_eq!(round["decisions"][0]["decision"], "roll_back");
+    until("taken back", async || school.server.generation(NAME).await == before).await;
+    assert_eq!(school.says().await, 'A');
+}
+
+#[tokio::test]
+async fn a_name_that_is_moved_during_its_trial_ends_it() {
+    let school = School::new(0.5).await;
+    let canary = json!([{"share": 1.0, "requests": 1000}]);
+    school.policy(json!({"canary": canary})).await;
+    school.judged_by(0..20).await;
+    school.becomes("canary").await;
+    until("on trial", async || school.says().await == 'N').await;
+    write_adapter(&school.server.root.join("B"), 'B');
+    assert_eq!(school.server.put("/v1/adapters/support", &json!({"path": "B"})).await.status, 200);
+    assert_eq!(school.says().await, 'B', "at once");
+    school.server.state.learning.wake.all();
+    let round = school.becomes("failed").await;
+    assert_eq!(round["error"]["code"], "alias_moved");
+    assert_eq!(school.says().await, 'B');
+}
+
+#[tokio::test]
+async fn whatever_state_a_process_dies_in_another_goes_on() {
+    let mut school = School::new(0.5).await;
+    let canary = json!([{"share": 0.5, "requests": 60}]);
+    school.policy(json!({"approval": true, "canary": canary, "watch_requests": 1000})).await;
+    // In the middle of a training.
+    school.teacher.is_held.store(true, Ordering::Relaxed);
+    school.judged_by(0..20).await;
+    school.becomes("training").await;
+    school = school.restart().await;
+    school.teacher.is_held.store(false, Ordering::Relaxed);
+    // While it is judged.
+    school.judge.is_held.store(true, Ordering::Relaxed);
+    let round = school.becomes("gating").await;
+    school = school.restart().await;
+    assert_eq!(school.hidden(), 3, "what was trained is still there");
+    school.judge.is_held.store(false, Ordering::Relaxed);
+    // While it waits.
+    school.becomes("awaiting_approval").await;
+    school = school.restart().await;
+    assert_eq!(school.says().await, 'A');
+    assert_eq!(school.decide("approve").await.status, 200);
+    // On trial: the same users are on the same side after it.
+    school.becomes("canary").await;
+    until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
+    let users = users(30);
+    let before = letters(&school, &users).await;
+    school = school.restart().await;
+    until("on trial again", async || !school.server.state.learning.rollouts.is_empty()).await;
+    assert_eq!(letters(&school, &users).await, before);
+    until("promoted", async || {
+        letters(&school, &users).await;
+        school.round().await["state"] == "promoted"
+    })
+    .await;
+    assert_eq!(school.round().await["id"], round["id"], "one round all the time");
+    assert_eq!(school.round().await["look"], 1);
+    let n_jobs = school.server.get("/v1/fine_tuning/jobs").await.json()["data"].clone();
+    assert_eq!(n_jobs.as_array().unwrap().len(), 3, "nothing was trained twice");
+    // Watched: what is promoted can be taken back by the next process, too.
+    school = school.restart().await;
+    until("watched again", async || !school.server.state.learning.rollouts.is_empty()).await;
+    assert_eq!(school.says().await, 'N');
+    for user in &users[..6] {
+        let (id, _) = school.ask(user).await;
+        school.likes(&id, user, false).await;
+    }
+    school.becomes("rolled_back").await;
+    until("taken back", async || school.says().await == 'A').await;
+    assert_eq!(school.server.get(ROUNDS).await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_best_of_what_served_before_is_compared_with() {
+    let school = School::new(0.5).await;
+    school.policy(at_once()).await;
+    school.judged_by(0..20).await;
+    let first = school.becomes("promoted").await;
+    *school.teacher.letter.lock().unwrap() = 'O';
+    school.judged_by(20..40).await;
+    until("another", async || school.round().await["id"] != first["id"]).await;
+    let second = school.becomes("promoted").await;
+    assert_eq!(second["parent"], first["candidate"]);
+    *school.teacher.letter.lock().unwrap() = 'P';
+    school.judged_by(40..60).await;
+    until("another", async || school.round().await["id"] != second["id"]).await;
+    school.becomes("promoted").await;
+    assert_eq!(school.says().await, 'P');
+    let exams = school.judge.exams.lock().unwrap();
+    let best = |index: usize| exams[index].best.as_ref().map(|best| json!(best.digest.to_string()));
+    assert_eq!(
+        (best(0), best(1)),
+        (None, None),
+        "what was not trained here has no gain to compare"
+    );
+    assert_eq!(best(2).as_ref(), Some(&first["candidate"]));
+}
