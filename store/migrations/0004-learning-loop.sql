@@ -61,7 +61,8 @@ CREATE TABLE round_examples (
     PRIMARY KEY (owner, round, kind, id),
     FOREIGN KEY (owner, round) REFERENCES rounds (owner, id)
 );
-CREATE INDEX round_examples_by_id ON round_examples (owner, kind, id);
+-- With the round, so that it needs no row: SQLite would take the primary key, which needs none, and read all of an owner's.
+CREATE INDEX round_examples_by_id ON round_examples (owner, kind, id, round);
 CREATE INDEX round_examples_by_user ON round_examples (owner, user_sha256);
 
 -- What trained generations came from. A row outlives its generation: others may have been trained from that.

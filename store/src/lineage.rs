@@ -92,7 +92,7 @@ impl Seen<'_> {
     }
 
     /// A query of the `round`s of owner `$1` whose data sets have what `$2` names. A user is known by what is noted with
-    /// examples and by what is kept.
+    /// examples and by what is kept. (SQLite takes the tables of a CROSS JOIN in this order; it would begin with all examples.)
     pub(crate) fn rounds(self) -> &'static str {
         match self {
             Self::Completion(_) => {
@@ -105,12 +105,12 @@ impl Seen<'_> {
             }
             Self::User(_) => {
                 "SELECT round FROM round_examples WHERE owner = $1 AND user_sha256 = $2 \
-                 UNION SELECT e.round FROM completions c JOIN round_examples e \
-                 ON e.owner = c.owner AND e.kind = 'completion' AND e.id = c.id \
+                 UNION SELECT e.round FROM completions c CROSS JOIN round_examples e \
                  WHERE c.owner = $1 AND c.user_sha256 = $2 \
-                 UNION SELECT e.round FROM feedback f JOIN round_examples e \
-                 ON e.owner = f.owner AND e.kind = 'feedback' AND e.id = f.id \
-                 WHERE f.owner = $1 AND f.user_sha256 = $2"
+                 AND e.owner = c.owner AND e.kind = 'completion' AND e.id = c.id \
+                 UNION SELECT e.round FROM feedback f CROSS JOIN round_examples e \
+                 WHERE f.owner = $1 AND f.user_sha256 = $2 \
+                 AND e.owner = f.owner AND e.kind = 'feedback' AND e.id = f.id"
             }
         }
     }
