@@ -115,6 +115,7 @@ impl Metrics {
     ///
     /// # Errors
     /// When two have one name, or a name or label is not valid: a bug, found by the first test.
+    #[expect(clippy::too_many_lines, reason = "a list of series")]
     pub fn new(facts: &ServerFacts) -> prometheus::Result<Self> {
         let make = Maker { registry: Registry::new(), model_name: facts.model_name.clone() };
         let tokens = names::token_buckets(facts.context);

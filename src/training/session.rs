@@ -93,6 +93,8 @@ pub(super) struct Session<'a> {
     steps_before: u64,
     /// Somebody wants it to pause.
     must_pause: bool,
+    /// It was told that it waits.
+    told_waiting: bool,
     diagnosis: Diagnosis,
     best: Best,
     memory_bytes: usize,
@@ -143,6 +145,7 @@ impl<'a> Session<'a> {
             saving: Duration::ZERO,
             began: now,
             must_pause: false,
+            told_waiting: false,
             diagnosis: Diagnosis::default(),
             best: Best::new(run.spec.early_stopping, best),
             memory_bytes,
@@ -178,6 +181,7 @@ impl<'a> Session<'a> {
             let progress = self.beside.work(self.told + TELL_EVERY, advance);
             let progress = progress.map_err(RunError::server)?;
             if self.told.elapsed() >= TELL_EVERY {
+                self.tell_of_waiting();
                 self.run.server().telemetry.set_training_itl_budget(self.beside.interval_max());
                 let report = self.progress();
                 let signal = self.run.report(&report)?;

@@ -76,6 +76,8 @@ pub(crate) struct BesideSteps {
     slices: Slices,
     /// What comes next.
     next: UnitCost,
+    /// Since when there was no turn that was long enough.
+    waits_since: Option<Instant>,
 }
 
 impl BesideSteps {
@@ -83,7 +85,12 @@ impl BesideSteps {
     pub(crate) fn new(engine: EngineHandle, interval_max: Option<Duration>) -> Option<Self> {
         let guest = engine.guest()?;
         let slices = Slices::new(interval_max);
-        Some(Self { engine, guest, slices, next: UnitCost { work: 0 } })
+        Some(Self { engine, guest, slices, next: UnitCost { work: 0 }, waits_since: None })
+    }
+
+    /// How long it has waited for a turn by now.
+    pub(super) fn waiting(&self) -> Duration {
+        self.waits_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// The bound that is kept now; `None` while training rests as soon as there are sequences.
@@ -97,12 +104,14 @@ impl BesideSteps {
         until: Instant,
         mut advance: impl FnMut(&mut dyn FnMut(UnitCost) -> bool) -> Result<Progress, E>,
     ) -> Result<Progress, E> {
-        let Self { engine, guest, slices, next } = self;
+        let Self { engine, guest, slices, next, waits_since } = self;
         guest.set_terms(slices.terms(engine.stats().undisturbed_itl_p99));
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let asked = Instant::now();
+            let left = until.saturating_duration_since(asked);
             let Some(turn) = guest.enter(slices.expected(*next), left) else {
                 slices.waited_in_vain(*next);
+                waits_since.get_or_insert(asked);
                 return Ok(Progress::Paused);
             };
             let mut began = Instant::now();
@@ -115,6 +124,9 @@ impl BesideSteps {
                 (began, *next) = (now, cost);
                 let goes_on = now < until && turn.has_time(slices.expected(cost));
                 running = goes_on.then_some(cost);
+                if goes_on {
+                    *waits_since = None;
+                }
                 goes_on
             };
             let progress = advance(&mut go_on)?;

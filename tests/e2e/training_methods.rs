@@ -23,7 +23,7 @@ fn pairs() -> Vec<Value> {
 /// The same answers, each with a thumb.
 fn thumbs() -> Vec<Value> {
     let row = |n: usize| {
-        let (is_good, prompt) = (n % 2 == 0, format!("is {n} a cat"));
+        let (is_good, prompt) = (n.is_multiple_of(2), format!("is {n} a cat"));
         let answer = if is_good { format!("yes {n}") } else { format!("no {n}") };
         json!({"prompt": prompt, "completion": answer, "label": is_good})
     };
@@ -54,7 +54,7 @@ fn first_and_last(losses: &[f64], n_epochs: usize) -> (f64, f64) {
     (mean(&losses[..per_epoch]), mean(&losses[losses.len() - per_epoch..]))
 }
 
-fn job(model: &str, file: &str, method: &str, settings: Value) -> Value {
+fn job(model: &str, file: &str, method: &str, settings: &Value) -> Value {
     let method = json!({"type": method, method: {"hyperparameters": settings}});
     json!({"model": model, "training_file": file, "seed": 7, "method": method})
 }
@@ -67,7 +67,7 @@ async fn preferences_and_thumbs_are_learned_from_the_base_and_from_an_adapter() 
         "n_epochs": 6, "batch_size": 4, "lora_rank": 4, "learning_rate_multiplier": 20,
     });
     let file = new_file(&server, &texts("dogs")).await;
-    let begun = ask(&server, &job("tiny", &file, "supervised", settings.clone())).await;
+    let begun = ask(&server, &job("tiny", &file, "supervised", &settings)).await;
     let parent = succeeded(&server, &begun).await["fine_tuned_model"].clone();
     let parent = parent.as_str().unwrap();
     let generation = get(&server, &format!("/v1/adapters/{parent}")).await["generation"].clone();
@@ -78,7 +78,7 @@ async fn preferences_and_thumbs_are_learned_from_the_base_and_from_an_adapter() 
             if model == parent {
                 settings.as_object_mut().unwrap().remove("lora_rank");
             }
-            let begun = ask(&server, &job(model, &file, method, settings)).await;
+            let begun = ask(&server, &job(model, &file, method, &settings)).await;
             let card = succeeded(&server, &begun).await;
             let is_parent = card["parent"] == generation;
             assert!(is_parent == (model == parent) && (is_parent || card["parent"].is_null()));
@@ -112,7 +112,7 @@ async fn the_best_model_is_kept_and_a_training_ends_that_makes_no_progress() {
         "tiny",
         &file,
         "supervised",
-        json!({
+        &json!({
             "n_epochs": 40, "batch_size": 4, "lora_rank": 4, "learning_rate_multiplier": 30,
             "early_stopping": 2,
         }),
@@ -162,7 +162,7 @@ async fn answers_are_the_same_beside_a_training_that_goes_on_between_their_steps
     assert!(alone[0].is_array());
     let settings = json!({"n_epochs": 50, "batch_size": 1, "lora_rank": 4});
     let file = new_file(&server, &texts("dogs")).await;
-    let begun = ask(&server, &job("tiny", &file, "supervised", settings)).await;
+    let begun = ask(&server, &job("tiny", &file, "supervised", &settings)).await;
     wait_for(&server, &begun, |card| card["status"] == "running").await;
     let mut trained = metric(&server, "pleach_training_seconds_total").await;
     let mut n_rounds = 0;

@@ -18,6 +18,9 @@ use super::{RunError, Session};
 /// Steps whose metrics are events; of longer trainings every so many.
 const METRIC_EVENTS_MAX: u64 = 1000;
 
+/// A training that waits so long for a turn says so.
+const WAITS_LONG: Duration = Duration::from_secs(30);
+
 impl Session<'_> {
     pub(in crate::training) fn announce(&mut self, resolved: &Resolved) -> Result<(), RunError> {
         let is_resumed = self.place.steps > 0;
@@ -97,6 +100,21 @@ impl Session<'_> {
             }
             self.events.push(JobEvent { metrics: Some(metrics), ..JobEvent::info(message) });
         }
+    }
+
+    /// Warns, once, when sequences have left no time for long.
+    pub(super) fn tell_of_waiting(&mut self) {
+        let waits = self.beside.waiting() >= WAITS_LONG;
+        if waits && !self.told_waiting {
+            self.warn(match self.beside.interval_max() {
+                None => "The training waits: how long tokens take without it is not known yet".to_owned(),
+                Some(time) => format!(
+                    "The training waits: requests leave no time within {:.1} ms from token to token",
+                    1000.0 * time.as_secs_f64()
+                ),
+            });
+        }
+        self.told_waiting = waits;
     }
 
     fn warn(&mut self, message: String) {
