@@ -29,14 +29,14 @@ def call(port, method, path, body=None, kind="application/json"):
 
 
 def rows(n):
-    """Chats of some hundred tokens; always the same."""
+    """Chats of about a hundred tokens; always the same."""
     state, lines = 1, []
     for _ in range(n):
         words = []
-        for _ in range(120):
+        for _ in range(60):
             state = (state * 1103515245 + 12345) % (1 << 31)
             words.append(WORDS[(state >> 16) % len(WORDS)])
-        messages = [{"role": "user", "content": " ".join(words[:40])}, {"role": "assistant", "content": " ".join(words[40:])}]
+        messages = [{"role": "user", "content": " ".join(words[:20])}, {"role": "assistant", "content": " ".join(words[20:])}]
         lines.append(json.dumps({"messages": messages}))
     return "\n".join(lines)
 
@@ -80,7 +80,7 @@ class Server:
 
     def begin(self):
         body = {"model": self.model, "training_file": self.file, "seed": 7,
-                "hyperparameters": {"n_epochs": 50, "batch_size": 4}}
+                "hyperparameters": {"n_epochs": 50, "batch_size": 1}}
         job = json.loads(call(self.port, "POST", "/v1/fine_tuning/jobs", body))["id"]
         while self.job(job)["status"] != "running":
             time.sleep(0.2)
@@ -159,7 +159,7 @@ def main():
     options = parser.parse_args()
     server = Server(options)
     try:
-        server.file = new_file(server.port, rows(400))
+        server.file = new_file(server.port, rows(100))
         rate = options.rate
         if not rate:
             full = bench(options, server, "--concurrency", "32", "--duration", str(options.seconds / 2))

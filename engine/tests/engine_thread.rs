@@ -297,7 +297,7 @@ async fn a_guest_has_what_steps_leave_and_changes_no_token() {
                 continue;
             };
             n_gaps += u32::from(!turn.has_time(PATIENCE));
-            while turn.has_time(Duration::from_micros(100)) {
+            while !stop.load(Ordering::Relaxed) && turn.has_time(Duration::from_micros(100)) {
                 std::thread::yield_now();
             }
         }

@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
     /// Then trains, in a temporary folder, and says how far the plan was off
-    #[arg(long, requires = "data")]
+    #[arg(long)]
     compare: bool,
     /// As JSON
     #[arg(long)]
@@ -98,7 +98,11 @@ struct Memory {
 impl Memory {
     /// `loaded` and `peak` of this process, before the training's memory is taken.
     fn new(training: TrainingMemory, loaded: u64, peak: u64, free: Option<u64>) -> Self {
-        let with = |bytes: usize| (loaded + bytes as u64).max(peak);
+        // The samples are loaded already.
+        let with = |bytes: usize| {
+            let more = bytes.saturating_sub(training.sample_bytes) as u64;
+            (loaded + more).max(peak)
+        };
         Self {
             loaded_bytes: loaded,
             training,
@@ -115,6 +119,7 @@ impl Memory {
 /// # Errors
 /// What a training would fail of.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    ensure!(!args.compare || args.data.is_some(), "--compare needs --data");
     let compute = args.compute.read()?;
     let model = resolve(&args.model, std::io::stderr().is_terminal()).await?;
     tokio::task::spawn_blocking(move || {

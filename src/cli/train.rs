@@ -33,7 +33,7 @@ use self::{
     recipe_args::RecipeArgs,
     rows::{print_report, read_rows, refuse_failures},
     screen::Screen,
-    setup::Setup,
+    setup::{Setup, model_of},
     work::WorkFolder,
 };
 use super::serve::StopSignals;
@@ -141,7 +141,7 @@ fn begin(args: &Args) -> anyhow::Result<(WorkFolder, Setup)> {
         let setup = work.setup()?;
         if let Some(model) = &args.model {
             ensure!(
-                *model == setup.model,
+                model_of(Some(model)) == setup.model,
                 "--model {model}: the training in {} is of {}",
                 args.out.display(),
                 setup.model
@@ -170,7 +170,6 @@ fn train(
     let parent = setup.adapter.as_deref().map(|folder| load_parent(folder, base)).transpose()?;
     let (parent, parent_digest) = parent.unzip();
     let setup = Setup { base_sha256: base.sha256.clone(), parent: parent_digest, ..setup.clone() };
-    work.keep(&setup)?;
     let prepared = Prepared::new(setup.recipe(), &loaded, parent, base.spec())?;
     let report = loaded.report.clone();
     drop(loaded);
@@ -185,6 +184,8 @@ fn train(
         ));
     }
     let learner = prepared.learner(&base.frozen, compute)?;
+    // From here on there is something to go on with.
+    work.keep(&setup)?;
     let mut course = Course::begin(&prepared, learner, base, work, setup.clone())?;
     let ended = course.run(&mut screen, stop)?;
     screen.end();

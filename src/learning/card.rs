@@ -116,7 +116,7 @@ fn plain(text: &str) -> String {
             out.push(' ');
             continue;
         }
-        if character.is_ascii_punctuation() && !"-.:/,".contains(character) {
+        if character.is_ascii_punctuation() && !"-.:/,'".contains(character) {
             out.push('\\');
         }
         out.push(character);

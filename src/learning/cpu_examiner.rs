@@ -282,27 +282,31 @@ impl CpuExaminer {
         candidate: &Arc<AdapterWeights>,
         score: impl Fn(Option<Arc<AdapterWeights>>, Vec<Sample>) -> Result<Vec<SampleScore>, ExamError>,
     ) -> Result<Vec<ProbeEvidence>, ExamError> {
-        if answers.is_empty() {
-            return Ok(Vec::new());
-        }
-        let sample = |[answer, _]: &[Answer; 2]| {
+        let sample = |answer: &Answer| {
             let tokens: Vec<u32> = answer.prompt.iter().chain(&answer.tokens).copied().collect();
             let mut weights = vec![0.0; tokens.len()];
             weights[answer.prompt.len()..].fill(1.0);
             Sample::Supervised(Targeted { tokens: tokens.into(), weights: weights.into() })
         };
-        let samples: Vec<_> = answers.iter().map(sample).collect();
-        let by_candidate = score(Some(Arc::clone(candidate)), samples.clone())?;
-        let by_base = score(None, samples)?;
-        let scored = answers.iter().zip(by_candidate.iter().zip(&by_base));
-        Ok(scored
-            .map(|([candidate, current], (own, base))| ProbeEvidence {
+        let given = answers.iter().map(|[candidate, _]| candidate);
+        let given: Vec<_> = given.filter(|answer| !answer.tokens.is_empty()).map(sample).collect();
+        let (by_candidate, by_base) = if given.is_empty() {
+            Default::default()
+        } else {
+            (score(Some(Arc::clone(candidate)), given.clone())?, score(None, given)?)
+        };
+        let mut scored = by_candidate.iter().zip(&by_base);
+        let probes = answers.iter().map(|[candidate, current]| {
+            let scores = if candidate.tokens.is_empty() { None } else { scored.next() };
+            let (own, base) = scores.map_or((f64::NAN, f64::NAN), |(o, b)| (o.logp(), b.logp()));
+            ProbeEvidence {
                 candidate: candidate.evidence(),
                 current: current.evidence(),
-                candidate_logp: own.logp(),
-                base_logp: base.logp(),
-            })
-            .collect())
+                candidate_logp: own,
+                base_logp: base,
+            }
+        });
+        Ok(probes.collect())
     }
 }
 
@@ -313,7 +317,7 @@ fn n_tokens(sample: &Sample) -> usize {
             preferred.tokens.len().max(rejected.tokens.len())
         }
         // Which the loop has no rows for.
-        _ => 0,
+        Sample::Rollout { .. } | Sample::Labelled { .. } | Sample::Scored { .. } => 0,
     }
 }
 

@@ -360,15 +360,21 @@ fn within(field: &str, value: f64, least: f64, most: f64) -> Result<(), PolicyPr
 
 /// Which field of a document cannot be read: every field has a default, so each can be tried alone.
 fn field_at_fault(document: &Value) -> String {
+    fn is_read(path: &[String], value: &Value) -> bool {
+        let alone = path.iter().rev().fold(value.clone(), |inner, name| {
+            Value::Object(Map::from_iter([(name.clone(), inner)]))
+        });
+        serde_json::from_value::<Policy>(alone).is_ok()
+    }
     fn search(at: &Value, path: &mut Vec<String>) {
         let Value::Object(fields) = at else { return };
         for (name, value) in fields {
             path.push(name.clone());
-            let alone = path.iter().rev().fold(value.clone(), |inner, name| {
-                Value::Object(Map::from_iter([(name.clone(), inner)]))
-            });
-            if serde_json::from_value::<Policy>(alone).is_err() {
-                search(value, path);
+            if !is_read(path, value) {
+                // One that is not known at all is at fault itself, whatever is in it.
+                if is_read(path, &Value::Object(Map::new())) {
+                    search(value, path);
+                }
                 return;
             }
             path.pop();
@@ -411,6 +417,7 @@ mod tests {
             (json!({"folds": 1}), "folds"),
             (json!({"gate": {"alpha": 0.0}}), "gate.alpha"),
             (json!({"gate": {"margn": 0.0}}), "gate.margn"),
+            (json!({"rollout": {"shadow": {"share": 0.1}}}), "rollout.shadow"),
             (json!({"probes": []}), "probes"),
             (json!({"probes": ["", "x"]}), "probes[0]"),
             (json!({"rollout": {"canary": [{"share": 0.1}]}}), "rollout.canary"),

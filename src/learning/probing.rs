@@ -20,6 +20,7 @@ use crate::{adapter_service::AdapterInUse, http::state::AppState};
 
 /// Longest answer.
 const ANSWER_TOKENS_MAX: usize = 96;
+const PROBE_FAILED: &str = "probe_failed";
 /// How often a busy engine is asked again, and how long between.
 const ATTEMPTS: usize = 600;
 const REST: Duration = Duration::from_millis(200);
@@ -67,7 +68,13 @@ pub(super) async fn ask(
     for (index, probe) in exam.probes.iter().enumerate() {
         let prompt = render(tokenizer, template, probe)?;
         let seed = exam.seed.wrapping_add(index as u64);
-        let one = answer(state, tokenizer, &of_candidate, &prompt, seed, exam).await?;
+        let one = match answer(state, tokenizer, &of_candidate, &prompt, seed, exam).await {
+            // Weights that leave no token to choose are something to judge, too: no answer passes nothing.
+            Err(ExamError::Failed(error)) if error.code == PROBE_FAILED => {
+                Answer { prompt: prompt.clone(), ..Answer::default() }
+            }
+            one => one?,
+        };
         let other = answer(state, tokenizer, &of_current, &prompt, seed, exam).await?;
         answers.push([one, other]);
     }
@@ -135,7 +142,7 @@ async fn answer(
             Err(pleach_engine::engine::SubmitError::QueueFull { .. }) => {
                 tokio::time::sleep(REST).await;
             }
-            Err(error) => return Err(ExamError::failed("probe_failed", error)),
+            Err(error) => return Err(ExamError::failed(PROBE_FAILED, error)),
         }
     }
     Err(ExamError::Interrupted)
@@ -158,7 +165,7 @@ async fn follow(
                     answer.intervals.push(event.at.saturating_duration_since(last).as_secs_f64());
                 }
             }
-            SequenceEvent::Failed(error) => return Err(ExamError::failed("probe_failed", error)),
+            SequenceEvent::Failed(error) => return Err(ExamError::failed(PROBE_FAILED, error)),
             SequenceEvent::Admitted { .. }
             | SequenceEvent::PromptScores(_)
             | SequenceEvent::Finished { .. } => {}

@@ -238,6 +238,9 @@ impl Follower {
 
     /// Waits until something has happened; the round as it is then, unless it has ended.
     async fn wait(&mut self, round: StoredRound) -> Option<StoredRound> {
+        if !self.state.is_serving() {
+            return Some(round);
+        }
         self.waiter.wait(LOOK_EVERY).await;
         match self.state.store.round(&round.owner, &round.id).await {
             Ok(now) if now.state.is_final() => {

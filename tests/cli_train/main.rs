@@ -68,11 +68,23 @@ impl Folder {
     }
 }
 
-/// Texts that have much in common, each another, of several users.
+const WORDS: [&str; 32] = [
+    "cats", "sat", "on", "mats", "while", "dogs", "ran", "past", "seven", "old", "ships", "sailed",
+    "home", "before", "rain", "fell", "over", "green", "hills", "and", "birds", "sang", "loud",
+    "songs", "of", "spring", "to", "every", "child", "who", "came", "by",
+];
+
+/// Texts of a few words in an order of their own, so that none nearly repeats another; two of each user.
 pub(crate) fn texts(from: u32, n: u32) -> impl Iterator<Item = Value> {
     (from..from + n).map(|n| {
-        let text = format!("{n} cats sat on mat {}; the dog {} saw them", n * n, n % 7);
-        json!({"text": text, "user": format!("u{}", n / 2)})
+        let mut random = n.wrapping_mul(2_654_435_761).wrapping_add(97);
+        let words: Vec<&str> = (0..14)
+            .map(|_| {
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                WORDS[(random >> 27) as usize]
+            })
+            .collect();
+        json!({"text": words.join(" "), "user": format!("u{}", n / 2)})
     })
 }
 

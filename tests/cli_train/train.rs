@@ -134,21 +134,45 @@ fn what_is_best_on_validation_rows_is_kept() {
 #[test]
 fn preferences_and_thumbs_are_told_by_their_rows() {
     let folder = Folder::new();
-    // Texts alone need no chat template; pairs and thumbs do, and the tiny model has none.
-    let pair =
-        |n: u32| json!({"prompt": format!("q{n}"), "chosen": format!("yes {n}"), "rejected": "no"});
-    let thumb = |n: u32| json!({"prompt": format!("q{n}"), "completion": format!("a {n}"), "label": n % 2 == 0});
-    let out = folder.word("out");
-    for (rows, name) in [
-        ((0..12).map(pair).collect::<Vec<_>>(), "pairs.jsonl"),
-        ((0..12).map(thumb).collect(), "thumbs.jsonl"),
-    ] {
-        let data = folder.rows(name, rows);
-        let run = pleach(&["train", "--data", &data, "--out", &out]);
-        assert_eq!(run.code, Some(1), "{}", run.out);
-        assert!(run.err.contains("the model file has no chat template"), "{}", run.err);
+    let question = |n: u32| format!("{n} {}", texts(n, 1).next().unwrap()["text"]);
+    let pair = |n: u32| json!({"prompt": question(n), "chosen": format!("yes {n}"), "rejected": "no, not so"});
+    let thumb = |n: u32| {
+        let answer = if n.is_multiple_of(2) { "yes, so it is" } else { "no, not so" };
+        json!({"prompt": question(n), "completion": answer, "label": n.is_multiple_of(2)})
+    };
+    for (rows, method) in
+        [((0..24).map(pair).collect::<Vec<_>>(), "dpo"), ((0..24).map(thumb).collect(), "kto")]
+    {
+        let (data, out) = (folder.rows(&format!("{method}.jsonl"), rows), folder.word(method));
+        let words = [
+            "train",
+            "--data",
+            &data,
+            "--out",
+            &out,
+            "--rank",
+            "4",
+            "--batch-size",
+            "4",
+            "--epochs",
+            "8",
+        ];
+        succeed(&[&words[..], &["--learning-rate-multiplier", "10", "-q"]].concat());
+        let report = read_json(&folder.path(method).join("report.json"));
+        assert_eq!(report["method"], method);
+        assert_eq!(report["settings"]["beta"], 0.1);
+        let loss = |when: &str| report["loss"][when].as_f64().unwrap();
+        assert!(loss("last") < 0.8 * loss("first"), "{method}: {}", report["loss"]);
+        let measured = succeed(&["eval", "--data", &data, "--adapter", &out, "--json"]);
+        let measured: Value = serde_json::from_str(&measured.out).unwrap();
+        let adapter = &measured["subjects"][1];
+        assert!(adapter["difference"]["score"]["mean"].as_f64().unwrap() > 0.0, "{measured}");
+        if method == "dpo" {
+            assert!(adapter["pairs_right"].as_f64().unwrap() > 0.9, "{measured}");
+        } else {
+            assert_eq!(adapter.get("pairs_right"), None);
+        }
     }
-    assert!(!folder.path("out").exists());
 }
 
 #[test]
@@ -179,7 +203,7 @@ fn what_cannot_be_trained_is_refused_by_name_and_nothing_is_left() {
         (&["--data", &data, "--adapter", &none], 1, "--adapter"),
         (&["--data", &data, "--adapter", &dora], 1, "DoRA cannot be trained"),
         (&["--data", &data, "--rank", "300"], 2, "--rank"),
-        (&["--data", &data, "--learning-rate-multiplier", "-1"], 2, "--learning-rate-multiplier"),
+        (&["--data", &data, "--learning-rate-multiplier=-1"], 2, "--learning-rate-multiplier"),
         (&["--data", &data, "--resume"], 2, "--resume"),
         (&["--resume"], 1, "no training was stopped there"),
     ];
@@ -187,7 +211,7 @@ fn what_cannot_be_trained_is_refused_by_name_and_nothing_is_left() {
         let run = pleach(&[&["train", "--out", &out], words].concat());
         assert_eq!(run.code, Some(code), "{words:?}: {}\n{}", run.out, run.err);
         assert!(run.err.contains(says), "{words:?}: {}", run.err);
-        assert!(!folder.path("out").join("adapter_config.json").exists(), "{words:?}");
+        assert!(!folder.path("out").exists(), "{words:?} left something");
     }
     let run = pleach(&["train", "--data", &data, "--out", &used]);
     assert!(run.code == Some(1) && run.err.contains("the folder is not empty"), "{}", run.err);

@@ -370,3 +370,42 @@ async fn what_others_say_is_not_learned() {
     let label: Value = owner.get(&server, "/v1/adapters").await.json();
     assert!(!label.to_string().contains("candidate:"));
 }
+
+#[tokio::test]
+async fn what_was_taken_back_is_not_learned() {
+    let school = School::new(0.5).await;
+    let server = &school.server;
+    school.policy(at_once()).await;
+    let mut given = Vec::new();
+    for index in 0..3 {
+        let user = format!("early user {index}");
+        let messages = json!([{"role": "user", "content": format!("early question {index}")}]);
+        let body = json!({"model": NAME, "messages": messages, "safety_identifier": user});
+        let reply = server.chat(body).await.json();
+        let body = json!({"inference_id": reply["id"], "metric_name": "liked", "value": true, "user": user});
+        given.push(server.post("/v1/feedback", &body).await.json()["feedback_id"].clone());
+    }
+    let path = format!("/v1/feedback/{}", given[1].as_str().unwrap());
+    assert_eq!(server.delete(&path).await.status, 200);
+    // Somebody is erased while a round learns from it: the round ends, and what it kept goes.
+    school.teacher.is_held.store(true, Ordering::Relaxed);
+    school.judged_by(0..20).await;
+    school.becomes("training").await;
+    until("a job", async || !school.round().await["jobs"].as_array().unwrap().is_empty()).await;
+    let erased = server.delete("/v1/feedback/users/early%20user%202").await.json();
+    let round = school.becomes("cancelled").await;
+    assert_eq!(erased["rounds"], json!([round["id"]]), "{erased}");
+    assert_eq!(round["decisions"][0]["by"], "erasure");
+    assert_eq!(school.hidden(), 0);
+    let files = server.get("/v1/files").await.json();
+    assert_eq!(files["data"], json!([]), "neither the data set nor a part of it");
+    school.teacher.is_held.store(false, Ordering::Relaxed);
+    // The next one learns from all the others.
+    assert_eq!(server.post(ROUNDS, &json!({})).await.status, 200);
+    let promoted = school.becomes("promoted").await;
+    assert_eq!(promoted["data"]["rows"], 21);
+    let learned = school.teacher.learned.lock().unwrap();
+    let (_, rows) = learned.last().unwrap();
+    let knows = |index: usize| rows.contains(&format!("early question {index}"));
+    assert_eq!([knows(0), knows(1), knows(2)], [true, false, false]);
+}

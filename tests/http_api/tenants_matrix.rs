@@ -20,7 +20,7 @@ const NOBODYS: &str = "absent";
 /// Questions, the first ones, that generate for who has the name.
 const N_GENERATING: usize = 11;
 /// A round that there is not.
-const NO_ROUND: &str = "round-018bcfe568000123456789abcdef0123";
+const NO_ROUND: &str = "round-fedcba9876543210fedcba9876543210";
 /// A generation that there is not.
 const NO_GENERATION: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 

@@ -8,6 +8,9 @@
 //! LoraSettings ──> a fresh adapter        Learner ──> PEFT folder (served), TrainState (resumed)
 //! ```
 //!
+//! What was trained is scored ([`Scorer`]) on rows that it did not learn from ([`folds()`]) and judged ([`gate`]) before it may
+//! serve.
+//!
 //! The engine knows no objective and this crate no kernel: they meet at the log-probabilities of target tokens and the
 //! hidden states that a head reads.
 

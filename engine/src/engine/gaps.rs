@@ -14,7 +14,7 @@ const TAIL: f64 = 0.99;
 pub struct GuestTerms {
     /// Longest time between two tokens of a sequence, as far as it is the guest's to keep.
     pub interval_max: Duration,
-    /// A gap is at most so many times as long as a step.
+    /// A gap is at most so many times as long as steps usually are.
     pub gap_per_step: f64,
 }
 
@@ -104,11 +104,11 @@ impl GapPlanner {
         if !step.only_decodes || step.is_crowded {
             return None;
         }
-        let step_time = self.decode_time.expected()?;
+        let (step_time, usual) = (self.decode_time.expected()?, self.decode_time.mean()?);
         // What has passed since the last tokens counts: the bound is on the whole interval.
         let passed = now.saturating_duration_since(self.last_end?).as_secs_f64();
         let left = terms.interval_max.as_secs_f64() - step_time;
-        let gap = left.min(step_time * terms.gap_per_step) * step.room.clamp(0.0, 1.0);
+        let gap = left.min(usual * terms.gap_per_step) * step.room.clamp(0.0, 1.0);
         Duration::try_from_secs_f64(gap.min(left - passed)).ok()
     }
 

@@ -341,7 +341,7 @@ impl EngineHandle {
     }
 }
 
-/// The events of one sequence. Dropping it cancels the sequence before the next step.
+/// The events of one sequence. Dropping it cancels the sequence before the next step is planned.
 #[derive(Debug)]
 pub struct SequenceStream {
     id: SequenceId,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use pleach_trainer::{
-    Sample, SampleScore,
+    Sample, SampleScore, SequenceScores,
     gate::{GroupMean, mean_of_groups},
 };
 use serde::Serialize;
@@ -84,7 +84,7 @@ impl Rows<'_> {
     pub(super) fn measures(&self, scores: &[SampleScore]) -> Measures {
         let (mut logp, mut weight, mut targets, mut right) = (0.0, 0.0, 0.0, 0.0);
         for score in scores {
-            let total = score.sequences.first().map(|answer| answer.total()).unwrap_or_default();
+            let total = score.sequences.first().map(SequenceScores::total).unwrap_or_default();
             logp += total.logp;
             weight += total.weight;
             let (of_row, hits) = hits(score);
@@ -131,7 +131,7 @@ impl Rows<'_> {
 
 #[cfg(test)]
 mod tests {
-    use pleach_trainer::{SequenceScores, Targeted};
+    use pleach_trainer::Targeted;
 
     use super::*;
 

@@ -37,17 +37,17 @@ pub(super) fn score(
     let bar = ProgressBar::new((subjects.len() * samples.len()) as u64);
     let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {eta}")?;
     bar.set_style(style.progress_chars("=> "));
-    let mut scored = Vec::with_capacity(subjects.len());
+    let mut of_subjects = Vec::with_capacity(subjects.len());
     for subject in subjects {
         bar.set_message(subject.name.clone());
-        let mut scorer = Scorer::new(&base.frozen, subject.weights.clone(), options)?;
+        let mut model = Scorer::new(&base.frozen, subject.weights.clone(), options)?;
         let mut scores = Vec::with_capacity(samples.len());
         for samples in samples.chunks(SAMPLES) {
-            scores.extend(scorer.score(samples.to_vec())?);
+            scores.extend(model.score(samples.to_vec())?);
             bar.inc(samples.len() as u64);
         }
-        scored.push(scores);
+        of_subjects.push(scores);
     }
     bar.finish_and_clear();
-    Ok(scored)
+    Ok(of_subjects)
 }

@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use pleach_trainer::{Learner, data::StepPlan, recipe::Prepared};
+use pleach_trainer::{
+    Learner, Sample,
+    data::{Position, StepPlan},
+    recipe::Prepared,
+};
 use serde::Serialize;
 
 /// Steps that are timed at least, the first of which does not count: it touches memory for the first time.
@@ -36,7 +40,7 @@ pub(super) fn measure(
     seconds: f64,
 ) -> anyhow::Result<Timing> {
     let rows = prepared.rows_of_steps();
-    let steps: Vec<StepPlan> = prepared.steps_from(Default::default()).collect();
+    let plans: Vec<StepPlan> = prepared.steps_from(Position::default()).collect();
     let order = spread(&rows);
     let began = Instant::now();
     let mut timed: Vec<(f64, f64)> = Vec::new();
@@ -47,23 +51,23 @@ pub(super) fn measure(
         if is_enough || n > STEPS_MAX {
             break;
         }
-        let begun = Instant::now();
-        learner.step(prepared.batch(&steps[index]))?;
+        let before = Instant::now();
+        learner.step(prepared.batch(&plans[index]))?;
         if n > 0 {
-            timed.push((rows[index] as f64, begun.elapsed().as_secs_f64()));
+            timed.push((rows[index] as f64, before.elapsed().as_secs_f64()));
         }
     }
-    let (step_s, token_s) = line(&timed);
+    let (of_step, of_token) = line(&timed);
     let all_rows: f64 = rows.iter().map(|&n| n as f64).sum();
-    let steps_s = rows.len() as f64 * step_s + all_rows * token_s;
+    let steps_s = rows.len() as f64 * of_step + all_rows * of_token;
     let validation_s = match prepared.validation().first() {
         None => 0.0,
         Some(batch) => {
-            let tokens = |batch: &[pleach_trainer::Sample]| batch.len() as f64;
-            let begun = Instant::now();
+            let n_samples = |batch: &[Sample]| batch.len() as f64;
+            let before = Instant::now();
             learner.evaluate(batch.clone())?;
-            let one = begun.elapsed().as_secs_f64() / tokens(batch);
-            let all: f64 = prepared.validation().iter().map(|batch| tokens(batch)).sum();
+            let one = before.elapsed().as_secs_f64() / n_samples(batch);
+            let all: f64 = prepared.validation().iter().map(|batch| n_samples(batch)).sum();
             one * all * f64::from(prepared.resolved().n_epochs)
         }
     };
@@ -71,8 +75,8 @@ pub(super) fn measure(
         total_s: steps_s + validation_s,
         steps_s,
         validation_s,
-        token_s,
-        step_s,
+        token_s: of_token,
+        step_s: of_step,
         tokens_per_second: all_rows / steps_s,
         timed_steps: timed.len(),
     })

@@ -135,17 +135,21 @@ impl<'a> Course<'a> {
         })
     }
 
-    /// Makes the steps that are left, until `stop`.
+    /// Makes the steps that are left, until `must_stop`.
     ///
     /// # Errors
     /// Of the learner or the disk.
-    pub(super) fn run(&mut self, screen: &mut Screen, stop: &AtomicBool) -> anyhow::Result<Ended> {
+    pub(super) fn run(
+        &mut self,
+        screen: &mut Screen,
+        must_stop: &AtomicBool,
+    ) -> anyhow::Result<Ended> {
         let prepared = self.prepared;
         screen.resume(&self.standing.place);
         let total = prepared.total_steps();
         let mut steps = prepared.steps_from(self.standing.place.position);
         while !self.standing.stopped_early {
-            if stop.load(Ordering::Relaxed) {
+            if must_stop.load(Ordering::Relaxed) {
                 self.save()?;
                 return Ok(Ended::Interrupted { step: self.standing.place.steps, total });
             }
@@ -219,7 +223,7 @@ impl<'a> Course<'a> {
     fn save(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut standing = self.standing.clone();
-        standing.place.csv = self.results.csv().to_owned();
+        self.results.csv().clone_into(&mut standing.place.csv);
         standing.seconds = self.seconds();
         let state = self.learner.state(serde_json::to_string(&standing)?);
         state.save(&self.work.state(), self.base.spec())?;

@@ -83,7 +83,7 @@ impl Setup {
 }
 
 /// A model that can be found from any folder.
-fn model_of(asked: Option<&str>) -> String {
+pub(super) fn model_of(asked: Option<&str>) -> String {
     let Some(asked) = asked else { return DEFAULT_MODEL.to_owned() };
     let path = std::path::Path::new(asked);
     let absolute = path.is_file().then(|| path.canonicalize().ok()).flatten();

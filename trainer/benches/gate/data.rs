@@ -52,7 +52,9 @@ pub(crate) fn read(path: &str, n_labels: usize, n_words: usize) -> (Vec<String>,
     let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let field = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
     let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-    rows.iter().for_each(|row| *counts.entry(field(row, "label")).or_default() += 1);
+    for row in &rows {
+        *counts.entry(field(row, "label")).or_default() += 1;
+    }
     let mut labels: Vec<String> = counts.keys().cloned().collect();
     labels.sort_by_key(|label| std::cmp::Reverse(counts[label]));
     labels.truncate(n_labels);

@@ -3,7 +3,7 @@
 //!
 //! `cargo bench -p pleach-trainer --bench gate -- MODEL.gguf DATA.jsonl [--clean N] [--inverted N] [--garbage N] [--same N]
 //! [--method supervised|dpo] [--rows N] [--anchors N] [--parent-rows N] [--folds K] [--labels N] [--words N] [--rank R]
-//! [--rate LR] [--epochs N] [--batch N] [--kl-max NATS] [--threads N] [--seed S]`
+//! [--layers N] [--rate LR] [--epochs N] [--parent-epochs N] [--batch N] [--kl-max NATS] [--threads N] [--seed S]`
 //!
 //! `DATA.jsonl` has rows `{"text", "label"}`: `shared/data/fetch.py` makes `classification.topic.jsonl`. The most frequent
 //! labels are kept, and the first words of each text. Of every seed, rows are drawn anew: some that the current generation
@@ -11,7 +11,8 @@
 //! under the adapter of the fold that left them out, anchors and probes under the adapter of all rows. Labels are those of
 //! the data (`clean`), each another one (`inverted`: the next label, or pairs the other way round), or drawn at random
 //! from those of the other rows (`garbage`). Times and refusals are not measured: the evidence says that they are equal.
-//! A line for each candidate goes to standard error, one JSON object to standard output.
+//! Only the topmost `--layers` layers are trained. What a candidate came to goes to standard error, one JSON object to standard
+//! output.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -31,6 +32,7 @@ use pleach_engine::{
     kv::{KV_BLOCK_TOKENS, KvBlockId},
     model::{Activations, CpuOptions, Decoder, load_cpu},
     sampler::SamplingParams,
+    site::{Site, TargetModule},
     step_batch::{SampleRow, StepBatch, StepSequence},
     train::TrainOptions,
 };
@@ -82,8 +84,10 @@ struct Bench {
     labels: Vec<String>,
     is_dpo: bool,
     rank: usize,
+    n_layers: usize,
     rate: f64,
     epochs: usize,
+    parent_epochs: usize,
     batch: usize,
     n_folds: usize,
 }
@@ -126,22 +130,33 @@ impl Bench {
         rows.map(|(index, row)| self.sample(row, said(index, row), &mut random)).collect()
     }
 
+    /// An adapter that changes nothing yet.
+    fn fresh(&self, seed: u32) -> Arc<AdapterWeights> {
+        let mut settings = LoraSettings::all_linear(self.rank);
+        let below = self.base.spec().n_layers.saturating_sub(self.n_layers);
+        let sites =
+            (0..below).flat_map(|layer| TargetModule::ALL.map(|module| Site { layer, module }));
+        settings.ranks = sites.map(|site| (site, 0)).collect();
+        Arc::new(settings.fresh(self.base.spec(), u64::from(seed)).unwrap())
+    }
+
     fn train(
         &self,
         from: &Arc<AdapterWeights>,
         samples: &[Sample],
-        rate: f64,
+        epochs: usize,
         seed: u32,
     ) -> Arc<AdapterWeights> {
         let objective = if self.is_dpo { Objective::Dpo(Dpo::default()) } else { Objective::Sft };
-        let optimizer = OptimizerSettings { learning_rate: rate, ..OptimizerSettings::default() };
+        let optimizer =
+            OptimizerSettings { learning_rate: self.rate, ..OptimizerSettings::default() };
         let settings =
             LearnerSettings { objective, optimizer, dropout: 0.0, seed: u64::from(seed) };
         let (adapter, reference) = (AdapterWeights::clone(from), Some(Arc::clone(from)));
         let mut learner =
             Learner::new(&self.base, adapter, reference, settings, self.options).unwrap();
         let mut random = Random::new(seed, 4);
-        for _ in 0..self.epochs {
+        for _ in 0..epochs {
             let mut order: Vec<&Sample> = samples.iter().collect();
             random.shuffle(&mut order);
             for batch in order.chunks(self.batch) {
@@ -227,7 +242,8 @@ impl Bench {
         settings: &GateSettings,
         seed: u32,
     ) -> Verdict {
-        let rate = if kind == Kind::Same { 0.0 } else { self.rate };
+        // What learns nothing is what it was.
+        let epochs = if kind == Kind::Same { 0 } else { self.epochs };
         let samples = self.samples(rows, kind, seed);
         let groups: Vec<String> = (0..rows.len()).map(|row| row.to_string()).collect();
         let parts = folds(&groups, self.n_folds, u64::from(seed));
@@ -236,13 +252,13 @@ impl Bench {
             rows.map(|row| samples[row].clone()).collect()
         };
         for fold in 0..parts.n_folds {
-            let adapter = self.train(current, &pick(&mut parts.learned(fold)), rate, seed);
+            let adapter = self.train(current, &pick(&mut parts.learned(fold)), epochs, seed);
             let found = self.score(Some(&adapter), pick(&mut parts.held_out(fold)));
             for (row, score) in parts.held_out(fold).zip(found) {
                 scores[row] = score.score;
             }
         }
-        let candidate = self.train(current, &samples, rate, seed);
+        let candidate = self.train(current, &samples, epochs, seed);
         let compared = |samples: Vec<Sample>, of_candidate: Vec<f64>| -> Vec<RowEvidence> {
             let base = self.score(None, samples.clone());
             let of_current = self.score(Some(current), samples);
@@ -315,6 +331,7 @@ fn main() {
     let (labels, all) = read(data, number("--labels", 4), number("--words", 24));
     let method = argument("--method").unwrap_or_else(|| "supervised".to_owned());
     assert!(matches!(method.as_str(), "supervised" | "dpo"), "--method {method}");
+    let decoder_layers = decoder.frozen_base().spec().n_layers;
     let mut bench = Bench {
         base: decoder.frozen_base(),
         decoder,
@@ -329,46 +346,55 @@ fn main() {
         labels,
         is_dpo: method == "dpo",
         rank: number("--rank", 8),
+        n_layers: number("--layers", decoder_layers),
         rate: number("--rate", 1e-3),
         epochs: number("--epochs", 1),
+        parent_epochs: number("--parent-epochs", 2),
         batch: number("--batch", 8),
         n_folds: number("--folds", 4),
     };
     let settings = GateSettings { kl_max: number("--kl-max", 0.5), ..GateSettings::default() };
-    let counts = [number("--parent-rows", 32), number("--anchors", 32), number("--rows", 64)];
+    let counts = [number("--parent-rows", 64), number("--anchors", 32), number("--rows", 64)];
     let first_seed: u32 = number("--seed", 1);
-    let mut kinds = serde_json::Map::new();
-    let begun = Instant::now();
-    for (kind, name) in [
+    let kinds = [
         (Kind::Clean, "clean"),
         (Kind::Inverted, "inverted"),
         (Kind::Garbage, "garbage"),
         (Kind::Same, "same"),
-    ] {
-        let mut verdicts = Vec::new();
-        for seed in first_seed..first_seed + number(&format!("--{name}"), 0_u32) {
-            let mut drawn = all.clone();
-            Random::new(seed, 1).shuffle(&mut drawn);
-            let (parent_rows, rest) = drawn.split_at(counts[0]);
-            let (anchors, rest) = rest.split_at(counts[1]);
-            let settings_of_fresh = LoraSettings::all_linear(bench.rank);
-            let fresh = settings_of_fresh.fresh(bench.base.spec(), u64::from(seed)).unwrap();
-            let parent_samples = bench.samples(parent_rows, Kind::Clean, seed + 2_000_000);
-            let current = bench.train(&Arc::new(fresh), &parent_samples, bench.rate, seed);
-            let verdict = bench.round(&current, &rest[..counts[2]], anchors, kind, &settings, seed);
+    ];
+    let wanted = kinds.map(|(_, name)| number(&format!("--{name}"), 0_u32));
+    let mut verdicts: [Vec<Verdict>; 4] = Default::default();
+    let begun = Instant::now();
+    for index in 0..wanted.into_iter().max().unwrap_or(0) {
+        let seed = first_seed + index;
+        let mut drawn = all.clone();
+        Random::new(seed, 1).shuffle(&mut drawn);
+        let (parent_rows, rest) = drawn.split_at(counts[0]);
+        let (anchors, rest) = rest.split_at(counts[1]);
+        let parent_samples = bench.samples(parent_rows, Kind::Clean, seed + 2_000_000);
+        let current = bench.train(&bench.fresh(seed), &parent_samples, bench.parent_epochs, seed);
+        for (place, (kind, name)) in kinds.into_iter().enumerate() {
+            if index >= wanted[place] {
+                continue;
+            }
+            let rows = &rest[..counts[2]];
+            let verdict = bench.round(&current, rows, anchors, kind, &settings, seed);
             let seconds = begun.elapsed().as_secs();
             eprintln!("{seconds} s, {name}, seed {seed}: {}", verdict.summary());
             for check in &verdict.checks {
                 eprintln!("    {}: {}", check.name, check.message);
             }
-            verdicts.push(verdict);
+            verdicts[place].push(verdict);
         }
-        kinds.insert(name.to_owned(), told(&verdicts));
     }
+    let names = kinds.map(|(_, name)| name.to_owned());
+    let told: serde_json::Map<String, Value> =
+        names.into_iter().zip(verdicts.iter().map(|verdicts| told(verdicts))).collect();
     let result = json!({
         "method": method, "labels": bench.labels, "rows": counts[2], "anchors": counts[1],
-        "parent_rows": counts[0], "folds": bench.n_folds, "rank": bench.rank, "rate": bench.rate,
-        "epochs": bench.epochs, "batch": bench.batch, "kinds": kinds,
+        "parent_rows": counts[0], "folds": bench.n_folds, "rank": bench.rank, "layers": bench.n_layers,
+        "rate": bench.rate, "epochs": bench.epochs, "parent_epochs": bench.parent_epochs,
+        "batch": bench.batch, "kinds": told,
     });
     println!("{result:#}");
 }

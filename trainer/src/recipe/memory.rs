@@ -7,7 +7,7 @@ use pleach_engine::{
 };
 
 use super::{Compute, Prepared, RecipeError};
-use crate::{Sample, learner::cut};
+use crate::{Sample, data::Position, learner::cut};
 
 /// Arrays of the adapter's size in f32 that a learner keeps: weights, gradients, two moments.
 const ARRAYS_KEPT: usize = 4;
@@ -62,7 +62,7 @@ impl Prepared {
         let need: MemoryNeed = TrainPass::memory_need(spec, &shape, &options);
         let n_parameters = shape.n_parameters(spec);
         let array = n_parameters * size_of::<f32>();
-        let steps = self.steps_from(Default::default()).take(self.steps_per_epoch() as usize);
+        let steps = self.steps_from(Position::default()).take(self.steps_per_epoch() as usize);
         let longest = steps.map(|step| longest_pass(&self.batch(&step), options.rows_max));
         let validation =
             self.validation().iter().map(|batch| longest_pass(batch, options.rows_max));

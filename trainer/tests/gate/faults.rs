@@ -97,8 +97,9 @@ fn every_check_finds_its_fault_and_no_other_does() {
             evidence.held_out.iter_mut().for_each(|row| row.best = Some(row.candidate + 0.1));
         }),
         (CheckName::Anchors, |evidence, _| {
-            let anchors = evidence.anchors.as_mut().unwrap();
-            anchors.iter_mut().for_each(|row| row.candidate = row.current - 0.2);
+            for row in evidence.anchors.as_mut().unwrap() {
+                row.candidate = row.current - 0.2;
+            }
         }),
         (CheckName::Kl, |evidence, _| {
             evidence.probes.iter_mut().for_each(|probe| probe.base_logp = -30.0);

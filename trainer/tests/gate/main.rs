@@ -26,6 +26,13 @@ impl Random {
         (f64::from(word) + 0.5) / (f64::from(u32::MAX) + 1.0)
     }
 
+    /// From -0.5 to 0.5, in steps of 2⁻¹⁶.
+    pub(crate) fn small(&mut self) -> f32 {
+        let [word, ..] = philox4x32([self.counter, 0, 0, 0], self.key);
+        self.counter += 1;
+        f32::from(u16::try_from(word >> 16).unwrap()) / 65_536.0 - 0.5
+    }
+
     /// Mean 0, variance 1 (Box and Muller).
     pub(crate) fn normal(&mut self) -> f64 {
         let radius = (-2.0 * self.uniform().ln()).sqrt();

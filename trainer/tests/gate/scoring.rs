@@ -63,7 +63,7 @@ fn partial(model: &Decoder<CpuBackend>) -> AdapterWeights {
 fn moved(mut adapter: AdapterWeights) -> AdapterWeights {
     let mut random = Random::new(8, 0);
     for value in adapter.sites.iter_mut().flat_map(|site| &mut site.b) {
-        *value = (random.uniform() - 0.5) as f32;
+        *value = random.small();
     }
     adapter
 }
@@ -115,7 +115,6 @@ fn served(
         positions: (0..n).collect(),
         sample_rows: targets.iter().map(sample_row).collect(),
         sequences: vec![StepSequence { rows: 0..n, block_table: blocks, adapter }],
-        ..StepBatch::default()
     };
     let sampled = model.step(&batch).unwrap();
     sampled.into_iter().map(|sampled| f64::from(sampled.logprob)).collect()
@@ -136,7 +135,9 @@ fn by_hand(sample: &Sample, logps: &mut dyn FnMut(&Targeted) -> Vec<f64>) -> f64
             if *desirable { mean } else { -mean }
         }
         Sample::Preference { preferred, rejected } => sums(preferred).0 - sums(rejected).0,
-        other => panic!("{other:?}"),
+        Sample::Rollout { .. } | Sample::Labelled { .. } | Sample::Scored { .. } => {
+            panic!("{sample:?}")
+        }
     }
 }
 
@@ -150,18 +151,18 @@ fn scores_are_those_of_the_half_that_serves() {
     for adapter in [None, Some(partial), Some(full)] {
         let slot = adapter.as_ref().map(|adapter| model.install_weights(adapter).unwrap());
         let mut scorer = Scorer::new(&base, adapter.map(Arc::new), options(64)).unwrap();
-        let scores = scorer.score(samples()).unwrap();
-        for (index, (sample, found)) in samples().iter().zip(&scores).enumerate() {
+        let found = scorer.score(samples()).unwrap();
+        for (index, (sample, score)) in samples().iter().zip(&found).enumerate() {
             let expected = by_hand(sample, &mut |sequence| served(&mut model, sequence, slot));
             // A pair's score is a sum over 25 targets.
-            assert!((found.score - expected).abs() < 1e-3, "{index}: {} {expected}", found.score);
+            assert!((score.score - expected).abs() < 1e-3, "{index}: {} {expected}", score.score);
         }
-        let n_targets: Vec<usize> = scores.iter().map(|score| score.n_targets).collect();
+        let n_targets: Vec<usize> = found.iter().map(|score| score.n_targets).collect();
         assert_eq!(n_targets, [8, 25, 7, 7, 10]);
-        assert!((scores[2].score + scores[3].score).abs() < 1e-12);
-        let logp = scores[0].logp();
-        assert!((logp / 8.0 - scores[0].score).abs() < 1e-12);
-        seen.push(scores[0].score);
+        assert!((found[2].score + found[3].score).abs() < 1e-12);
+        let logp = found[0].logp();
+        assert!((logp / 8.0 - found[0].score).abs() < 1e-12);
+        seen.push(found[0].score);
     }
     assert!((seen[0] - seen[1]).abs() > 0.01 && (seen[1] - seen[2]).abs() > 0.01, "{seen:?}");
 }
@@ -176,24 +177,21 @@ fn learner(adapter: AdapterWeights, objective: Objective) -> Learner {
 fn scores_are_those_of_the_learner_to_the_bit() {
     let model = model();
     let base = model.frozen_base();
-    let of_kind = |sample: &Sample, objective: Objective| match objective {
-        Objective::Sft => matches!(sample, Sample::Supervised(_)),
-        Objective::Dpo(_) => matches!(sample, Sample::Preference { .. }),
-        _ => matches!(sample, Sample::Rated { .. }),
-    };
-    for objective in
-        [Objective::Sft, Objective::Dpo(Dpo::default()), Objective::Kto(Kto::default())]
-    {
-        let samples: Vec<Sample> =
-            samples().into_iter().filter(|sample| of_kind(sample, objective)).collect();
+    let kinds: [(Objective, fn(&Sample) -> bool); 3] = [
+        (Objective::Sft, |sample| matches!(sample, Sample::Supervised(_))),
+        (Objective::Dpo(Dpo::default()), |sample| matches!(sample, Sample::Preference { .. })),
+        (Objective::Kto(Kto::default()), |sample| matches!(sample, Sample::Rated { .. })),
+    ];
+    for (objective, is_of_kind) in kinds {
+        let samples: Vec<Sample> = samples().into_iter().filter(is_of_kind).collect();
         let mut learner = learner(partial(&model), objective);
         learner.step(samples.clone()).unwrap();
         let adapter = Arc::clone(learner.adapter());
         let mut scorer = Scorer::new(&base, Some(adapter), options(32)).unwrap();
-        let scores = scorer.score(samples.clone()).unwrap();
+        let of_adapter = scorer.score(samples.clone()).unwrap();
         let report = learner.evaluate(samples.clone()).unwrap();
         let found: Vec<&Vec<f32>> =
-            scores.iter().flat_map(|score| &score.sequences).map(|s| &s.logps).collect();
+            of_adapter.iter().flat_map(|score| &score.sequences).map(|s| &s.logps).collect();
         let expected: Vec<&Vec<f32>> = learner.scores().iter().map(|s| &s.logps).collect();
         assert_eq!(found, expected, "{}", objective.name());
         let mut of_base = Scorer::new(&base, None, options(32)).unwrap();
@@ -205,8 +203,8 @@ fn scores_are_those_of_the_learner_to_the_bit() {
             assert_eq!(found, expected, "{}: the base", objective.name());
         } else {
             // The loss is about all targets, a score about those of one sample.
-            let total: f64 = scores.iter().map(SampleScore::logp).sum();
-            let weights = scores.iter().flat_map(|score| &score.sequences);
+            let total: f64 = of_adapter.iter().map(SampleScore::logp).sum();
+            let weights = of_adapter.iter().flat_map(|score| &score.sequences);
             let weights: f64 = weights.map(|sequence| sequence.total().weight).sum();
             assert!((total / weights + report.loss).abs() < 1e-9);
         }
@@ -258,9 +256,9 @@ fn what_has_no_score_is_refused_by_its_place() {
     let message = |scorer: &mut Scorer, sample| {
         scorer.score(vec![first.clone(), sample]).unwrap_err().to_string()
     };
-    let scored = Sample::Scored { tokens: [1, 2].into(), score: 1.0 };
+    let number = Sample::Scored { tokens: [1, 2].into(), score: 1.0 };
     assert_eq!(
-        message(&mut scorer, scored),
+        message(&mut scorer, number),
         "sample 1 is a scored text, scored are supervised sequences, preference pairs and rated answers"
     );
     assert_eq!(

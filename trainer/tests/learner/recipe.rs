@@ -12,7 +12,7 @@ use pleach_engine::{
 use pleach_text::Tokenizer;
 use pleach_trainer::{
     LoraSettings, Precision, Sample,
-    data::{Level, ReadLimits, RowReader},
+    data::{Level, Position, ReadLimits, RowReader},
     recipe::{
         ACTIVATION_BYTES, Auto, Compute, Hyperparameters, Method, Parent, Prepared, Recipe,
         RecipeError, Text, load,
@@ -64,7 +64,7 @@ fn every_record_comes_once_in_every_epoch_and_a_position_goes_on() {
         Prepared::of_samples(recipe(Method::Supervised), supervised(), &[], None, base.spec())
             .unwrap();
     assert_eq!((prepared.steps_per_epoch(), prepared.total_steps()), (2, 4));
-    let steps: Vec<_> = prepared.steps_from(Default::default()).collect();
+    let steps: Vec<_> = prepared.steps_from(Position::default()).collect();
     assert_eq!(steps.len(), 4);
     for epoch in steps.chunks(2) {
         let mut records: Vec<u32> = epoch.iter().flat_map(|step| step.records.clone()).collect();
@@ -75,7 +75,7 @@ fn every_record_comes_once_in_every_epoch_and_a_position_goes_on() {
             (false, true)
         );
     }
-    let mut position = Default::default();
+    let mut position = Position::default();
     for step in &steps {
         assert_eq!(prepared.steps_from(position).next().as_ref(), Some(step));
         position = prepared.next(step);
@@ -167,8 +167,8 @@ fn rows_of_another_kind_are_refused_by_their_line() {
     let tokenizer =
         Tokenizer::from_gguf(&pleach_engine::gguf::GgufFile::open(&path).unwrap()).unwrap();
     let text = Text { tokenizer: &tokenizer, template: None };
-    let rows: String =
-        (0..12).map(|n| format!("{{\"text\": \"row {n} of {}\"}}\n", n * n)).collect();
+    let row = |n: u32| format!("{{\"text\": \"row {n} of {}\"}}", n * n);
+    let rows = (0..12).map(row).collect::<Vec<_>>().join("\n");
     let load_rows = |rows: &str| {
         let mut rows = RowReader::new(rows.as_bytes(), None, ReadLimits::default());
         load(&mut rows, None, text, 128)
