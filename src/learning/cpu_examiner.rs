@@ -128,7 +128,7 @@ impl CpuExaminer {
             exam.current.as_ref().map(|generation| self.weights(generation)).transpose()?;
         let best = exam.best.as_ref().map(|generation| self.weights(generation)).transpose()?;
         let candidate = self.weights(&exam.candidate)?;
-        let probes = self.probes(answers, &candidate, score)?;
+        let probes = probes(answers, &candidate, score)?;
         let of_base = of_rows(None, &rows)?;
         let of_current = match &current {
             Some(current) => of_rows(Some(current), &rows)?,
@@ -200,7 +200,7 @@ impl CpuExaminer {
     fn samples(&self, values: &[&Value]) -> Result<Rows, ExamError> {
         let mut rows = Rows::default();
         // Rows of a file are of one format; anchors may be of another than the data.
-        let text: String = values.iter().map(|value| format!("{value}\n")).collect();
+        let text = values.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         if text.is_empty() {
             return Ok(rows);
         }
@@ -274,40 +274,39 @@ impl CpuExaminer {
             !is_over()
         })
     }
+}
 
-    /// The candidate's answers under itself and under the base.
-    fn probes(
-        &self,
-        answers: &[[Answer; 2]],
-        candidate: &Arc<AdapterWeights>,
-        score: impl Fn(Option<Arc<AdapterWeights>>, Vec<Sample>) -> Result<Vec<SampleScore>, ExamError>,
-    ) -> Result<Vec<ProbeEvidence>, ExamError> {
-        let sample = |answer: &Answer| {
-            let tokens: Vec<u32> = answer.prompt.iter().chain(&answer.tokens).copied().collect();
-            let mut weights = vec![0.0; tokens.len()];
-            weights[answer.prompt.len()..].fill(1.0);
-            Sample::Supervised(Targeted { tokens: tokens.into(), weights: weights.into() })
-        };
-        let given = answers.iter().map(|[candidate, _]| candidate);
-        let given: Vec<_> = given.filter(|answer| !answer.tokens.is_empty()).map(sample).collect();
-        let (by_candidate, by_base) = if given.is_empty() {
-            Default::default()
-        } else {
-            (score(Some(Arc::clone(candidate)), given.clone())?, score(None, given)?)
-        };
-        let mut scored = by_candidate.iter().zip(&by_base);
-        let probes = answers.iter().map(|[candidate, current]| {
-            let scores = if candidate.tokens.is_empty() { None } else { scored.next() };
-            let (own, base) = scores.map_or((f64::NAN, f64::NAN), |(o, b)| (o.logp(), b.logp()));
-            ProbeEvidence {
-                candidate: candidate.evidence(),
-                current: current.evidence(),
-                candidate_logp: own,
-                base_logp: base,
-            }
-        });
-        Ok(probes.collect())
-    }
+/// The candidate's answers under itself and under the base.
+fn probes(
+    answers: &[[Answer; 2]],
+    candidate: &Arc<AdapterWeights>,
+    score: impl Fn(Option<Arc<AdapterWeights>>, Vec<Sample>) -> Result<Vec<SampleScore>, ExamError>,
+) -> Result<Vec<ProbeEvidence>, ExamError> {
+    let sample = |answer: &Answer| {
+        let tokens: Vec<u32> = answer.prompt.iter().chain(&answer.tokens).copied().collect();
+        let mut weights = vec![0.0; tokens.len()];
+        weights[answer.prompt.len()..].fill(1.0);
+        Sample::Supervised(Targeted { tokens: tokens.into(), weights: weights.into() })
+    };
+    let given = answers.iter().map(|[candidate, _]| candidate);
+    let given: Vec<_> = given.filter(|answer| !answer.tokens.is_empty()).map(sample).collect();
+    let (by_candidate, by_base) = if given.is_empty() {
+        Default::default()
+    } else {
+        (score(Some(Arc::clone(candidate)), given.clone())?, score(None, given)?)
+    };
+    let mut pairs = by_candidate.iter().zip(&by_base);
+    let probes = answers.iter().map(|[candidate, current]| {
+        let scores = if candidate.tokens.is_empty() { None } else { pairs.next() };
+        let (own, base) = scores.map_or((f64::NAN, f64::NAN), |(o, b)| (o.logp(), b.logp()));
+        ProbeEvidence {
+            candidate: candidate.evidence(),
+            current: current.evidence(),
+            candidate_logp: own,
+            base_logp: base,
+        }
+    });
+    Ok(probes.collect())
 }
 
 fn n_tokens(sample: &Sample) -> usize {

@@ -48,9 +48,9 @@ async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceE
     let expect = Expect::Generation(candidate);
     let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
     match back.await {
-        Ok(_) => {}
-        // It does not point there.
-        Err(
+        // Or it does not point there.
+        Ok(_)
+        | Err(
             ServiceError::Registry(
                 RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
             )

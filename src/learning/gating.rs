@@ -38,9 +38,9 @@ pub(super) async fn gate(
     tokio::pin!(examination);
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let examined = loop {
+    let outcome = loop {
         tokio::select! {
-            examined = &mut examination => break examined,
+            outcome = &mut examination => break outcome,
             _ = looks.tick() => {
                 // A store that fails says nothing about what is wanted.
                 let now = state.store.round(&round.owner, &round.id).await;
@@ -50,7 +50,7 @@ pub(super) async fn gate(
             }
         }
     };
-    let evidence = match examined {
+    let evidence = match outcome {
         Ok(evidence) => evidence,
         Err(ExamError::Interrupted) => return Ok(Next::Wait),
         Err(ExamError::Failed(error)) => return Err(StepError::Failed(error)),
@@ -124,13 +124,12 @@ async fn exam(
         fold: u32::try_from(*fold).unwrap_or_default(),
     };
     let held_out = held.iter().zip(&groups).zip(&folds.of_rows).map(row).collect();
-    let anchors = match &progress.policy.anchors {
-        None => None,
-        Some(_) => {
-            let anchors = building::anchors(state, round, progress).await?;
-            let share = progress.policy.anchor_share;
-            Some(part_anchors(&anchors, method, share, held.len()).1)
-        }
+    let anchors = if progress.policy.anchors.is_some() {
+        let anchors = building::anchors(state, round, progress).await?;
+        let share = progress.policy.anchor_share;
+        Some(part_anchors(&anchors, method, share, held.len()).1)
+    } else {
+        None
     };
     let mut of_folds = Vec::new();
     for fold in 0..progress.n_folds {

@@ -267,9 +267,10 @@ impl Policy {
         within("anchor_share", self.anchor_share, 0.0, 0.9)?;
         within("folds", f64::from(self.folds), 2.0, f64::from(FOLDS_MAX))?;
         self.gate.check().map_err(|error| {
-            let field = match &error {
-                TrainerError::Setting { setting, .. } => format!("gate.{setting}"),
-                _ => "gate".to_owned(),
+            let field = if let TrainerError::Setting { setting, .. } = &error {
+                format!("gate.{setting}")
+            } else {
+                "gate".to_owned()
             };
             PolicyProblem::new(field, error.to_string())
         })?;
@@ -350,7 +351,7 @@ fn within(field: &str, value: f64, least: f64, most: f64) -> Result<(), PolicyPr
     if value >= least && value <= most {
         return Ok(());
     }
-    let reason = if least == f64::MIN_POSITIVE {
+    let reason = if least > 0.0 && least <= f64::MIN_POSITIVE {
         format!("expected a value above 0 and up to {most}, but got {value} instead")
     } else {
         format!("expected a value from {least} to {most}, but got {value} instead")

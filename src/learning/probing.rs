@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use pleach_adapters::{Generation, base_kv_key};
 use pleach_engine::{
     sampler::SamplingParams,
-    sequence::{SequenceEvent, SequenceRequest},
+    sequence::{FlowId, SequenceEvent, SequenceRequest},
 };
 use pleach_text::{ChatTemplate, Detokenizer, RenderOptions, Tokenizer};
 use pleach_trainer::gate::ProbeAnswer;
@@ -130,7 +130,7 @@ async fn answer(
         min_tokens: 0,
         stop_tokens: tokenizer.eos_tokens().to_vec(),
         prompt_logprobs: None,
-        flow: Default::default(),
+        flow: FlowId::default(),
     };
     for _ in 0..ATTEMPTS {
         if exam.stop.is_set() || !state.is_serving() {

@@ -35,26 +35,26 @@ pub(super) async fn canary(
         return Ok(next);
     }
     let (space, rollouts) = (name_of(round).space(), &state.learning.rollouts);
-    let on_trial = match rollouts.of_round(&space, &round.name, &round.id) {
-        Some(on_trial) => on_trial,
-        None => {
-            let trial = progress.trial.clone().unwrap_or_else(|| {
-                let (judged, negative) = progress.usual;
-                let salt = ids::random("");
-                Trial::new(salt, progress.policy.rollout.clone(), judged, negative)
-            });
-            if progress.trial.is_none() {
-                // First it is kept, so that whoever follows this process goes on with the same users.
-                progress.trial = Some(trial);
-                return notes(&progress);
-            }
-            let candidate = trained(state, round, &progress, None).await?;
-            let parent = round.parent.map(|parent| GenerationDigest(parent.0));
-            let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
-            let signals = progress.policy.signals.clone();
-            let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
-            rollouts.begin(&space, &round.name, on_trial)
+    let known = rollouts.of_round(&space, &round.name, &round.id);
+    let on_trial = if let Some(on_trial) = known {
+        on_trial
+    } else {
+        let trial = progress.trial.clone().unwrap_or_else(|| {
+            let (judged, negative) = progress.usual;
+            let salt = ids::random("");
+            Trial::new(salt, progress.policy.rollout.clone(), judged, negative)
+        });
+        if progress.trial.is_none() {
+            // First it is kept, so that whoever follows this process goes on with the same users.
+            progress.trial = Some(trial);
+            return notes(&progress);
         }
+        let candidate = trained(state, round, &progress, None).await?;
+        let parent = round.parent.map(|parent| GenerationDigest(parent.0));
+        let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
+        let signals = progress.policy.signals.clone();
+        let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
+        rollouts.begin(&space, &round.name, on_trial)
     };
     let trial = on_trial.trial();
     let is_done = trial.phase == TrialPhase::Done;

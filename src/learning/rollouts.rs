@@ -108,7 +108,11 @@ pub struct Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (round, side) = (&self.on_trial.round, self.side);
-        formatter.debug_struct("Ticket").field("round", round).field("side", &side).finish()
+        formatter
+            .debug_struct("Ticket")
+            .field("round", round)
+            .field("side", &side)
+            .finish_non_exhaustive()
     }
 }
 

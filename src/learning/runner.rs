@@ -178,9 +178,9 @@ impl Follower {
                 let state = Some(RoundState::Canary);
                 Ok(Next::Change(Box::new(RoundChange { state, ..RoundChange::default() })))
             }
-            RoundState::AwaitingApproval => Ok(Next::LetGo),
             RoundState::Canary => canary(&self.state, round, progress).await,
-            RoundState::Shadow
+            RoundState::AwaitingApproval
+            | RoundState::Shadow
             | RoundState::Promoted
             | RoundState::Refused
             | RoundState::Vetoed

@@ -159,14 +159,9 @@ async fn begin(
             if let Some(file) = file {
                 delete_file(state, round, &file).await?;
             }
-            match error {
-                // The owner's other jobs will end.
-                StoreError::QuotaExceeded { .. } => Ok(Next::Wait),
-                StoreError::NotFound { kind: "file", .. } => {
-                    Err(StepError::failed("data_gone", "the data set is not kept any more"))
-                }
-                error => Err(error.into()),
-            }
+            // The owner's other jobs will end.
+            let is_full = matches!(error, StoreError::QuotaExceeded { .. });
+            if is_full { Ok(Next::Wait) } else { Err(data_gone(error)) }
         }
     }
 }
@@ -203,18 +198,17 @@ async fn fold_file(
     let (held, trusted) = held_out(&rows);
     let folds = folds_of(&groups(held), progress);
     let learned = folds.learned(fold as usize).filter_map(|row| held.get(row));
-    let text: String = learned.chain(trusted).map(|row| format!("{row}\n")).collect();
+    let lines: Vec<_> = learned.chain(trusted).map(Value::to_string).collect();
+    let text = lines.join("\n") + "\n";
     let name = format!("{}-without-{fold}.jsonl", round.id);
     new_file(state, round, name, text, Some(FOLD_KEEP_MS)).await
 }
 
 pub(super) fn data_gone(error: StoreError) -> StepError {
-    match error {
-        StoreError::NotFound { .. } => {
-            StepError::failed("data_gone", "the data set is not kept any more")
-        }
-        error => error.into(),
+    if matches!(error, StoreError::NotFound { .. }) {
+        return StepError::failed("data_gone", "the data set is not kept any more");
     }
+    error.into()
 }
 
 /// The rows of a data set that are held out once each, and the trusted ones, which come last.

@@ -9,6 +9,7 @@ use crate::learning::{
     dataset::Counts,
     trial::{Breach, SideCounts, TrialPhase},
 };
+use crate::training::Method;
 
 /// A policy, as it is shown.
 #[derive(Clone, Debug, Serialize)]
@@ -129,7 +130,7 @@ impl From<StoredRound> for RoundCard {
             parent: digest(round.parent),
             candidate: digest(round.candidate),
             training_file: round.file,
-            method: method.map(|method| method.name()),
+            method: method.map(Method::name),
             data,
             jobs,
             look: round.look,

@@ -10,6 +10,8 @@ use crate::learning::policy::Signals;
 
 /// An answer: completion and choice.
 type AnswerId<'a> = (&'a str, u32);
+/// Who showed a text, in which feedback.
+type Shown<'a> = (BTreeSet<String>, BTreeSet<&'a str>);
 /// Two of them, the smaller one first.
 type Pair<'a> = (AnswerId<'a>, AnswerId<'a>);
 
@@ -113,7 +115,7 @@ fn demonstrated(judged: &Judged, counts: &mut Counts, drafts: &mut Vec<Draft>) {
             *known = (&opinion.id, text);
         }
     }
-    let mut texts: BTreeMap<(u32, &str), (BTreeSet<String>, BTreeSet<&str>)> = BTreeMap::new();
+    let mut texts: BTreeMap<(u32, &str), Shown<'_>> = BTreeMap::new();
     for ((choice, voice), (id, text)) in last {
         let (users, feedback) = texts.entry((choice, text)).or_default();
         users.insert(voice);
