@@ -4,7 +4,7 @@
     cargo build --release
     python3 benches/learning_loop.py --rows ROWS.jsonl [--examples 64] [--pleach target/release/pleach] [-- SERVE-FLAGS]
 
-ROWS.jsonl has chats `{"messages": [user, assistant], "group"?: "…"}`. Each prompt is asked of the server, which keeps it;
+The name begins with the adapter in `--adapter`, a folder below `tests/fixtures/adapters`. ROWS.jsonl has chats `{"messages": [user, assistant], "group"?: "…"}`. Each prompt is asked of the server, which keeps it;
 the row's answer is given as a demonstration, each of `--users` users in turn. Then a round is started and watched. It
 prints one JSON object: seconds of each state, the verdict, and when the promoted generation gave its first token.
 """
@@ -43,6 +43,7 @@ def main():
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--name", default="mood")
+    parser.add_argument("--adapter", default="tests/fixtures/adapters/extract")
     parser.add_argument("--pleach", default="target/release/pleach")
     parser.add_argument("--policy", default="{}", help="JSON that goes over the policy of this script")
     parser.add_argument("--json")
@@ -54,7 +55,8 @@ def main():
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     command = [arguments.pleach, "serve", "--port", str(port), "--database", f"{home}/db.sqlite",
-               "--blobs", f"{home}/blobs", *arguments.serve]
+               "--blobs", f"{home}/blobs", "--adapter-root", os.path.dirname(os.path.abspath(arguments.adapter)),
+               *arguments.serve]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                               env={**os.environ, "PLEACH_LOG": os.environ.get("PLEACH_LOG", "warn")})
     try:
@@ -83,8 +85,9 @@ def run(base, rows, arguments, server):
         sys.exit("the server does not answer")
     model = models["data"][0]["id"]
     name = arguments.name
-    policy = {"is_on": True, "train_when": {"examples": 10**6}, "rollout": {"shadow": None, "canary": []},
+    policy = {"is_on": True, "train_when": {"examples": 10**6}, "rollout": {"canary": []},
               **json.loads(arguments.policy)}
+    call(base, "PUT", f"/v1/adapters/{name}", {"path": os.path.abspath(arguments.adapter)})
     call(base, "PUT", f"/v1/adapters/{name}/policy", policy)
     begun = time.monotonic()
     for index, row in enumerate(rows):
