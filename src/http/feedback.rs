@@ -239,8 +239,10 @@ async fn check_target(
 }
 
 async fn check_episode(state: &AppState, owner: &Owner, episode: &str) -> Result<(), ApiError> {
+    // Asked first, as in `find`.
+    let is_busy = state.capture.is_busy();
     let mut found = state.store.has_episode(owner, episode).await;
-    if matches!(found, Ok(false)) && state.capture.is_busy() {
+    if matches!(found, Ok(false)) && is_busy {
         state.capture.settled().await;
         found = state.store.has_episode(owner, episode).await;
     }

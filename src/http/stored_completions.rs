@@ -126,9 +126,10 @@ pub(super) async fn find(
     owner: &Owner,
     id: &str,
 ) -> Result<StoredCompletion, ApiError> {
-    let found = state.store.completion(owner, id).await;
-    let found = match found {
-        Err(StoreError::NotFound { .. }) if state.capture.is_busy() => {
+    // Asked first: what is written between the two is neither found nor still on its way.
+    let is_busy = state.capture.is_busy();
+    let found = match state.store.completion(owner, id).await {
+        Err(StoreError::NotFound { .. }) if is_busy => {
             state.capture.settled().await;
             state.store.completion(owner, id).await
         }
