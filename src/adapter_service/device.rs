@@ -32,8 +32,8 @@ impl AdapterDevice for EngineDevice {
     }
 
     async fn install(&self, packed: Arc<PackedAdapter>) -> Result<AdapterLease, InstallError> {
-        let packer = self.0.adapter_packer();
-        let staged = tokio::task::spawn_blocking(move || packer.stage(&packed)).await;
+        let of_engine = self.0.adapter_packer();
+        let staged = tokio::task::spawn_blocking(move || of_engine.stage(&packed)).await;
         let staged = staged
             .unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
             .map_err(|error| InstallError::Failed(error.into()))?;

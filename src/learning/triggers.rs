@@ -186,6 +186,7 @@ mod tests {
     #[test]
     fn enough_or_old_enough() {
         let when = TrainWhen { examples: 10, age_hours: Some(2.0) };
+        #[expect(clippy::cast_possible_truncation, reason = "whole numbers of tenths of hours")]
         let hour = |hours: f64| 1_000_000_000 + (hours * HOUR_MS) as i64;
         let old = Some(hour(0.0));
         assert_eq!(due(when, 0, None, hour(9.0)), None);

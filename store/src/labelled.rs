@@ -107,8 +107,8 @@ impl Store {
         }
         let labelled = items.into_iter().filter_map(|completion| {
             let mut feedback = on_completion.remove(&completion.id).unwrap_or_default();
-            let of_episode = completion.episode.as_ref().and_then(|name| on_episode.get(name));
-            feedback.extend(of_episode.into_iter().flatten().cloned());
+            let of_all = completion.episode.as_ref().and_then(|name| on_episode.get(name));
+            feedback.extend(of_all.into_iter().flatten().cloned());
             feedback.sort_unstable_by(|one, other| one.id.cmp(&other.id));
             // All of it may have been withdrawn between the queries.
             (!feedback.is_empty()).then_some(Labelled { completion, feedback })

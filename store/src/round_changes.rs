@@ -170,9 +170,10 @@ impl Store {
             return Ok(RoundSignal::Lost);
         }
         let state = checked(&found, step.state)?;
-        let look = match state {
-            RoundState::Gating => Some(next_look(&mut change, owner, &found.name, &action).await?),
-            _ => None,
+        let look = if state == RoundState::Gating {
+            Some(next_look(&mut change, owner, &found.name, &action).await?)
+        } else {
+            None
         };
         let now_ms = now_ms();
         sqlx::query(CHANGE)

@@ -173,11 +173,14 @@ fn learner(adapter: AdapterWeights, objective: Objective) -> Learner {
     Learner::new(&model().frozen_base(), adapter, None, settings, options(128)).unwrap()
 }
 
+/// Whether samples are of an objective's kind.
+type IsOfKind = fn(&Sample) -> bool;
+
 #[test]
 fn scores_are_those_of_the_learner_to_the_bit() {
     let model = model();
     let base = model.frozen_base();
-    let kinds: [(Objective, fn(&Sample) -> bool); 3] = [
+    let kinds: [(Objective, IsOfKind); 3] = [
         (Objective::Sft, |sample| matches!(sample, Sample::Supervised(_))),
         (Objective::Dpo(Dpo::default()), |sample| matches!(sample, Sample::Preference { .. })),
         (Objective::Kto(Kto::default()), |sample| matches!(sample, Sample::Rated { .. })),

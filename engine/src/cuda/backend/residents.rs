@@ -301,7 +301,7 @@ mod tests {
     }
 
     /// More than two buffers of staging.
-    fn large(spec: &ModelSpec) -> AdapterWeights {
+    fn weights(spec: &ModelSpec) -> AdapterWeights {
         let modules = [TargetModule::GateProj, TargetModule::UpProj, TargetModule::DownProj];
         let of_layer = |layer| modules.map(|module| Site { layer, module });
         let sites = (0..2).flat_map(of_layer).map(|site| {
@@ -329,15 +329,15 @@ mod tests {
         device.reserve(256 << 20).unwrap();
         let mut residents = Residents::new(&mut device, &spec, 96 << 20).unwrap();
         let packer = residents.packer(None);
-        let packed = packer.pack(&large(&spec)).unwrap();
-        let n_bytes = packed.n_bytes();
+        let large = packer.pack(&weights(&spec)).unwrap();
+        let n_bytes = large.n_bytes();
         assert!(n_bytes > 2 * BUFFER_BYTES && !n_bytes.is_multiple_of(BUFFER_BYTES));
 
-        let plain = residents.install(&device, &packed).unwrap();
+        let plain = residents.install(&device, &large).unwrap();
         // More often than there are buffers.
         let mut slots = Vec::new();
         for _ in 0..8 {
-            let staged = packer.stage(&packed).unwrap();
+            let staged = packer.stage(&large).unwrap();
             let slot = residents.begin_install(&device, &staged).unwrap();
             assert!(residents.is_installed(slot, false).unwrap());
             slots.push(slot);
