@@ -47,6 +47,11 @@ pub trait AdapterPacker: Send + Sync {
     /// [`RunError::Adapter`] naming the entry that does not fit.
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError>;
 
+    /// Whether [`Self::stage`] does anything.
+    fn stages(&self) -> bool {
+        false
+    }
+
     /// Brings a packed adapter to where the device fetches it without the step loop's help. Waits for others that are on
     /// their way, and copies: for threads that may.
     ///

@@ -33,10 +33,14 @@ impl AdapterDevice for EngineDevice {
 
     async fn install(&self, packed: Arc<PackedAdapter>) -> Result<AdapterLease, InstallError> {
         let of_engine = self.0.adapter_packer();
-        let staged = tokio::task::spawn_blocking(move || of_engine.stage(&packed)).await;
-        let staged = staged
-            .unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
-            .map_err(|error| InstallError::Failed(error.into()))?;
+        let staged = if of_engine.stages() {
+            let staged = tokio::task::spawn_blocking(move || of_engine.stage(&packed)).await;
+            staged
+                .unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
+                .map_err(|error| InstallError::Failed(error.into()))?
+        } else {
+            (*packed).clone()
+        };
         self.0.install_adapter(staged).await.map_err(|error| {
             if matches!(error, RunError::OutOfMemory { .. }) {
                 InstallError::OutOfMemory

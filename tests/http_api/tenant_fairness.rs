@@ -218,5 +218,6 @@ async fn what_waits_in_the_queue_does_not_hold_every_adapter() {
     assert_eq!(reply.status, 200, "{}", reply.text);
     let passed = answered.load(Ordering::Relaxed) - before;
     // What ran, what waited in the engine with the adapter that had to go, and what went on with the other meanwhile.
-    assert!(passed <= 6 * MAX_BATCH, "{passed} of {FLOOD} were answered before");
+    // More the busier the machine: each hand-over between threads lets some pass.
+    assert!(passed <= 12 * MAX_BATCH, "{passed} of {FLOOD} were answered before");
 }

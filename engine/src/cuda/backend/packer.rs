@@ -76,6 +76,10 @@ impl AdapterPacker for CudaPacker {
         Ok(PackedAdapter::new(form, n_bytes))
     }
 
+    fn stages(&self) -> bool {
+        true
+    }
+
     fn stage(&self, packed: &PackedAdapter) -> Result<PackedAdapter, RunError> {
         let staged = self.staging.stage(packed.form::<PackedBytes>()?)?;
         // What is too large for that goes through the step loop's own buffers.
