@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, path::Path};
 
 use pleach_adapters::LoadedAdapter;
-use pleach_engine::{adapter_weights::AdapterWeights, gguf::GgufFile, model::FileMatrices};
+use pleach_engine::{
+    adapter_weights::AdapterWeights, gguf::GgufFile, model::FileMatrices, site::TargetModule,
+};
 use pleach_text::{ChatTemplate, Tokenizer, TokenizerSpec};
 use prost::Message as _;
 
@@ -32,6 +34,9 @@ pub struct ExportOptions {
     pub precision: Precision,
     /// Of products with blocks of codes: 0 keeps activations in f32, 4 rounds them to int8.
     pub accuracy_level: u8,
+    /// Modules whose activations stay in f32 at any accuracy level. Rounding costs most in front of `v_proj`, whose
+    /// products are among the cheapest.
+    pub f32_activations: BTreeSet<TargetModule>,
     /// What becomes of adapters.
     pub lora: LoraExport,
 }
@@ -95,14 +100,14 @@ pub fn export_onnx(
         path: absolute(file.path()),
     };
     let Chosen { slots, merged, lora, adapters } = chosen;
-    let mut manifest =
-        Manifest::new(options.form, options.precision, options.accuracy_level, lora, exported);
+    let mut manifest = Manifest::new(options, lora, exported);
 
     let plan = Plan {
         base: &base,
         form: options.form,
         precision: options.precision,
         accuracy_level: options.accuracy_level,
+        f32_activations: &options.f32_activations,
         slots: &slots,
         merged,
     };

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command that reports to the terminal")]
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal as _,
     path::{Path, PathBuf},
     str::FromStr,
@@ -10,7 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use pleach_adapters::load_peft;
-use pleach_engine::{gguf::GgufFile, model::read_spec, spec::ModelSpec};
+use pleach_engine::{gguf::GgufFile, model::read_spec, site::TargetModule, spec::ModelSpec};
 use pleach_export::{
     ExportOptions, Exported, Form, Lora, LoraExport, NamedAdapter, Precision, export_onnx,
 };
@@ -46,6 +47,9 @@ struct OnnxArgs {
     /// Of int4 and int8 products: 4 rounds activations to int8, 0 keeps them in f32 and is slow
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(0..=4))]
     accuracy_level: u8,
+    /// Modules whose activations stay in f32 at any accuracy level: v_proj suffers most from rounding and costs little
+    #[arg(long, default_value = "v_proj", value_name = "MODULE,…|none")]
+    f32_activations: Modules,
     /// What becomes of adapters [default: inputs where there are adapters, else none]
     #[arg(long, value_name = "inputs|merged:NAME|none")]
     lora: Option<LoraName>,
@@ -70,6 +74,27 @@ enum PrecisionName {
     #[default]
     Int4,
     Int8,
+}
+
+/// `v_proj,o_proj`, or `none`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Modules(BTreeSet<TargetModule>);
+
+impl FromStr for Modules {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(BTreeSet::new()));
+        }
+        let module = |name: &str| {
+            TargetModule::from_name(name).ok_or_else(|| {
+                let known = TargetModule::ALL.map(TargetModule::name).join(", ");
+                format!("{name:?} is no linear of a layer; there are {known}, and none for none")
+            })
+        };
+        text.split(',').map(module).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -137,6 +162,7 @@ fn run_now(args: &OnnxArgs, model: &Path) -> anyhow::Result<()> {
             PrecisionName::Int8 => Precision::Int8,
         },
         accuracy_level: args.accuracy_level,
+        f32_activations: args.f32_activations.0.clone(),
         lora: args.lora.clone().map_or(default, |name| name.0),
     };
     let exported = export_onnx(&file, &adapters, &options, &args.out)?;
@@ -199,6 +225,17 @@ mod tests {
         assert_eq!(parse("none"), Ok(LoraExport::None));
         assert_eq!(parse("merged:a"), Ok(LoraExport::Merged("a".to_owned())));
         assert!(parse("merged:").is_err() && parse("merged").is_err() && parse("").is_err());
+    }
+
+    #[test]
+    fn modules_by_name() {
+        let parse = |text: &str| text.parse::<Modules>();
+        let some = BTreeSet::from([TargetModule::VProj, TargetModule::OProj]);
+        assert_eq!(parse("o_proj,v_proj"), Ok(Modules(some)));
+        assert_eq!(parse("none"), Ok(Modules(BTreeSet::new())));
+        for text in ["", "v_proj,", "lm_head", "none,v_proj"] {
+            assert!(parse(text).is_err_and(|error| error.contains("q_proj")), "{text}");
+        }
     }
 
     #[test]

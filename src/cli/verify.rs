@@ -59,6 +59,9 @@ struct OnnxArgs {
     /// Sequences of a batch, timed beside a single one; 1 times no batch
     #[arg(long, default_value_t = 4)]
     batch: u32,
+    /// Prompts to read, of 14 [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    prompts: Option<u16>,
     /// Also exports each adapter merged, into a temporary folder, and compares the two
     #[arg(long)]
     merged: bool,
@@ -95,6 +98,7 @@ fn run_now(args: &OnnxArgs, manifest: &Manifest, model: &Path) -> anyhow::Result
         steps: args.steps as usize,
         prompt_tokens: args.prompt_tokens as usize,
         batch: args.batch as usize,
+        prompts: args.prompts.map_or(default.prompts, usize::from),
         merged: args.merged,
     };
     let report = verify_onnx(&args.folder, &file, &adapters, &runtime, &options)?;
@@ -125,12 +129,18 @@ fn folders(args: &OnnxArgs, manifest: &Manifest) -> Vec<AdapterFolder> {
 }
 
 fn print(report: &Report) {
+    let exact = &report.f32_activations;
     println!(
-        "{} as {} {}, accuracy level {}; pleach {} ({}) beside ONNX Runtime {}, {} threads, spinning {}",
+        "{} as {} {}, accuracy level {}{}; pleach {} ({}) beside ONNX Runtime {}, {} threads, spinning {}",
         report.base,
         report.form,
         report.precision,
         report.accuracy_level,
+        if exact.is_empty() || report.accuracy_level == 0 {
+            String::new()
+        } else {
+            format!(" (0: {})", exact.join(", "))
+        },
         report.pleach,
         report.kernels,
         report.onnxruntime,
@@ -139,12 +149,12 @@ fn print(report: &Report) {
     );
     println!("\nagainst pleach with f32 activations:");
     println!(
-        "     {:<12} {:<26} {:>5} {:>10} {:>9} {:>7}  allowed",
-        "adapter", "read as", "rows", "logit max", "KL", "top-1"
+        "     {:<12} {:<26} {:>5} {:>10} {:>9} {:>7} {:>8}  allowed",
+        "adapter", "read as", "rows", "logit max", "KL", "top-1", "clear"
     );
     for check in &report.checks {
         println!(
-            "{} {:<12} {:<26} {:>5} {:>10.1e} {:>9.1e} {:>5.1} %  {}",
+            "{} {:<12} {:<26} {:>5} {:>10.1e} {:>9.1e} {:>5.1} % {:>6.1} %  {}",
             if check.passed { "pass" } else { "FAIL" },
             check.adapter.as_deref().unwrap_or("-"),
             check.what,
@@ -152,6 +162,7 @@ fn print(report: &Report) {
             check.logit_max,
             check.kl,
             100.0 * check.top1,
+            100.0 * check.clear_top1,
             check.limit,
         );
     }

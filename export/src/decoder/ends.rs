@@ -149,16 +149,17 @@ impl<'a> Decoder<'a, '_> {
                     return Ok(());
                 }
                 (Encoding::Blocks(blocks), Form::Genai) => {
-                    self.block_product(&path, x, EMBEDDING, shape, blocks);
+                    self.block_product(Site::HEAD, x, EMBEDDING, shape, blocks);
                     return Ok(());
                 }
                 // `DequantizeLinear` wants them in another order: they are written again.
                 (Encoding::Blocks(_), Form::Standard) => {}
             }
         }
-        let encoding = self
-            .with_end(Site::HEAD, of_head, |this, matrix| this.write_linear(HEAD, matrix, true))?;
-        let logits = self.product(&path, x, HEAD, shape, encoding);
+        let encoding = self.with_end(Site::HEAD, of_head, |this, matrix| {
+            this.write_linear(HEAD, matrix, Site::HEAD)
+        })?;
+        let logits = self.product(Site::HEAD, x, HEAD, shape, encoding);
         // The base's head has no bias; an adapter's `lora_bias` gives it one.
         if let Some((weights, bias)) = of_head.weights.and_then(|w| Some((w, w.bias.as_ref()?))) {
             let bias: Vec<f32> = bias.iter().map(|value| weights.lora_scale * value).collect();

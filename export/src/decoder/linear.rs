@@ -25,9 +25,9 @@ impl Decoder<'_, '_> {
         let base = self.plan.base;
         let encoding = base.with(site, |source| {
             let matrix = Matrix::new(shape, MatrixRows::File(source), merged);
-            self.write_linear(&name, &matrix, false)
+            self.write_linear(&name, &matrix, site)
         })??;
-        let mut y = self.product(&path, x, &name, shape, encoding);
+        let mut y = self.product(site, x, &name, shape, encoding);
         let mut bias = base.bias(site)?;
         if let Some((lora_bias, weights)) = merged.and_then(|w| Some((w.bias.as_ref()?, w))) {
             let sum = bias.get_or_insert_with(|| vec![0.0; shape.0]);
@@ -50,9 +50,13 @@ impl Decoder<'_, '_> {
         &mut self,
         name: &str,
         matrix: &Matrix<'_, '_>,
-        is_end: bool,
+        site: Site,
     ) -> Result<Encoding, ExportError> {
-        let encoding = Encoding::of(matrix, self.plan.precision, is_end);
+        let encoding = if self.plan.needs_floats(site) {
+            Encoding::Floats
+        } else {
+            Encoding::of(matrix, self.plan.precision, site.module.is_end())
+        };
         let graph = &mut self.graph;
         let loss = match (encoding, self.plan.form) {
             (Encoding::Floats, _) => {
@@ -71,16 +75,17 @@ impl Decoder<'_, '_> {
     /// `x` times a matrix that [`Self::write_linear`] wrote, `[n_out, n_in]`.
     pub(super) fn product(
         &mut self,
-        path: &str,
+        site: Site,
         x: &str,
         name: &str,
         shape: (usize, usize),
         encoding: Encoding,
     ) -> String {
+        let path = &node_path(site);
         match (encoding, self.plan.form) {
             (Encoding::Floats, _) => self.graph.add(path, Node::new("MatMul", [x, name])),
             (Encoding::Blocks(blocks), Form::Genai) => {
-                self.block_product(path, x, name, shape, blocks)
+                self.block_product(site, x, name, shape, blocks)
             }
             (Encoding::Blocks(blocks), Form::Standard) => {
                 let [codes, scales] = ["codes", "scales"].map(|what| format!("{name}.{what}"));
@@ -99,12 +104,13 @@ impl Decoder<'_, '_> {
     /// `x` times blocks in the order of rows.
     pub(super) fn block_product(
         &mut self,
-        path: &str,
+        site: Site,
         x: &str,
         name: &str,
         shape: (usize, usize),
         blocks: Blocks,
     ) -> String {
+        let path = &node_path(site);
         let [codes, scales] = ["codes", "scales"].map(|what| format!("{name}.{what}"));
         let node = Node::new("MatMulNBits", [x, &codes, &scales])
             .microsoft()
@@ -112,7 +118,7 @@ impl Decoder<'_, '_> {
             .int("N", shape.0)
             .int("bits", blocks.bits as usize)
             .int("block_size", blocks.size)
-            .int("accuracy_level", self.plan.accuracy_level.into());
+            .int("accuracy_level", self.plan.accuracy_level(site).into());
         let y = self.graph.add(path, node);
         self.add_minima(path, x, y, name, shape, blocks, |sums, minima| {
             Node::new("FusedMatMul", [sums, minima]).microsoft().int("transB", 1)

@@ -57,12 +57,27 @@ pub(crate) struct Plan<'a> {
     pub(crate) base: &'a FileMatrices,
     pub(crate) form: Form,
     pub(crate) precision: Precision,
-    /// Of `MatMulNBits`: 0 keeps activations in f32, 4 rounds them to int8.
+    /// Of products with blocks of codes: 0 keeps activations in f32, 4 rounds them to int8.
     pub(crate) accuracy_level: u8,
+    /// Modules whose activations are never rounded.
+    pub(crate) f32_activations: &'a BTreeSet<TargetModule>,
     /// Sites with an adapter's factors as inputs.
     pub(crate) slots: &'a BTreeSet<Site>,
     /// An adapter that becomes part of the weights.
     pub(crate) merged: Option<&'a AdapterWeights>,
+}
+
+impl Plan<'_> {
+    /// Of a site's product.
+    fn accuracy_level(&self, site: Site) -> u8 {
+        if self.f32_activations.contains(&site.module) { 0 } else { self.accuracy_level }
+    }
+
+    /// Whether a site's matrix is written as floats so that its activations stay floats: the standard form has no
+    /// accuracy level for each product, the session has one for all.
+    fn needs_floats(&self, site: Site) -> bool {
+        self.form == Form::Standard && self.accuracy_level(site) != self.accuracy_level
+    }
 }
 
 /// The dimensions of inputs and outputs that vary.

@@ -1,7 +1,11 @@
 //! `pleach.json`: what was exported, of what, and the digests by which a check knows it again. ONNX Runtime itself runs
 //! any adapter file with any model of fitting shapes.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+};
 
 use pleach_adapters::GenerationDigest;
 use pleach_engine::site::TargetModule;
@@ -12,6 +16,7 @@ use crate::{
     decoder::Form,
     digest,
     error::ExportError,
+    export::ExportOptions,
     weights::{Precision, WeightsWritten},
 };
 
@@ -43,6 +48,9 @@ pub struct Manifest {
     pub precision: Precision,
     /// Of products with blocks of codes: 0 keeps activations in f32, 4 rounds them to int8.
     pub accuracy_level: u8,
+    /// Modules whose activations stay in f32 all the same.
+    #[serde(default)]
+    pub f32_activations: Vec<String>,
     /// Adapters' form.
     pub lora: Lora,
     /// What was exported.
@@ -156,19 +164,15 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    pub(crate) fn new(
-        form: Form,
-        precision: Precision,
-        accuracy_level: u8,
-        lora: Lora,
-        base: ExportedBase,
-    ) -> Self {
+    pub(crate) fn new(options: &ExportOptions, lora: Lora, base: ExportedBase) -> Self {
+        let names = options.f32_activations.iter().map(|module| module.name().to_owned());
         Self {
             format: FORMAT,
             pleach: env!("CARGO_PKG_VERSION").to_owned(),
-            form,
-            precision,
-            accuracy_level,
+            form: options.form,
+            precision: options.precision,
+            accuracy_level: options.accuracy_level,
+            f32_activations: names.collect(),
             lora,
             base,
             adapters: BTreeMap::new(),
@@ -270,6 +274,11 @@ impl Manifest {
             name: name.to_owned(),
             expected: expected.unwrap_or("none").to_owned(),
         })
+    }
+
+    /// The modules of that name; a manifest names no others.
+    pub(crate) fn f32_activations(&self) -> BTreeSet<TargetModule> {
+        self.f32_activations.iter().filter_map(|name| TargetModule::from_name(name)).collect()
     }
 
     /// Whether the weights are those of the model file (and of a merged adapter), however they are written.

@@ -7,7 +7,7 @@ use pleach_engine::model::Activations;
 
 use super::{
     Subject,
-    cases::Cases,
+    cases::{Cases, EXACT_CASES},
     difference::Difference,
     error::VerifyError,
     native::Native,
@@ -21,6 +21,8 @@ use crate::{
 
 /// Rows of a chunk; not a power of two.
 const CHUNK_ROWS: usize = 7;
+/// Sequences of a ragged batch.
+const RAGGED_BATCH: usize = 4;
 
 /// A sequence and what our engine says of each of its tokens.
 struct Expected {
@@ -36,13 +38,14 @@ pub(super) fn check(
     report: &mut Report,
 ) -> Result<(), VerifyError> {
     let manifest = subject.manifest;
-    let longest = cases.prompts.iter().map(Vec::len).max().unwrap_or_default();
+    // Blocks of codes are exact if activations are not rounded. What rounding costs, our own engine tells.
+    let is_rounded = manifest.precision != Precision::F32 && manifest.accuracy_level > 0;
+    let prompts = cases.prompts(is_rounded);
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or_default();
     let sizes = [1, longest + cases.answer_tokens, 1];
     let threads = subject.options.threads;
     let mut native = Native::load(subject.file, Activations::F32, threads, sizes)?;
     let mut model = OnnxModel::open(subject, subject.folder, manifest.accuracy_level)?;
-    // Blocks of codes are exact if activations are not rounded. What rounding costs, our own engine tells.
-    let is_rounded = manifest.precision != Precision::F32 && manifest.accuracy_level > 0;
     let mut unrounded =
         if is_rounded { Some(OnnxModel::open(subject, subject.folder, 0)?) } else { None };
     let mut int8 = if is_rounded {
@@ -51,20 +54,23 @@ pub(super) fn check(
         None
     };
     for variant in subject.variants() {
-        let expected = expected(&mut native, cases, variant)?;
+        let expected = expected(&mut native, prompts, cases.answer_tokens, variant)?;
         let file = variant.filter(|_| subject.is_given()).and_then(|adapter| {
             Some(subject.path(manifest.adapters.get(&adapter.name)?.file.as_ref()?))
         });
         let mut checks = Checks { subject, variant, expected: &expected, report: &mut *report };
         let options = run_options(file.as_deref())?;
-        let ours = int8.as_mut().map(|int8| checks.ours(int8)).transpose()?;
-        let limit = Limit::of(manifest, ours.as_ref());
+        if let Some(int8) = &mut int8 {
+            checks.ours(int8)?;
+        }
+        let limit = Limit::of(manifest, is_rounded);
         checks.prefill(&mut model, &options, "prefill", limit)?;
         checks.in_chunks(&mut model, &options, "chunked prefill", CHUNK_ROWS, limit)?;
         checks.in_chunks(&mut model, &options, "decode", 1, limit)?;
         checks.ragged(&mut model, &options, limit)?;
         if let Some(unrounded) = &mut unrounded {
-            let limit = Limit::of(manifest, None);
+            let limit = Limit::of(manifest, false);
+            checks.expected = &expected[..EXACT_CASES.min(expected.len())];
             checks.prefill(unrounded, &options, "prefill, accuracy level 0", limit)?;
         }
         if let Some(adapter) = variant.filter(|_| subject.is_given() && subject.options.merged) {
@@ -76,13 +82,14 @@ pub(super) fn check(
 
 fn expected(
     native: &mut Native,
-    cases: &Cases,
+    prompts: &[Vec<u32>],
+    answer_tokens: usize,
     variant: Option<&NamedAdapter>,
 ) -> Result<Vec<Expected>, VerifyError> {
     let slot = variant.map(|named| native.install(&named.adapter.weights)).transpose()?;
     let mut all = Vec::new();
-    for prompt in &cases.prompts {
-        let tokens = native.continued(prompt, cases.answer_tokens, slot)?;
+    for prompt in prompts {
+        let tokens = native.continued(prompt, answer_tokens, slot)?;
         let logits = native.logits(&tokens, slot)?;
         all.push(Expected { tokens, n_prompt: prompt.len(), logits });
     }
@@ -110,7 +117,7 @@ impl Checks<'_> {
     }
 
     /// Our engine as it serves.
-    fn ours(&mut self, int8: &mut Native) -> Result<Difference, VerifyError> {
+    fn ours(&mut self, int8: &mut Native) -> Result<(), VerifyError> {
         let slot = self.variant.map(|named| int8.install(&named.adapter.weights)).transpose()?;
         let mut difference = Difference::default();
         for expected in self.expected {
@@ -121,7 +128,7 @@ impl Checks<'_> {
             int8.remove(slot);
         }
         self.tell("pleach int8", difference, Limit::None);
-        Ok(difference)
+        Ok(())
     }
 
     /// All tokens at once.
@@ -169,28 +176,30 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// All prompts in one run, the shorter ones filled up.
+    /// Some prompts in one run, the shorter ones filled up.
     fn ragged(
         &mut self,
         model: &mut OnnxModel,
         options: &RunOptions,
         limit: Limit,
     ) -> Result<(), VerifyError> {
-        let longest = self.expected.iter().map(|e| e.tokens.len()).max().unwrap_or_default();
-        let lengths: Vec<usize> = self.expected.iter().map(|e| e.tokens.len()).collect();
-        let filled = |expected: &Expected| {
-            let mut tokens = expected.tokens.clone();
-            tokens.resize(longest, 0);
-            tokens
-        };
-        let tokens: Vec<Vec<u32>> = self.expected.iter().map(filled).collect();
-        let mut cache = model.cache(tokens.len())?;
-        let rows = Rows { tokens: &tokens, lengths: &lengths };
-        let logits = model.run(&rows, &mut cache, options)?;
         let mut difference = Difference::default();
-        for (expected, found) in self.expected.iter().zip(logits.chunks(longest * self.vocab())) {
-            let found = &found[..expected.logits.len()];
-            difference.add(&expected.logits, found, self.vocab());
+        for batch in self.expected.chunks(RAGGED_BATCH) {
+            let lengths: Vec<usize> = batch.iter().map(|expected| expected.tokens.len()).collect();
+            let longest = lengths.iter().copied().max().unwrap_or_default();
+            let filled = |expected: &Expected| {
+                let mut tokens = expected.tokens.clone();
+                tokens.resize(longest, 0);
+                tokens
+            };
+            let tokens: Vec<Vec<u32>> = batch.iter().map(filled).collect();
+            let mut cache = model.cache(tokens.len())?;
+            let rows = Rows { tokens: &tokens, lengths: &lengths };
+            let logits = model.run(&rows, &mut cache, options)?;
+            for (expected, found) in batch.iter().zip(logits.chunks(longest * self.vocab())) {
+                let found = &found[..expected.logits.len()];
+                difference.add(&expected.logits, found, self.vocab());
+            }
         }
         self.tell("ragged batch", difference, limit);
         Ok(())
@@ -208,6 +217,7 @@ impl Checks<'_> {
             form: manifest.form,
             precision: manifest.precision,
             accuracy_level: manifest.accuracy_level,
+            f32_activations: manifest.f32_activations(),
             lora: LoraExport::Merged(adapter.name.clone()),
         };
         let folder = Temporary::new(&adapter.name);
@@ -223,7 +233,7 @@ impl Checks<'_> {
         }
         // Merged weights are quantized anew.
         let limit = match manifest.precision {
-            Precision::F32 => Limit::of(manifest, None),
+            Precision::F32 => Limit::of(manifest, false),
             Precision::Int4 | Precision::Int8 => Limit::LOSSY,
         };
         self.tell("as inputs against merged", difference, limit);

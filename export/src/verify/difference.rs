@@ -1,5 +1,9 @@
 //! How far rows of logits are apart.
 
+/// Rows whose two likeliest tokens are at least this far apart, in nats, have a clear choice: between others a rounding
+/// anywhere decides.
+const CLEAR_MARGIN: f32 = 0.05;
+
 /// Over some rows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Difference {
@@ -8,6 +12,8 @@ pub(super) struct Difference {
     pub(super) logit_max: f32,
     kl_sum: f64,
     same_top: usize,
+    clear_rows: usize,
+    clear_same_top: usize,
 }
 
 impl Difference {
@@ -23,7 +29,13 @@ impl Difference {
                 self.logit_max = self.logit_max.max(difference);
             }
             self.kl_sum += kl(reference, found);
-            self.same_top += usize::from(argmax(reference) == argmax(found));
+            let best = argmax(reference);
+            let is_same = best == argmax(found);
+            self.same_top += usize::from(is_same);
+            if margin(reference, best) >= CLEAR_MARGIN {
+                self.clear_rows += 1;
+                self.clear_same_top += usize::from(is_same);
+            }
         }
     }
 
@@ -36,6 +48,20 @@ impl Difference {
     pub(super) fn top1(&self) -> f64 {
         self.same_top as f64 / self.rows.max(1) as f64
     }
+
+    /// The same over rows where the reference's choice is clear; 1 if there is none.
+    pub(super) fn clear_top1(&self) -> f64 {
+        if self.clear_rows == 0 {
+            return 1.0;
+        }
+        self.clear_same_top as f64 / self.clear_rows as f64
+    }
+}
+
+/// How far the best is above all others.
+fn margin(logits: &[f32], best: usize) -> f32 {
+    let others = logits.iter().enumerate().filter(|&(index, _)| index != best);
+    logits[best] - others.map(|(_, &logit)| logit).fold(f32::NEG_INFINITY, f32::max)
 }
 
 fn kl(reference: &[f32], found: &[f32]) -> f64 {
@@ -85,6 +111,19 @@ mod tests {
         let expected = 0.25 * 0.5f64.ln() + 0.75 * 1.5f64.ln();
         assert!((difference.kl() - expected).abs() < 1e-7, "{}", difference.kl());
         assert!(difference.top1() < 1e-9);
+    }
+
+    #[test]
+    fn only_rows_with_a_clear_choice_count_as_clear() {
+        let mut difference = Difference::default();
+        assert!((difference.clear_top1() - 1.0).abs() < 1e-12);
+        // Changed, but hardly decided.
+        difference.add(&[1.0, 1.01, 0.5], &[1.01, 1.0, 0.5], 3);
+        assert!(difference.top1() < 1e-9 && (difference.clear_top1() - 1.0).abs() < 1e-12);
+        difference.add(&[1.0, 2.0, 0.5], &[1.0, 2.0, 0.5], 3);
+        difference.add(&[1.0, 2.0, 0.5], &[2.0, 1.0, 0.5], 3);
+        assert!((difference.top1() - 1.0 / 3.0).abs() < 1e-9);
+        assert!((difference.clear_top1() - 0.5).abs() < 1e-9);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct VerifyOptions {
     pub prompt_tokens: usize,
     /// Sequences in a batch, where batches are timed.
     pub batch: usize,
+    /// Prompts to read, of those that there are.
+    pub prompts: usize,
     /// Also exports each adapter merged, into a temporary folder, and compares that.
     pub merged: bool,
 }
@@ -50,7 +52,15 @@ pub struct VerifyOptions {
 impl Default for VerifyOptions {
     fn default() -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { threads, spinning: false, steps: 200, prompt_tokens: 128, batch: 4, merged: false }
+        Self {
+            threads,
+            spinning: false,
+            steps: 200,
+            prompt_tokens: 128,
+            batch: 4,
+            prompts: usize::MAX,
+            merged: false,
+        }
     }
 }
 
@@ -71,7 +81,7 @@ pub fn verify_onnx(
     manifest.check_base(file.path(), &digest::of_bytes(file.file_bytes()))?;
     check_adapters(&manifest, adapters)?;
     let spec = read_spec(file)?;
-    let cases = cases::Cases::new(file, &spec)?;
+    let cases = cases::Cases::new(file, &spec, options.prompts)?;
     let subject =
         Subject { folder, file, spec: &spec, manifest: &manifest, adapters, runtime, options };
     let mut report = Report::new(&subject);

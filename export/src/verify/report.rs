@@ -14,13 +14,8 @@ use crate::{
 const EXACT_LOGIT_MAX: f32 = 1e-3;
 /// Mean divergence where activations are rounded to int8.
 const ROUNDED_KL_MAX: f64 = 5e-3;
-/// Share of equal likeliest tokens there.
+/// Share of equal likeliest tokens there, where the choice is clear.
 const ROUNDED_TOP1_MIN: f64 = 0.97;
-/// Where rounding costs our own engine more on the same rows than that, so much more may it cost: adapters of high scale
-/// make models sensitive, whoever computes them.
-const ROUNDED_KL_RATIO: f64 = 2.0;
-/// The same for the share, by difference.
-const ROUNDED_TOP1_MARGIN: f64 = 0.03;
 /// Mean divergence where weights are quantized anew.
 const LOSSY_KL_MAX: f64 = 0.1;
 /// Share of equal likeliest tokens there.
@@ -51,6 +46,8 @@ pub struct Report {
     pub precision: Precision,
     /// Of products.
     pub accuracy_level: u8,
+    /// Modules whose activations stay in f32 all the same.
+    pub f32_activations: Vec<String>,
     /// Adapters' form.
     pub lora: Lora,
     /// Name of the base.
@@ -82,6 +79,8 @@ pub struct Check {
     pub kl: f64,
     /// Share of rows with the same likeliest token.
     pub top1: f64,
+    /// The same over rows whose two likeliest tokens are 0.05 nats apart or more.
+    pub clear_top1: f64,
     /// What is allowed.
     pub limit: Limit,
     /// Whether it is kept to.
@@ -96,7 +95,7 @@ pub enum Limit {
     LogitMax(f32),
     /// Told for comparison.
     None,
-    /// Largest mean divergence, smallest share of equal likeliest tokens.
+    /// Largest mean divergence, smallest share of equal likeliest tokens where the choice is clear.
     Distribution {
         /// Nats.
         kl_max: f64,
@@ -110,14 +109,13 @@ impl Limit {
     pub(super) const LOSSY: Self =
         Self::Distribution { kl_max: LOSSY_KL_MAX, top1_min: LOSSY_TOP1_MIN };
 
-    /// `rounded`: our own engine with int8 activations on the same rows, where the export rounds them too.
-    pub(super) fn of(manifest: &Manifest, rounded: Option<&Difference>) -> Self {
-        match (manifest.is_exact(), rounded) {
-            (true, None) => Self::LogitMax(EXACT_LOGIT_MAX),
-            (true, Some(ours)) => Self::Distribution {
-                kl_max: ROUNDED_KL_MAX.max(ROUNDED_KL_RATIO * ours.kl()),
-                top1_min: ROUNDED_TOP1_MIN.min(ours.top1() - ROUNDED_TOP1_MARGIN),
-            },
+    /// Of the manifest's weights, with rounded activations or without.
+    pub(super) fn of(manifest: &Manifest, is_rounded: bool) -> Self {
+        match (manifest.is_exact(), is_rounded) {
+            (true, false) => Self::LogitMax(EXACT_LOGIT_MAX),
+            (true, true) => {
+                Self::Distribution { kl_max: ROUNDED_KL_MAX, top1_min: ROUNDED_TOP1_MIN }
+            }
             (false, _) => Self::LOSSY,
         }
     }
@@ -127,7 +125,7 @@ impl Limit {
             Self::None => true,
             Self::LogitMax(max) => difference.logit_max <= max,
             Self::Distribution { kl_max, top1_min } => {
-                difference.kl() <= kl_max && difference.top1() >= top1_min
+                difference.kl() <= kl_max && difference.clear_top1() >= top1_min
             }
         }
     }
@@ -139,7 +137,7 @@ impl std::fmt::Display for Limit {
             Self::None => f.write_str("for comparison"),
             Self::LogitMax(max) => write!(f, "logit {max:.0e}"),
             Self::Distribution { kl_max, top1_min } => {
-                write!(f, "KL {kl_max:.1e}, top-1 {:.1} %", 100.0 * top1_min)
+                write!(f, "KL {kl_max:.1e}, clear top-1 {:.1} %", 100.0 * top1_min)
             }
         }
     }
@@ -159,6 +157,7 @@ impl Check {
             logit_max: difference.logit_max,
             kl: difference.kl(),
             top1: difference.top1(),
+            clear_top1: difference.clear_top1(),
             limit,
             passed: limit.allows(&difference),
         }
@@ -210,6 +209,7 @@ impl Report {
             form: manifest.form,
             precision: manifest.precision,
             accuracy_level: manifest.accuracy_level,
+            f32_activations: manifest.f32_activations.clone(),
             lora: manifest.lora,
             base: manifest.base.name.clone(),
             base_sha256: manifest.base.sha256.clone(),

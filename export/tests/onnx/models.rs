@@ -1,6 +1,7 @@
 //! Every tiny model: all architectures, `RoPE` scalings and block formats.
 
-use pleach_export::{Form, Precision, verify::Limit};
+use pleach_engine::{model::read_spec, site::TargetModule};
+use pleach_export::{ExportOptions, Form, Precision, verify::Limit};
 
 use crate::support::{exported_and_verified, fixtures, options, tiny, told};
 
@@ -62,4 +63,32 @@ fn genai_codes_of_every_format_are_exact() {
 fn standard_codes_of_every_format_are_exact() {
     check(Form::Standard, Precision::Int4);
     check(Form::Standard, Precision::Int8);
+}
+
+/// What is not rounded shows: with every module's activations in f32, codes are exact at accuracy level 4, too, but for
+/// the head's.
+#[test]
+fn activations_of_chosen_modules_are_not_rounded() {
+    let file = tiny("llama-plain");
+    for form in [Form::Genai, Form::Standard] {
+        let with = |modules: &[TargetModule]| {
+            let options = ExportOptions {
+                accuracy_level: 4,
+                f32_activations: modules.iter().copied().collect(),
+                ..options(form, Precision::Int8)
+            };
+            let (_dir, report) = exported_and_verified(&file, &[], &options, false);
+            let check = report.checks.iter().find(|check| check.what == "prefill").unwrap();
+            let floats = report.weights.iter().filter(|weights| weights.to == "f32");
+            (check.kl, floats.map(|weights| weights.matrices).sum::<usize>())
+        };
+        let (all_rounded, none_float) = with(&[]);
+        let (v_kept, v_float) = with(&[TargetModule::VProj]);
+        let (all_kept, all_float) = with(&TargetModule::ALL);
+        assert!(all_rounded > v_kept && v_kept > all_kept, "{all_rounded} {v_kept} {all_kept}");
+        // The genai form has an accuracy level for each product; the standard form has floats instead.
+        let layers = read_spec(&file).unwrap().n_layers;
+        let expected = if form == Form::Genai { [0, 0] } else { [layers, 7 * layers] };
+        assert_eq!([v_float, all_float].map(|n| n - none_float), expected, "{form}");
+    }
 }

@@ -1,7 +1,8 @@
 //! The real clients: `onnx.checker`, `onnxruntime` and `onnxruntime-genai` in Python. `tests/python/onnx_client.py` asserts.
 
-use std::{fmt::Write as _, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, path::Path};
 
+use pleach_engine::site::TargetModule;
 use pleach_export::{ExportOptions, Form, LoraExport, Precision, export_onnx};
 use serde_json::{Value, json};
 
@@ -93,6 +94,20 @@ fn the_checker_passes_the_standard_form() {
             run(&["checker"], dir.path(), &json!({}));
         }
     }
+}
+
+#[test]
+fn the_checker_passes_the_default_model_with_its_adapters() {
+    let file = default_model();
+    let dir = tempfile::tempdir().unwrap();
+    let options = ExportOptions {
+        accuracy_level: 4,
+        f32_activations: BTreeSet::from([TargetModule::VProj]),
+        lora: LoraExport::Inputs,
+        ..options(Form::Standard, Precision::Int4)
+    };
+    export_onnx(&file, &reference_adapters(&file), &options, &dir.path().join("out")).unwrap();
+    run(&["checker"], dir.path(), &json!({}));
 }
 
 /// What `onnxruntime.AdapterFormat` reads is PEFT's matrices, turned around and scaled.

@@ -1,6 +1,9 @@
 //! Models, adapters and a place for exports.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use pleach_adapters::load_peft;
 use pleach_engine::{gguf::GgufFile, model::read_spec};
@@ -8,6 +11,9 @@ use pleach_export::{
     ExportOptions, Form, LoraExport, NamedAdapter, Precision, export_onnx,
     verify::{Report, Runtime, VerifyOptions, verify_onnx},
 };
+
+/// Prompts that are read, of all that there are: a test shall not take minutes.
+const PROMPTS: usize = 8;
 
 pub(crate) fn fixtures() -> PathBuf {
     pleach_test_setup::fixtures()
@@ -37,7 +43,13 @@ pub(crate) fn reference_adapters(file: &GgufFile) -> Vec<NamedAdapter> {
 }
 
 pub(crate) fn options(form: Form, precision: Precision) -> ExportOptions {
-    ExportOptions { form, precision, accuracy_level: 0, lora: LoraExport::None }
+    ExportOptions {
+        form,
+        precision,
+        accuracy_level: 0,
+        f32_activations: BTreeSet::new(),
+        lora: LoraExport::None,
+    }
 }
 
 /// Exports and compares, without times.
@@ -50,7 +62,13 @@ pub(crate) fn exported_and_verified(
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     export_onnx(file, adapters, options, &out).unwrap();
-    let verify = VerifyOptions { steps: 0, threads: 2, merged, ..VerifyOptions::default() };
+    let verify = VerifyOptions {
+        steps: 0,
+        threads: 2,
+        merged,
+        prompts: PROMPTS,
+        ..VerifyOptions::default()
+    };
     let report = verify_onnx(&out, file, adapters, &runtime(), &verify).unwrap();
     (dir, report)
 }
