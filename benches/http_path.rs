@@ -34,10 +34,10 @@ use pleach_engine::{
     engine::{EngineConfig, EngineHandle},
     gguf::GgufFile,
     model::read_spec,
-    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
+    packed_adapter::{AdapterPacker, PlainPacker, PlainResidents, ResidentAdapters},
     sampler::SampledToken,
     spec::ModelSpec,
-    step_batch::{AdapterSlot, StepBatch},
+    step_batch::StepBatch,
 };
 use pleach_store::{Blobs, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
@@ -101,11 +101,9 @@ impl StepRunner for IdleRunner {
         Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
     }
 
-    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        Ok(AdapterSlot(0))
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        Arc::new(PlainResidents::default())
     }
-
-    fn remove_adapter(&mut self, _: AdapterSlot) {}
 }
 
 /// Seconds of processor time by thread name, of this process.

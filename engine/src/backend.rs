@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     adapter_weights::{AdapterWeights, AdapterWeightsError},
     model::DecoderWeights,
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    packed_adapter::{AdapterPacker, ResidentAdapters},
     quant::BlockFormat,
     sampler::SampledToken,
     site::TargetModule,
@@ -57,27 +57,8 @@ pub trait StepRunner: Send {
     /// Packs adapters for this model and device.
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker>;
 
-    /// Makes an adapter resident. It was parsed, checked and packed elsewhere.
-    ///
-    /// # Errors
-    /// [`RunError::OutOfMemory`] while others take too much room, [`RunError::Device`].
-    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
-
-    /// Begins to make an adapter resident. Until [`Self::is_installed`], no step may name the slot.
-    ///
-    /// # Errors
-    /// As [`Self::install_adapter`].
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.install_adapter(adapter)
-    }
-
-    /// Whether an adapter that was begun is there; with `wait`, only once it is.
-    ///
-    /// # Errors
-    /// [`RunError::Device`]; it never will be.
-    fn is_installed(&mut self, _slot: AdapterSlot, _wait: bool) -> Result<bool, RunError> {
-        Ok(true)
-    }
+    /// The adapters that steps may name.
+    fn adapters(&self) -> Arc<dyn ResidentAdapters>;
 
     /// Packs and installs.
     ///
@@ -85,11 +66,13 @@ pub trait StepRunner: Send {
     /// Of both.
     fn install_weights(&mut self, weights: &AdapterWeights) -> Result<AdapterSlot, RunError> {
         let packed = self.adapter_packer().pack(weights)?;
-        self.install_adapter(&packed)
+        self.adapters().install(&packed)
     }
 
     /// Frees a slot. No later batch names it.
-    fn remove_adapter(&mut self, slot: AdapterSlot);
+    fn remove_adapter(&mut self, slot: AdapterSlot) {
+        self.adapters().remove(slot);
+    }
 }
 
 /// A matrix on its way to the device.
@@ -260,28 +243,6 @@ pub trait Backend: Send {
     /// See [`StepRunner::adapter_packer`].
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker>;
 
-    /// See [`StepRunner::install_adapter`].
-    ///
-    /// # Errors
-    /// As there.
-    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
-
-    /// See [`StepRunner::begin_install`].
-    ///
-    /// # Errors
-    /// As there.
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.install_adapter(adapter)
-    }
-
-    /// See [`StepRunner::is_installed`].
-    ///
-    /// # Errors
-    /// As there.
-    fn is_installed(&mut self, _slot: AdapterSlot, _wait: bool) -> Result<bool, RunError> {
-        Ok(true)
-    }
-
-    /// See [`StepRunner::remove_adapter`].
-    fn remove_adapter(&mut self, slot: AdapterSlot);
+    /// See [`StepRunner::adapters`].
+    fn adapters(&self) -> Arc<dyn ResidentAdapters>;
 }

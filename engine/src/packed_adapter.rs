@@ -1,8 +1,14 @@
-//! Adapters on their way to the device: packed on any thread, so that the step loop has only to copy them.
+//! Adapters on their way to the device: packed and made resident by any thread, beside the step loop.
 
-use std::{any::Any, fmt, sync::Arc};
+use std::{
+    any::Any,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use crate::{adapter_weights::AdapterWeights, backend::RunError, spec::ModelSpec};
+use crate::{
+    adapter_weights::AdapterWeights, backend::RunError, spec::ModelSpec, step_batch::AdapterSlot,
+};
 
 /// An adapter in the form that one device takes. Cheap to clone; host memory.
 #[derive(Clone)]
@@ -47,20 +53,6 @@ pub trait AdapterPacker: Send + Sync {
     /// [`RunError::Adapter`] naming the entry that does not fit.
     fn pack(&self, weights: &AdapterWeights) -> Result<PackedAdapter, RunError>;
 
-    /// Whether [`Self::stage`] does anything.
-    fn stages(&self) -> bool {
-        false
-    }
-
-    /// Brings a packed adapter to where the device fetches it without the step loop's help. Waits for others that are on
-    /// their way, and copies: for threads that may.
-    ///
-    /// # Errors
-    /// [`RunError::Device`]: it was packed for another device, or that failed.
-    fn stage(&self, packed: &PackedAdapter) -> Result<PackedAdapter, RunError> {
-        Ok(packed.clone())
-    }
-
     /// Bytes that all resident adapters together may take; no adapter that is larger can ever be installed.
     fn capacity_bytes(&self) -> usize;
 
@@ -69,6 +61,21 @@ pub trait AdapterPacker: Send + Sync {
     fn shares_cores_with_steps(&self) -> bool {
         false
     }
+}
+
+/// The adapters that are resident on one device. Shared by those who bring and remove adapters, and by the runner, whose
+/// steps read them.
+pub trait ResidentAdapters: Send + Sync {
+    /// Makes an adapter resident. From when this returns, steps may name the slot. Where the device is not the processor it
+    /// takes as long as copying does: for threads that may wait.
+    ///
+    /// # Errors
+    /// [`RunError::OutOfMemory`] while others take too much room; [`RunError::Device`], also for an adapter that was packed
+    /// for another device.
+    fn install(&self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError>;
+
+    /// Frees a slot, which no step under way or to come names. Never waits.
+    fn remove(&self, slot: AdapterSlot);
 }
 
 /// Packs nothing: the form is the checked [`AdapterWeights`] themselves. For runners that need no other.
@@ -91,9 +98,55 @@ impl AdapterPacker for PlainPacker {
     }
 }
 
+/// Counts slots and keeps what [`PlainPacker`] packed. For runners that need no other.
+#[derive(Debug, Default)]
+pub struct PlainResidents {
+    slots: Mutex<Vec<Option<PackedAdapter>>>,
+}
+
+impl PlainResidents {
+    /// The adapter in a slot.
+    pub fn get(&self, slot: AdapterSlot) -> Option<PackedAdapter> {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.get(slot.0 as usize).cloned().flatten()
+    }
+}
+
+impl ResidentAdapters for PlainResidents {
+    fn install(&self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = slots.iter().position(Option::is_none).unwrap_or(slots.len());
+        if index == slots.len() {
+            slots.push(None);
+        }
+        slots[index] = Some(adapter.clone());
+        Ok(AdapterSlot(u32::try_from(index).unwrap_or(u32::MAX)))
+    }
+
+    fn remove(&self, slot: AdapterSlot) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = slots.get_mut(slot.0 as usize) {
+            *place = None;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_are_used_again() {
+        let residents = PlainResidents::default();
+        let install = |value: u32| residents.install(&PackedAdapter::new(value, 4)).unwrap();
+        let (first, second) = (install(1), install(2));
+        residents.remove(first);
+        assert!(residents.get(first).is_none());
+        assert_eq!(install(3), first);
+        let found =
+            [first, second].map(|slot| *residents.get(slot).unwrap().form::<u32>().unwrap());
+        assert_eq!(found, [3, 2]);
+    }
 
     #[test]
     fn a_form_is_taken_by_its_own_device_only() {

@@ -158,43 +158,45 @@ async fn a_slot_is_freed_after_the_last_sequence_that_uses_it() {
     runner.step_time = Duration::from_millis(1);
     let seen = Arc::clone(&runner.seen);
     let engine = start(runner, EngineConfig::default());
-    let lease = engine.install_adapter(empty(&engine)).await.unwrap();
+    let lease = engine.install_adapter(&empty(&engine)).unwrap();
     let mut wanted = request(1, 5, 60);
     wanted.adapter = Some(lease.clone());
     let stream = engine.submit(wanted).unwrap();
     drop(lease);
-    let other = engine.install_adapter(empty(&engine)).await.unwrap();
+    let other = engine.install_adapter(&empty(&engine)).unwrap();
     assert_eq!(seen.slots_removed.load(Ordering::Relaxed), 0);
     let (tokens, last) = collect(stream).await;
     assert_eq!(tokens.len(), 60);
     assert!(is_finished(last.as_ref(), FinishReason::Length));
     wait_until("the first slot is freed", || seen.slots_removed.load(Ordering::Relaxed) == 1).await;
-    // Idle by now: dropping a lease wakes the owner.
+    // Idle by now: nobody is waited for.
     drop(other);
-    wait_until("the second slot is freed", || seen.slots_removed.load(Ordering::Relaxed) == 2)
-        .await;
+    assert_eq!(seen.slots_removed.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
 async fn steps_go_on_while_an_adapter_is_on_its_way() {
     let mut runner = FakeRunner::new(16, 250, 64);
     runner.step_time = Duration::from_millis(1);
-    runner.steps_to_install = 20;
+    runner.install_time = Duration::from_millis(40);
     let seen = Arc::clone(&runner.seen);
     let engine = start(runner, EngineConfig::default());
-    // Nothing runs: it is waited for.
-    let first = engine.install_adapter(empty(&engine)).await.unwrap();
+    let install = || {
+        let engine = engine.clone();
+        tokio::task::spawn_blocking(move || engine.install_adapter(&empty(&engine)).unwrap())
+    };
+    let first = install().await.unwrap();
     assert_eq!(seen.steps.load(Ordering::Relaxed), 0);
-    let stream = engine.submit(request(1, 5, 100)).unwrap();
+    let stream = engine.submit(request(1, 5, 200)).unwrap();
     wait_until("it runs", || seen.steps.load(Ordering::Relaxed) > 0).await;
-    let second = engine.install_adapter(empty(&engine)).await.unwrap();
-    let n_steps = seen.steps.load(Ordering::Relaxed);
-    assert!((20..90).contains(&n_steps), "{n_steps} steps");
+    let before = seen.steps.load(Ordering::Relaxed);
+    let second = install().await.unwrap();
+    assert!(seen.steps.load(Ordering::Relaxed) > before, "no step meanwhile");
     assert_ne!(first.slot(), second.slot());
     let mut wanted = request(2, 5, 5);
     wanted.adapter = Some(second);
     assert_eq!(collect(engine.submit(wanted).unwrap()).await.0.len(), 5);
-    assert_eq!(collect(stream).await.0.len(), 100);
+    assert_eq!(collect(stream).await.0.len(), 200);
 }
 
 #[tokio::test]
@@ -263,7 +265,7 @@ async fn shutdown_lets_sequences_finish_within_the_grace() {
     shutdown.await.unwrap();
     assert!(engine.is_stopping());
     assert_eq!(engine.submit(request(1, 5, 1)).unwrap_err(), SubmitError::ShuttingDown);
-    assert!(engine.install_adapter(empty(&engine)).await.is_err());
+    assert!(engine.install_adapter(&empty(&engine)).is_err());
     engine.shutdown(PATIENCE).await;
 }
 
@@ -289,7 +291,7 @@ async fn shutdown_cancels_what_does_not_finish() {
 #[tokio::test]
 async fn without_handles_sequences_still_finish() {
     let engine = start(FakeRunner::new(16, 250, 64), EngineConfig::default());
-    let lease = engine.install_adapter(empty(&engine)).await.unwrap();
+    let lease = engine.install_adapter(&empty(&engine)).unwrap();
     let stream = engine.submit(request(1, 5, 30)).unwrap();
     drop(engine);
     let (tokens, last) = collect(stream).await;

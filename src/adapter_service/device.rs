@@ -9,7 +9,7 @@ use pleach_engine::{
     packed_adapter::PackedAdapter,
 };
 
-/// Installs packed adapters between two steps.
+/// Installs packed adapters beside the steps.
 #[derive(Debug)]
 pub(super) struct EngineDevice(EngineHandle);
 
@@ -32,16 +32,15 @@ impl AdapterDevice for EngineDevice {
     }
 
     async fn install(&self, packed: Arc<PackedAdapter>) -> Result<AdapterLease, InstallError> {
-        let of_engine = self.0.adapter_packer();
-        let staged = if of_engine.stages() {
-            let staged = tokio::task::spawn_blocking(move || of_engine.stage(&packed)).await;
-            staged
-                .unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
-                .map_err(|error| InstallError::Failed(error.into()))?
+        // On the processor what was packed is only taken in; elsewhere it is copied.
+        let installed = if self.0.adapter_packer().shares_cores_with_steps() {
+            self.0.install_adapter(&packed)
         } else {
-            (*packed).clone()
+            let engine = self.0.clone();
+            let copied = tokio::task::spawn_blocking(move || engine.install_adapter(&packed));
+            copied.await.unwrap_or_else(|error| Err(RunError::Device(error.to_string())))
         };
-        self.0.install_adapter(staged).await.map_err(|error| {
+        installed.map_err(|error| {
             if matches!(error, RunError::OutOfMemory { .. }) {
                 InstallError::OutOfMemory
             } else {

@@ -35,7 +35,7 @@ use pleach_engine::{
     backend::{RunError, StepRunner},
     engine::{EngineConfig, EngineHandle},
     gguf::{GgufBuilder, GgufFile},
-    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker, ResidentAdapters},
     sampler::SampledToken,
     sampler::SamplingParams,
     spec::{Architecture, ModelSpec, RopeScaling},
@@ -82,10 +82,7 @@ struct ScriptedRunner {
     kv_blocks: usize,
     script: Arc<Mutex<Script>>,
     adapter_bytes: usize,
-    slots: u32,
-    /// The letters that each resident adapter says in turn instead of what the script says, if it has any: the first row of
-    /// its `B`, so that a sum says what its parts say.
-    letters: HashMap<AdapterSlot, Vec<u32>>,
+    letters: Arc<Letters>,
 }
 
 impl StepRunner for ScriptedRunner {
@@ -102,6 +99,7 @@ impl StepRunner for ScriptedRunner {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
+        let residents = self.letters.0.lock().unwrap();
         let mut script = self.script.lock().unwrap();
         let pause = script.step;
         if script.fail {
@@ -119,7 +117,7 @@ impl StepRunner for ScriptedRunner {
                 let of_row =
                     batch.sequences.iter().find(|sequence| sequence.rows.contains(&row.row));
                 // A slot that is not resident fails the step.
-                let letters = of_row.unwrap().adapter.map(|slot| self.letters[&slot].as_slice());
+                let letters = of_row.unwrap().adapter.map(|slot| residents.1[&slot].as_slice());
                 let letter = letters.and_then(|letters| letters.iter().copied().cycle().nth(place));
                 let scripted =
                     if place < script.tokens.len() { letter.unwrap_or(scripted) } else { scripted };
@@ -132,7 +130,7 @@ impl StepRunner for ScriptedRunner {
                 SampledToken { token, logprob: LOGPROB, top }
             })
             .collect();
-        drop(script);
+        drop((script, residents));
         std::thread::sleep(pause);
         Ok(sampled)
     }
@@ -141,19 +139,31 @@ impl StepRunner for ScriptedRunner {
         Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: self.adapter_bytes })
     }
 
-    fn install_adapter(&mut self, packed: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        Arc::clone(&self.letters) as Arc<dyn ResidentAdapters>
+    }
+}
+
+/// The letters that each resident adapter says in turn instead of what the script says, if it has any: the first row of
+/// its `B`, so that a sum says what its parts say. No slot is used twice.
+#[derive(Debug, Default)]
+struct Letters(Mutex<(u32, HashMap<AdapterSlot, Vec<u32>>)>);
+
+impl ResidentAdapters for Letters {
+    fn install(&self, packed: &PackedAdapter) -> Result<AdapterSlot, RunError> {
         let weights = packed.form::<AdapterWeights>()?;
-        self.slots += 1;
-        let slot = AdapterSlot(self.slots);
         let first_row = weights.sites.first().map_or(&[][..], |site| &site.b[..site.rank]);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "letters")]
         let letters = first_row.iter().map(|value| *value as u32).collect();
-        self.letters.insert(slot, letters);
+        let mut residents = self.0.lock().unwrap();
+        residents.0 += 1;
+        let slot = AdapterSlot(residents.0);
+        residents.1.insert(slot, letters);
         Ok(slot)
     }
 
-    fn remove_adapter(&mut self, slot: AdapterSlot) {
-        self.letters.remove(&slot).expect("it was resident");
+    fn remove(&self, slot: AdapterSlot) {
+        self.0.lock().unwrap().1.remove(&slot).expect("it was resident");
     }
 }
 
@@ -285,8 +295,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         kv_blocks: setup.kv_blocks,
         script: Arc::clone(&script),
         adapter_bytes: setup.adapter_bytes,
-        slots: 0,
-        letters: HashMap::new(),
+        letters: Arc::default(),
     };
     let flows = Arc::new(FlowSettings::default());
     let policy = Box::new(FairOrder::new(Arc::clone(&flows), TokenPrices::default()));

@@ -8,11 +8,11 @@ use crate::{
     },
     kv::KV_BLOCK_TOKENS,
     model::{Activations, CpuOptions, DecoderWeights},
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    packed_adapter::{AdapterPacker, ResidentAdapters},
     rope::RopeTable,
     sampler::SampledToken,
     spec::ModelSpec,
-    step_batch::{AdapterSlot, StepBatch},
+    step_batch::StepBatch,
 };
 
 use super::{
@@ -28,12 +28,10 @@ use super::{
     packed::{BLOCK, Dense, PackedMatrix},
     plan::StepPlan,
     resident::{BaseMatrices, CpuPacker, ResidentAdapter},
+    residents::CpuResidents,
     simd::LANES,
     threads::{Parts, Team},
 };
-
-/// Most adapters resident at a time.
-pub const ADAPTER_SLOTS_MAX: usize = 4096;
 
 /// Values of a step below which an element-wise operation is not worth a second thread.
 const INLINE_VALUES: usize = 8192;
@@ -123,12 +121,9 @@ pub struct CpuBackend {
     arena: Arena,
     /// The model's weights, once they are loaded.
     pub(crate) base: Option<Arc<BaseMatrices>>,
+    residents: Arc<CpuResidents>,
+    /// Those of the step begun last, by slot.
     pub(crate) adapters: Vec<Option<Arc<ResidentAdapter>>>,
-    /// Bytes of the adapter in each slot.
-    slot_bytes: Vec<usize>,
-    /// Bytes that adapters may take, and take.
-    adapter_bytes: usize,
-    adapter_bytes_used: usize,
     pub(crate) int8: Int8Rows,
     /// Output of the adapters' first half, `[max_rows, V_STRIDE]`.
     pub(crate) v: Vec<f32>,
@@ -191,10 +186,8 @@ impl CpuBackend {
             plan: StepPlan::default(),
             arena: Arena::new(ARENA_CHUNK_BYTES),
             base: None,
+            residents: Arc::new(CpuResidents::new(options.adapter_bytes)),
             adapters: Vec::new(),
-            slot_bytes: Vec::new(),
-            adapter_bytes: options.adapter_bytes,
-            adapter_bytes_used: 0,
             int8: Int8Rows::new(options.max_rows, widest),
             v: vec![0.0; options.max_rows * V_STRIDE],
             shrink: Vec::new(),
@@ -264,6 +257,7 @@ impl Backend for CpuBackend {
                 self.max_rows
             )));
         }
+        self.residents.of_step(batch, &mut self.adapters);
         self.plan.begin(batch, &self.spec, &self.rope, self.team.n_threads());
         Ok(StepStart::Enqueue)
     }
@@ -389,7 +383,10 @@ impl Backend for CpuBackend {
         norm: &CpuVector,
         head: &CpuMatrix,
     ) -> Result<Vec<SampledToken>, RunError> {
-        Ok(self.sample_rows(batch, x, norm, head))
+        let sampled = self.sample_rows(batch, x, norm, head);
+        // The step's last operation: what is removed from now on is freed at once.
+        self.adapters.clear();
+        Ok(sampled)
     }
 
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
@@ -399,38 +396,14 @@ impl Backend for CpuBackend {
                 Activations::Int8 => Dense::F16,
                 Activations::F32 => Dense::F32,
             },
-            capacity_bytes: self.adapter_bytes,
+            capacity_bytes: self.residents.capacity_bytes(),
             base: self.base.clone(),
             // Half of the threads: steps go on meanwhile.
             workers: Workers { isa: self.isa, n_threads: self.team.n_threads().div_ceil(2) },
         })
     }
 
-    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        let form = adapter.form::<ResidentAdapter>()?;
-        let (needed, free) = (adapter.n_bytes(), self.adapter_bytes - self.adapter_bytes_used);
-        if needed > free {
-            return Err(RunError::OutOfMemory { what: "an adapter", needed, free });
-        }
-        let free = self.adapters.iter().position(Option::is_none);
-        let slot = free.unwrap_or(self.adapters.len());
-        if slot >= ADAPTER_SLOTS_MAX {
-            return Err(RunError::OutOfMemory { what: "adapter slots", needed: 1, free: 0 });
-        }
-        if free.is_none() {
-            self.adapters.push(None);
-            self.slot_bytes.push(0);
-        }
-        self.adapters[slot] = Some(form);
-        self.slot_bytes[slot] = needed;
-        self.adapter_bytes_used += needed;
-        Ok(AdapterSlot(u32::try_from(slot).unwrap_or(u32::MAX)))
-    }
-
-    fn remove_adapter(&mut self, slot: AdapterSlot) {
-        let slot = slot.0 as usize;
-        if self.adapters.get_mut(slot).and_then(Option::take).is_some() {
-            self.adapter_bytes_used -= self.slot_bytes[slot];
-        }
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        Arc::clone(&self.residents) as Arc<dyn ResidentAdapters>
     }
 }

@@ -6,7 +6,7 @@
 //! | `threads` | the team that shares an operation's chunks |
 //! | `packed` | frozen matrices in tiles of sixteen output features |
 //! | `int8_rows`, `matmul_int8`, `matmul_f32`, `epilogue`, `lora`, `project`, `head`, `embed` | products |
-//! | `resident`, `dora` | adapters as the kernels read them |
+//! | `resident`, `residents`, `dora` | adapters as the kernels read them |
 //! | `kv_cache`, `attention`, `elementwise` | the rest of a layer |
 //! | `plan`, `backend` | a step |
 //! | `train` | training of adapters through the same weights |
@@ -37,6 +37,7 @@ mod packed;
 mod plan;
 mod project;
 mod resident;
+mod residents;
 mod simd;
 mod threads;
 mod train;
@@ -44,7 +45,8 @@ mod train;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{ADAPTER_SLOTS_MAX, CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
+pub use backend::{CpuBackend, CpuBuffer, CpuError, CpuMatrix, CpuVector};
 pub use head::HEAD_ROWS_MAX;
 pub use isa::Isa;
+pub use residents::ADAPTER_SLOTS_MAX;
 pub use train::{FrozenBase, TrainPass};

@@ -55,6 +55,33 @@ impl ArenaRange {
     }
 }
 
+/// What an arena had given out at some time, and so ever since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ArenaBounds {
+    begin: u64,
+    end: u64,
+}
+
+impl ArenaBounds {
+    /// A range, if it lies within.
+    ///
+    /// # Errors
+    /// [`CudaError::OutOfRange`] with `what` is to be done there.
+    pub(super) fn range(
+        self,
+        what: &'static str,
+        at: DevicePtr,
+        bytes: usize,
+    ) -> Result<ArenaRange, CudaError> {
+        let Self { begin, end } = self;
+        if at.0 >= begin && at.0.checked_add(bytes as u64).is_some_and(|range_end| range_end <= end)
+        {
+            return Ok(ArenaRange { at, bytes });
+        }
+        Err(CudaError::OutOfRange { what, at: at.0, bytes, begin, end })
+    }
+}
+
 /// What one purpose has been given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArenaLine {
@@ -118,22 +145,9 @@ impl Arena {
         Ok(ptr)
     }
 
-    /// A range, if it lies within what was given out.
-    ///
-    /// # Errors
-    /// [`CudaError::OutOfRange`] with `what` is to be done there.
-    pub(super) fn range(
-        &self,
-        what: &'static str,
-        at: DevicePtr,
-        bytes: usize,
-    ) -> Result<ArenaRange, CudaError> {
-        let (begin, end) = (self.base.0, self.base.0 + self.used);
-        if at.0 >= begin && at.0.checked_add(bytes as u64).is_some_and(|range_end| range_end <= end)
-        {
-            return Ok(ArenaRange { at, bytes });
-        }
-        Err(CudaError::OutOfRange { what, at: at.0, bytes, begin, end })
+    /// What was given out so far.
+    pub(super) fn given(&self) -> ArenaBounds {
+        ArenaBounds { begin: self.base.0, end: self.base.0 + self.used }
     }
 
     /// First byte.
@@ -211,13 +225,13 @@ mod tests {
         let mut arena = Arena::new(DevicePtr(0x1000), 4096);
         let a = arena.take("a", 512).unwrap();
         for (at, bytes) in [(a, 512), (a.at(511), 1), (a.at(512), 0)] {
-            let range = arena.range("upload", at, bytes).unwrap();
+            let range = arena.given().range("upload", at, bytes).unwrap();
             assert_eq!((range.at(), range.bytes()), (at, bytes));
         }
         for (at, bytes) in
             [(a, 513), (DevicePtr(0xfff), 1), (a.at(512), 1), (DevicePtr(u64::MAX), 2)]
         {
-            let message = arena.range("upload", at, bytes).unwrap_err().to_string();
+            let message = arena.given().range("upload", at, bytes).unwrap_err().to_string();
             assert!(
                 message.starts_with("upload of ") && message.ends_with("0x1000..0x1200"),
                 "{message}"

@@ -1,7 +1,7 @@
 //! The device as the rest of the engine sees it: safe, with every range checked.
 //!
-//! One thread owns it and makes all launches. Memory is one arena, reserved once. Work is enqueued on one of two
-//! streams, in order within each; [`Event`]s order them with each other.
+//! One thread owns it and makes all launches. Memory is one arena, reserved once. Work is enqueued on one stream, in
+//! order. Other threads copy beside it, each through a lane of its own ([`Device::upload_lane`]).
 #![expect(
     unsafe_code,
     reason = "asynchronous copies: the pinned buffer keeps still until its event"
@@ -20,6 +20,7 @@ use super::{
     gpu::Gpu,
     handles::{Event, Graph, PinnedBuffer},
     plain::{bytes_of_slice, bytes_of_slice_mut},
+    upload::UploadLane,
 };
 use crate::backend::RunError;
 
@@ -42,15 +43,6 @@ pub struct DeviceInfo {
     pub shared_bytes_max: u32,
     /// CUDA version that the driver offers: 1000 × major + 10 × minor.
     pub driver_version: u32,
-}
-
-/// Where work is enqueued.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamId {
-    /// Kernels of steps, and what must be in order with them.
-    Compute,
-    /// Uploads beside them: adapters.
-    Copy,
 }
 
 /// What the launches of one kernel took, see [`Device::begin_profile`].
@@ -165,7 +157,7 @@ impl Device {
         Ok(ptr)
     }
 
-    /// Copies values to the device, after all earlier work of the compute stream and before all later; waits.
+    /// Copies values to the device, after all earlier work of the stream and before all later; waits.
     ///
     /// # Errors
     /// [`CudaError::OutOfRange`], [`CudaError::Call`].
@@ -174,7 +166,7 @@ impl Device {
         self.gpu.write(self.range("upload", to, bytes.len())?, bytes)
     }
 
-    /// Copies values from the device, after all earlier work of the compute stream; waits.
+    /// Copies values from the device, after all earlier work of the stream; waits.
     ///
     /// # Errors
     /// [`CudaError::OutOfRange`], [`CudaError::Call`].
@@ -183,26 +175,20 @@ impl Device {
         self.gpu.read(self.range("download", from, bytes.len())?, bytes)
     }
 
-    /// Enqueues setting bytes on the compute stream.
+    /// Enqueues setting bytes on the stream.
     ///
     /// # Errors
     /// [`CudaError::OutOfRange`], [`CudaError::Call`].
     pub fn fill(&self, at: DevicePtr, bytes: usize, byte: u8) -> Result<(), CudaError> {
-        self.gpu.fill(StreamId::Compute, self.range("fill", at, bytes)?, byte)
+        self.gpu.fill(self.range("fill", at, bytes)?, byte)
     }
 
     /// Enqueues a copy within the device.
     ///
     /// # Errors
     /// [`CudaError::OutOfRange`], [`CudaError::Call`].
-    pub fn copy(
-        &self,
-        stream: StreamId,
-        from: DevicePtr,
-        to: DevicePtr,
-        bytes: usize,
-    ) -> Result<(), CudaError> {
-        self.gpu.copy(stream, self.range("copy", from, bytes)?, self.range("copy", to, bytes)?)
+    pub fn copy(&self, from: DevicePtr, to: DevicePtr, bytes: usize) -> Result<(), CudaError> {
+        self.gpu.copy(self.range("copy", from, bytes)?, self.range("copy", to, bytes)?)
     }
 
     /// Page-locked memory for copies that do not wait, zero at first.
@@ -211,6 +197,19 @@ impl Device {
     /// [`CudaError::Call`] if the host has not as much.
     pub fn pinned(&self, bytes: usize) -> Result<PinnedBuffer, CudaError> {
         Ok(PinnedBuffer { memory: self.gpu.pinned(bytes)?, busy: None })
+    }
+
+    /// A way for another thread to copy to what was allocated so far, through `buffer_bytes` of pinned memory twice.
+    ///
+    /// # Errors
+    /// [`CudaError`]: nothing was reserved yet, or the host has not as much memory.
+    pub fn upload_lane(&self, buffer_bytes: usize) -> Result<UploadLane, CudaError> {
+        let Some(arena) = &self.arena else {
+            let (what, at, bytes) = ("an upload lane", 0, buffer_bytes);
+            return Err(CudaError::OutOfRange { what, at, bytes, begin: 0, end: 0 });
+        };
+        let buffers = [self.pinned(buffer_bytes)?, self.pinned(buffer_bytes)?];
+        Ok(UploadLane::new(self.gpu.copy_stream()?, arena.given(), buffers))
     }
 
     /// Enqueues a copy of the first `bytes` bytes of `from`, which is busy until then.
@@ -222,7 +221,6 @@ impl Device {
     /// If `from` is shorter.
     pub fn upload_async(
         &self,
-        stream: StreamId,
         from: &mut PinnedBuffer,
         to: DevicePtr,
         bytes: usize,
@@ -232,8 +230,8 @@ impl Device {
         from.wait()?;
         // SAFETY: the buffer hands its bytes out, and is freed, only after `busy`, which is recorded behind the copy;
         // if recording fails, `enqueued` waits for the whole stream.
-        unsafe { self.gpu.write_async(stream, range, &from.memory.bytes()[..bytes]) }?;
-        self.enqueued(stream, from)
+        unsafe { self.gpu.write_async(range, &from.memory.bytes()[..bytes]) }?;
+        self.enqueued(from)
     }
 
     /// Enqueues a copy to the first `bytes` bytes of `to`, which is busy until then.
@@ -245,7 +243,6 @@ impl Device {
     /// If `to` is shorter.
     pub fn download_async(
         &self,
-        stream: StreamId,
         from: DevicePtr,
         to: &mut PinnedBuffer,
         bytes: usize,
@@ -254,59 +251,35 @@ impl Device {
         self.not_capturing("an asynchronous download")?;
         to.wait()?;
         // SAFETY: as in `upload_async`.
-        unsafe { self.gpu.read_async(stream, range, &mut to.memory.bytes_mut()[..bytes]) }?;
-        self.enqueued(stream, to)
+        unsafe { self.gpu.read_async(range, &mut to.memory.bytes_mut()[..bytes]) }?;
+        self.enqueued(to)
     }
 
-    fn enqueued(&self, stream: StreamId, buffer: &mut PinnedBuffer) -> Result<(), CudaError> {
-        match self.gpu.record(stream, false) {
+    fn enqueued(&self, buffer: &mut PinnedBuffer) -> Result<(), CudaError> {
+        match self.gpu.record(false) {
             Ok(event) => buffer.busy = Some(event),
             Err(error) => {
-                self.gpu.synchronize(stream)?;
+                self.gpu.synchronize()?;
                 return Err(error);
             }
         }
         Ok(())
     }
 
-    /// Marks the point that a stream's queue has reached. With `timed`, [`Event::elapsed_ms`] can be asked.
+    /// Marks the point that the stream's queue has reached. With `timed`, [`Event::elapsed_ms`] can be asked.
     ///
     /// # Errors
     /// [`CudaError::Call`].
-    pub fn record(&self, stream: StreamId, timed: bool) -> Result<Event, CudaError> {
-        self.gpu.record(stream, timed)
+    pub fn record(&self, timed: bool) -> Result<Event, CudaError> {
+        self.gpu.record(timed)
     }
 
-    /// Lets all later work of a stream wait for an event.
+    /// Waits until the stream's queue is empty. An error of an earlier launch shows here.
     ///
     /// # Errors
     /// [`CudaError::Call`].
-    pub fn wait_for(&self, stream: StreamId, event: &Event) -> Result<(), CudaError> {
-        self.gpu.wait_for(stream, event)
-    }
-
-    /// Waits until a stream's queue is empty. An error of an earlier launch shows here.
-    ///
-    /// # Errors
-    /// [`CudaError::Call`].
-    pub fn synchronize(&self, stream: StreamId) -> Result<(), CudaError> {
-        self.gpu.synchronize(stream)
-    }
-
-    /// Enqueues a launch on a stream of choice; [`LaunchSink::submit`] takes the compute stream.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn submit_on(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
-        launch.check()?;
-        let mut profile = self.profile.borrow_mut();
-        let Some(launches) = profile.as_mut().filter(|_| !self.capturing.get()) else {
-            return self.gpu.submit(stream, launch);
-        };
-        let begin = self.gpu.record(stream, true)?;
-        self.gpu.submit(stream, launch)?;
-        launches.push((launch.kernel.to_owned(), begin, self.gpu.record(stream, true)?));
-        Ok(())
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.gpu.synchronize()
     }
 
     /// From now on every launch is timed, which slows them down a little. Launches of graphs are not.
@@ -347,7 +320,7 @@ impl Device {
         self.gpu.ctas_per_sm(kernel, block, shared_bytes)
     }
 
-    /// Collects the launches that `enqueue` makes on the compute stream into a graph, without running them.
+    /// Collects the launches that `enqueue` makes on the stream into a graph, without running them.
     ///
     /// # Errors
     /// Of `enqueue`, or [`CudaError::Call`].
@@ -394,7 +367,7 @@ impl Device {
         bytes: usize,
     ) -> Result<ArenaRange, CudaError> {
         match &self.arena {
-            Some(arena) => arena.range(what, at, bytes),
+            Some(arena) => arena.given().range(what, at, bytes),
             None => Err(CudaError::OutOfRange { what, at: at.0, bytes, begin: 0, end: 0 }),
         }
     }
@@ -413,6 +386,14 @@ impl Device {
 
 impl LaunchSink for Device {
     fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
-        self.submit_on(StreamId::Compute, launch)
+        launch.check()?;
+        let mut profile = self.profile.borrow_mut();
+        let Some(launches) = profile.as_mut().filter(|_| !self.capturing.get()) else {
+            return self.gpu.submit(launch);
+        };
+        let begin = self.gpu.record(true)?;
+        self.gpu.submit(launch)?;
+        launches.push((launch.kernel.to_owned(), begin, self.gpu.record(true)?));
+        Ok(())
     }
 }

@@ -10,10 +10,10 @@ use std::{
 };
 
 use super::{
-    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, LaunchSink, StreamId,
+    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, LaunchSink,
     arena::ArenaRange,
     embedded,
-    gpu::{Gpu, HostMemory},
+    gpu::{CopyStream, Gpu, HostMemory},
     handles::GraphKind,
     has_kernels,
 };
@@ -155,7 +155,7 @@ impl Gpu for FakeGpu {
         Ok(state.base())
     }
 
-    fn submit(&self, _stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
+    fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         if has_kernels() && !embedded::KERNELS.iter().any(|k| k.kernel == launch.kernel) {
             return Err(CudaError::UnknownKernel(launch.kernel.to_owned()));
         }
@@ -200,12 +200,12 @@ impl Gpu for FakeGpu {
         Ok(())
     }
 
-    fn fill(&self, _stream: StreamId, range: ArenaRange, byte: u8) -> Result<(), CudaError> {
+    fn fill(&self, range: ArenaRange, byte: u8) -> Result<(), CudaError> {
         Self::bytes_of(&mut lock(&self.state), range).fill(byte);
         Ok(())
     }
 
-    fn copy(&self, _stream: StreamId, src: ArenaRange, dst: ArenaRange) -> Result<(), CudaError> {
+    fn copy(&self, src: ArenaRange, dst: ArenaRange) -> Result<(), CudaError> {
         let mut state = lock(&self.state);
         let bytes = Self::bytes_of(&mut state, src).to_vec();
         Self::bytes_of(&mut state, dst).copy_from_slice(&bytes);
@@ -216,35 +216,25 @@ impl Gpu for FakeGpu {
         Ok(Box::new(vec![0_u8; bytes]))
     }
 
+    fn copy_stream(&self) -> Result<Box<dyn CopyStream>, CudaError> {
+        Ok(Box::new(FakeCopies { state: Arc::clone(&self.state) }))
+    }
+
     #[expect(unsafe_code, reason = "the trait's; nothing is asynchronous here")]
-    unsafe fn write_async(
-        &self,
-        _stream: StreamId,
-        range: ArenaRange,
-        src: &[u8],
-    ) -> Result<(), CudaError> {
+    unsafe fn write_async(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError> {
         self.write(range, src)
     }
 
     #[expect(unsafe_code, reason = "the trait's; nothing is asynchronous here")]
-    unsafe fn read_async(
-        &self,
-        _stream: StreamId,
-        range: ArenaRange,
-        dst: &mut [u8],
-    ) -> Result<(), CudaError> {
+    unsafe fn read_async(&self, range: ArenaRange, dst: &mut [u8]) -> Result<(), CudaError> {
         self.read(range, dst)
     }
 
-    fn record(&self, _stream: StreamId, _timed: bool) -> Result<Event, CudaError> {
+    fn record(&self, __timed: bool) -> Result<Event, CudaError> {
         Ok(Event { driver: None })
     }
 
-    fn wait_for(&self, _stream: StreamId, _event: &Event) -> Result<(), CudaError> {
-        Ok(())
-    }
-
-    fn synchronize(&self, _stream: StreamId) -> Result<(), CudaError> {
+    fn synchronize(&self) -> Result<(), CudaError> {
         Ok(())
     }
 
@@ -260,6 +250,27 @@ impl Gpu for FakeGpu {
 
     fn take_launches(&self) -> Option<Vec<RecordedLaunch>> {
         Some(std::mem::take(&mut lock(&self.state).launches))
+    }
+}
+
+/// Copies from other threads.
+struct FakeCopies {
+    state: Arc<Mutex<State>>,
+}
+
+impl CopyStream for FakeCopies {
+    #[expect(unsafe_code, reason = "the trait's; nothing is asynchronous here")]
+    unsafe fn write_async(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError> {
+        FakeGpu::bytes_of(&mut lock(&self.state), range).copy_from_slice(src);
+        Ok(())
+    }
+
+    fn record(&self) -> Result<Event, CudaError> {
+        Ok(Event { driver: None })
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `probe` | which GPUs are here, with or without kernels |
 //! | `device`, `handles` | the safe device: an arena, copies, launches, events, graphs; all ranges are checked |
+//! | `upload` | copies from other threads, beside launches |
 //! | `gpu`, `driver`, `fake` | what it stands on: libcuda, or host memory and a list of launches for tests |
 //! | `launch`, `plain` | one launch, and the structs that kernels take |
 //! | `arena` | the one allocation and its account |
@@ -33,18 +34,20 @@ pub mod probe;
 pub mod repack;
 mod sample_plan;
 pub mod tile;
+mod upload;
 
 pub use arena::{Arena, ArenaLine, DevicePtr};
 pub use backend::{
     ADAPTER_SLOTS_MAX, CudaBackend, CudaBuffer, CudaMatrix, CudaOptions, CudaVector,
 };
-pub use device::{Device, DeviceInfo, KernelTime, StreamId};
+pub use device::{Device, DeviceInfo, KernelTime};
 pub use error::CudaError;
 pub use fake::RecordedLaunch;
 pub use handles::{Event, Graph, PinnedBuffer};
 pub use launch::{Launch, LaunchSink, Params};
 pub use plain::Plain;
 pub use sample_plan::{EDITS_MAX, SamplePlan};
+pub use upload::UploadLane;
 
 #[cfg(test)]
 mod tests;

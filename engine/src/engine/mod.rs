@@ -12,7 +12,6 @@ mod step_times;
 mod turns;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -24,26 +23,25 @@ use std::{
 
 pub use gaps::{BeforeStep, GapPlanner, GuestTerms, PlannedStep};
 pub use lease::AdapterLease;
-use lease::ReturnedSlots;
 use outbox::Delivery;
 pub(crate) use outbox::Outbox;
 pub use owner::panic_message;
-use owner::{Command, EngineOwner, stopped};
+use owner::{Command, EngineOwner};
 pub use step_times::RunningTime;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 pub use turns::{Guest, Turn};
 use turns::{StepClock, Turns};
 
 use crate::{
     backend::{RunError, StepRunner},
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    packed_adapter::{AdapterPacker, PackedAdapter, ResidentAdapters},
     scheduler::{Fifo, LivePlace, QueuePolicy, Scheduler, SchedulerLimits, Sequence},
     sequence::{SequenceEvent, SequenceId, SequenceRequest},
     spec::ModelSpec,
 };
 
-/// Room in the command channel for what is not a sequence: adapters to install, wake-ups, shut-down.
-const OTHER_COMMANDS_MAX: usize = 64;
+/// Room in the command channel for what is not a sequence: shut-down.
+const OTHER_COMMANDS_MAX: usize = 8;
 
 /// Limits of one engine.
 #[derive(Clone, Debug)]
@@ -138,6 +136,7 @@ struct Shared {
     commands: mpsc::Sender<Command>,
     outbox: Outbox,
     packer: Arc<dyn AdapterPacker>,
+    adapters: Arc<dyn ResidentAdapters>,
     stats: Arc<Mutex<EngineStats>>,
     turns: Arc<Turns>,
     /// Its sender is dropped when the owner thread has ended.
@@ -187,18 +186,15 @@ impl EngineHandle {
         let scheduler = Scheduler::new(limits, policy);
         let stats = Arc::new(Mutex::new(scheduler.stats()));
         let spec = runner.spec().clone();
-        let packer = runner.adapter_packer();
+        let (packer, adapters) = (runner.adapter_packer(), runner.adapters());
         let outbox = Outbox::default();
         let turns = Arc::new(Turns::default());
         let owner = EngineOwner {
             runner,
             scheduler,
             commands: receiver,
-            sender: commands.downgrade(),
-            returned: Arc::new(ReturnedSlots::default()),
             delivery: Delivery::start(outbox.clone())?,
             stats: Arc::clone(&stats),
-            arriving: VecDeque::new(),
             clock: StepClock::new(Arc::clone(&turns)),
             max_batch: limits.max_batch,
             ending: None,
@@ -218,6 +214,7 @@ impl EngineHandle {
             commands,
             outbox,
             packer,
+            adapters,
             stats,
             turns,
             ended,
@@ -284,16 +281,18 @@ impl EngineHandle {
         Arc::clone(&self.shared.packer)
     }
 
-    /// Makes an adapter resident.
+    /// Makes an adapter resident, beside the steps; see [`ResidentAdapters::install`] for how long that takes.
     ///
     /// # Errors
-    /// [`RunError::OutOfMemory`] while others take too much room; when the device failed, or the engine has stopped.
-    pub async fn install_adapter(&self, adapter: PackedAdapter) -> Result<AdapterLease, RunError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::InstallAdapter { adapter, reply };
-        self.shared.commands.send(command).await.map_err(|_| stopped())?;
-        self.shared.turns.hurry();
-        answer.await.map_err(|_| stopped())?
+    /// [`RunError::OutOfMemory`] while others take too much room; when the device failed, or the engine is stopping.
+    pub fn install_adapter(&self, adapter: &PackedAdapter) -> Result<AdapterLease, RunError> {
+        if self.is_stopping() {
+            return Err(RunError::Device("the engine is shutting down".to_owned()));
+        }
+        let adapters = Arc::clone(&self.shared.adapters);
+        let slot = adapters.install(adapter)?;
+        tracing::debug!(slot = slot.0, "adapter installed");
+        Ok(AdapterLease::new(slot, adapters))
     }
 
     /// The newest numbers: those after the last step, whose events arrive a moment later. Never blocks.

@@ -2,24 +2,16 @@
 
 use std::{
     any::Any,
-    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
-use tokio::sync::{
-    mpsc::{Receiver, WeakSender, error::TryRecvError},
-    oneshot,
-};
+use tokio::sync::mpsc::{Receiver, error::TryRecvError};
 
-use super::{
-    AdapterLease, EngineStats, gaps::PlannedStep, lease::ReturnedSlots, outbox::Delivery,
-    turns::StepClock,
-};
+use super::{EngineStats, gaps::PlannedStep, outbox::Delivery, turns::StepClock};
 use crate::{
     backend::{RunError, StepRunner},
-    packed_adapter::PackedAdapter,
     scheduler::{Scheduler, Sequence},
     sequence::FinishReason,
     step_batch::StepBatch,
@@ -31,15 +23,6 @@ use crate::{
 pub(super) enum Command {
     /// Run this.
     Submit(Box<Sequence>),
-    /// Make an adapter resident.
-    InstallAdapter {
-        /// What.
-        adapter: PackedAdapter,
-        /// Where the lease goes; dropped there if the caller went away.
-        reply: oneshot::Sender<Result<AdapterLease, RunError>>,
-    },
-    /// Look at the returned slots.
-    Wake,
     /// End when all sequences have ended, at the latest at this time.
     Shutdown {
         /// `None` is never.
@@ -52,24 +35,12 @@ pub(super) struct EngineOwner {
     pub(super) runner: Box<dyn StepRunner>,
     pub(super) scheduler: Scheduler,
     pub(super) commands: Receiver<Command>,
-    /// For leases.
-    pub(super) sender: WeakSender<Command>,
-    pub(super) returned: Arc<ReturnedSlots>,
     pub(super) delivery: Delivery,
     /// Written after every step, read by whoever asks; held for a copy only.
     pub(super) stats: Arc<Mutex<EngineStats>>,
-    /// Adapters that are on their way to the device, in the order in which they arrive.
-    pub(super) arriving: VecDeque<Arriving>,
     pub(super) clock: StepClock,
     pub(super) max_batch: usize,
     pub(super) ending: Option<Ending>,
-}
-
-/// An adapter that steps may not name yet.
-#[derive(Debug)]
-pub(super) struct Arriving {
-    lease: AdapterLease,
-    reply: oneshot::Sender<Result<AdapterLease, RunError>>,
 }
 
 /// Shut-down has begun.
@@ -82,8 +53,6 @@ impl EngineOwner {
     /// Runs until shut-down, or until all handles are gone and all sequences have ended.
     pub(super) fn run(mut self) {
         while self.receive() {
-            self.let_arrived_in(false);
-            self.free_returned_slots();
             self.step();
             self.publish();
         }
@@ -93,10 +62,6 @@ impl EngineOwner {
 
     /// Takes all commands that are there; waits for one when there is nothing to do. Whether to go on.
     fn receive(&mut self) -> bool {
-        if self.scheduler.is_empty() {
-            // Nothing else to do: their steps come next.
-            self.let_arrived_in(true);
-        }
         if self.scheduler.is_empty() && self.ending.is_none() {
             self.clock.begin_idle();
             let command = self.commands.blocking_recv();
@@ -129,55 +94,10 @@ impl EngineOwner {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Submit(sequence) => self.scheduler.submit(*sequence),
-            Command::InstallAdapter { adapter, reply } => match self.begin_install(&adapter) {
-                Ok(lease) => self.arriving.push_back(Arriving { lease, reply }),
-                Err(error) => {
-                    let _ = reply.send(Err(error));
-                }
-            },
-            Command::Wake => {}
             Command::Shutdown { deadline } => {
                 let earlier = self.ending.and_then(|ending| ending.deadline);
                 let deadline = earlier.into_iter().chain(deadline).min();
                 self.ending = Some(Ending { deadline });
-            }
-        }
-    }
-
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterLease, RunError> {
-        // First, so that a replaced adapter's place can serve the new one.
-        self.free_returned_slots();
-        let slot = catch_unwind(AssertUnwindSafe(|| self.runner.begin_install(adapter)))
-            .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))))?;
-        tracing::debug!(slot = slot.0, "adapter installed");
-        Ok(AdapterLease::new(slot, Arc::clone(&self.returned), self.sender.clone()))
-    }
-
-    /// Hands out the leases of adapters that are there; with `wait`, of all.
-    fn let_arrived_in(&mut self, wait: bool) {
-        while let Some(first) = self.arriving.front() {
-            let slot = first.lease.slot();
-            let is_there = catch_unwind(AssertUnwindSafe(|| self.runner.is_installed(slot, wait)))
-                .unwrap_or_else(|panic| Err(RunError::Device(panic_message(&*panic))));
-            if matches!(is_there, Ok(false)) {
-                return;
-            }
-            let Some(Arriving { lease, reply }) = self.arriving.pop_front() else { return };
-            // Dropped there, and freed, if the caller went away.
-            let _ = reply.send(is_there.map(|_| lease));
-        }
-    }
-
-    /// Between steps, and every sequence holds a lease of its adapter: so no step in flight or to come names these slots.
-    fn free_returned_slots(&mut self) {
-        for slot in self.returned.take() {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.runner.remove_adapter(slot)))
-            {
-                tracing::error!(
-                    slot = slot.0,
-                    error = panic_message(&*panic),
-                    "cannot remove adapter"
-                );
             }
         }
     }
@@ -233,18 +153,10 @@ impl EngineOwner {
         while let Some(command) = self.commands.blocking_recv() {
             match command {
                 Command::Submit(sequence) => sequence.finish(FinishReason::Cancelled),
-                Command::InstallAdapter { reply, .. } => {
-                    let _ = reply.send(Err(stopped()));
-                }
-                Command::Wake | Command::Shutdown { .. } => {}
+                Command::Shutdown { .. } => {}
             }
         }
     }
-}
-
-/// The answer to who wants an adapter installed in an engine that ends.
-pub(super) fn stopped() -> RunError {
-    RunError::Device("the engine is shutting down".to_owned())
 }
 
 /// What a caught panic said.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use crate::{
     backend::{Backend, HeadNorms, Output, Projection, RunError, StepRunner, StepStart},
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    packed_adapter::{AdapterPacker, ResidentAdapters},
     sampler::SampledToken,
     spec::ModelSpec,
-    step_batch::{AdapterSlot, StepBatch},
+    step_batch::StepBatch,
 };
 
 /// One layer's weights.
@@ -152,19 +152,7 @@ impl<B: Backend> StepRunner for Decoder<B> {
         self.backend.adapter_packer()
     }
 
-    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.backend.install_adapter(adapter)
-    }
-
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.backend.begin_install(adapter)
-    }
-
-    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
-        self.backend.is_installed(slot, wait)
-    }
-
-    fn remove_adapter(&mut self, slot: AdapterSlot) {
-        self.backend.remove_adapter(slot);
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        self.backend.adapters()
     }
 }

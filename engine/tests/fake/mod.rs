@@ -7,9 +7,9 @@ pub(crate) mod audit;
 pub(crate) mod bench;
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -18,7 +18,7 @@ use std::{
 use pleach_engine::{
     backend::{RunError, StepRunner},
     kv::{KV_BLOCK_TOKENS, KvBlockId},
-    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker},
+    packed_adapter::{AdapterPacker, PackedAdapter, PlainPacker, ResidentAdapters},
     sampler::SampledToken,
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
@@ -63,11 +63,9 @@ pub(crate) struct FakeRunner {
     /// A prompt beginning with this token has an accident.
     pub(crate) accident_token: Option<(u32, Accident)>,
     pub(crate) step_time: Duration,
-    /// Steps that pass before an adapter is there.
-    pub(crate) steps_to_install: usize,
-    next_slot: u32,
-    /// At which step each slot is.
-    there_at: HashMap<AdapterSlot, usize>,
+    /// How long an adapter is on its way.
+    pub(crate) install_time: Duration,
+    slots: Arc<Mutex<Slots>>,
 }
 
 impl FakeRunner {
@@ -94,9 +92,8 @@ impl FakeRunner {
             accident: None,
             accident_token: None,
             step_time: Duration::ZERO,
-            steps_to_install: 0,
-            next_slot: 0,
-            there_at: HashMap::new(),
+            install_time: Duration::ZERO,
+            slots: Arc::default(),
         }
     }
 
@@ -166,11 +163,11 @@ impl StepRunner for FakeRunner {
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
         check(batch, self.max_rows, self.kv.len());
-        let step = self.seen.steps.load(Ordering::Relaxed);
-        for slot in batch.sequences.iter().filter_map(|sequence| sequence.adapter) {
-            assert!(self.there_at.get(&slot).is_none_or(|&at| at <= step), "{slot:?} is not there");
-        }
         std::thread::sleep(self.step_time);
+        // Until the step's end.
+        for slot in batch.sequences.iter().filter_map(|sequence| sequence.adapter) {
+            assert!(!self.slots.lock().unwrap().removed.contains(&slot), "{slot:?} was removed");
+        }
         self.seen.rows.fetch_add(batch.n_rows(), Ordering::Relaxed);
         self.seen.steps.fetch_add(1, Ordering::Relaxed);
         let bad = self.accident_token.filter(|(token, _)| batch.token_ids.contains(token));
@@ -203,27 +200,39 @@ impl StepRunner for FakeRunner {
         Arc::new(PlainPacker { spec: self.spec.clone(), capacity_bytes: 1 << 30 })
     }
 
-    fn install_adapter(&mut self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.next_slot += 1;
-        Ok(AdapterSlot(self.next_slot))
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        Arc::new(FakeResidents {
+            install_time: self.install_time,
+            slots: Arc::clone(&self.slots),
+            seen: Arc::clone(&self.seen),
+        })
+    }
+}
+
+/// Slots are numbered and not used again. Who schedules without an engine names others.
+#[derive(Debug, Default)]
+struct Slots {
+    n_installed: u32,
+    removed: HashSet<AdapterSlot>,
+}
+
+/// Takes its time, and counts.
+struct FakeResidents {
+    install_time: Duration,
+    slots: Arc<Mutex<Slots>>,
+    seen: Arc<Seen>,
+}
+
+impl ResidentAdapters for FakeResidents {
+    fn install(&self, _: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        std::thread::sleep(self.install_time);
+        let mut slots = self.slots.lock().unwrap();
+        slots.n_installed += 1;
+        Ok(AdapterSlot(slots.n_installed))
     }
 
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        let slot = self.install_adapter(adapter)?;
-        let step = self.seen.steps.load(Ordering::Relaxed);
-        self.there_at.insert(slot, step + self.steps_to_install);
-        Ok(slot)
-    }
-
-    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
-        if wait {
-            self.there_at.remove(&slot);
-        }
-        let step = self.seen.steps.load(Ordering::Relaxed);
-        Ok(self.there_at.get(&slot).is_none_or(|&at| at <= step))
-    }
-
-    fn remove_adapter(&mut self, _: AdapterSlot) {
+    fn remove(&self, slot: AdapterSlot) {
+        assert!(self.slots.lock().unwrap().removed.insert(slot), "{slot:?} was removed before");
         self.seen.slots_removed.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -75,10 +75,7 @@ pub(super) fn soak(
         for _ in 0..wanted.min(free.len()) {
             let kind = draw(kinds.len());
             if let (Some(adapter), None) = (&kinds[kind], slots[kind]) {
-                // The way that a server takes.
-                let slot = gpu.begin_install(&packer.stage(adapter)?)?;
-                gpu.is_installed(slot, true)?;
-                slots[kind] = Some(slot);
+                slots[kind] = Some(gpu.adapters().install(adapter)?);
                 swaps += 1;
             }
             let Some(place) = free.pop() else { break };
@@ -138,7 +135,7 @@ fn run_alone(
     adapter: Option<&PackedAdapter>,
     vocab: usize,
 ) -> Result<Alone, RunError> {
-    let slot = adapter.map(|adapter| gpu.install_adapter(adapter)).transpose()?;
+    let slot = adapter.map(|adapter| gpu.adapters().install(adapter)).transpose()?;
     gpu.backend_mut().use_graphs(false);
     let mut sequences = [prompt(kind, 0, vocab, slot)];
     let length = sequences[0].tokens.len() - 1;

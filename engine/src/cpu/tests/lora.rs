@@ -380,7 +380,7 @@ fn adapters(random: &mut Random) -> Vec<AdapterWeights> {
 
 fn install(backend: &mut CpuBackend, weights: &AdapterWeights) -> AdapterSlot {
     let packed = backend.adapter_packer().pack(weights).unwrap();
-    backend.install_adapter(&packed).unwrap()
+    backend.adapters().install(&packed).unwrap()
 }
 
 fn options(isa: Isa, threads: usize, activations: Activations) -> CpuOptions {
@@ -425,7 +425,7 @@ fn a_slot_is_used_again_with_other_weights() {
         let x = random.units(96);
         let kept = case.run(&[&x], &[Some(1)], Output::Write);
         let old = case.slots[0];
-        case.backend.remove_adapter(old);
+        case.backend.adapters().remove(old);
         case.adapters[0] = adapter(&mut random, 3, &TargetModule::ALL);
         case.slots[0] = install(&mut case.backend, &case.adapters[0]);
         assert_eq!(case.slots[0], old, "the free slot is taken first");

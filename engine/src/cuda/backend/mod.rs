@@ -19,7 +19,6 @@ mod packer;
 mod products;
 mod residents;
 mod sampling;
-mod staging;
 mod step_graphs;
 mod step_inputs;
 
@@ -29,13 +28,13 @@ use crate::{
     backend::{Backend, HeadNorms, MatrixSource, Output, Projection, RunError, StepStart},
     kv::KV_BLOCK_TOKENS,
     model::FileMatrices,
-    packed_adapter::{AdapterPacker, PackedAdapter},
+    packed_adapter::{AdapterPacker, ResidentAdapters},
     quant::BlockFormat,
     rope::RopeTable,
     sampler::SampledToken,
     site::{Site, TargetModule},
     spec::ModelSpec,
-    step_batch::{AdapterSlot, StepBatch},
+    step_batch::StepBatch,
 };
 
 use super::{
@@ -44,6 +43,7 @@ use super::{
     repack::repack,
 };
 use head::head_rows;
+use packer::CudaPacker;
 use products::{planes_bytes, shrink_splits, x_tiles_bytes};
 use residents::Residents;
 use sampling::Sampling;
@@ -136,7 +136,7 @@ pub struct CudaBackend {
     max_chunks: usize,
     sampling: Sampling,
     saturations: DevicePtr,
-    residents: Residents,
+    residents: Arc<Residents>,
     /// What packers read of the base; `None` for a model that is no file.
     base: Option<Arc<FileMatrices>>,
     /// First failure of a launch of this step; operations that return nothing leave it here.
@@ -200,7 +200,7 @@ impl CudaBackend {
             )?,
             sampling: Sampling::new(&mut device, spec, capacity.sample_rows)?,
             saturations: device.alloc_upload("saturations", &[0u32])?,
-            residents: Residents::new(&mut device, spec, options.adapter_bytes)?,
+            residents: Arc::new(Residents::new(&mut device, spec, options.adapter_bytes)?),
             graphs: StepGraphs::new(),
             mode: StepMode::Launch,
             adapters: AdapterKernels::None,
@@ -442,23 +442,15 @@ impl Backend for CudaBackend {
     }
 
     fn adapter_packer(&self) -> Arc<dyn AdapterPacker> {
-        Arc::new(self.residents.packer(self.base.clone()))
+        Arc::new(CudaPacker {
+            spec: self.spec.clone(),
+            capacity_bytes: self.residents.capacity_bytes(),
+            base: self.base.clone(),
+        })
     }
 
-    fn install_adapter(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.residents.install(&self.device, adapter)
-    }
-
-    fn begin_install(&mut self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
-        self.residents.begin_install(&self.device, adapter)
-    }
-
-    fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
-        self.residents.is_installed(slot, wait)
-    }
-
-    fn remove_adapter(&mut self, slot: AdapterSlot) {
-        self.residents.remove(slot);
+    fn adapters(&self) -> Arc<dyn ResidentAdapters> {
+        Arc::clone(&self.residents) as Arc<dyn ResidentAdapters>
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     spec::ModelSpec,
 };
 
-use super::{ROW_ALIGN, n_sites, site_index, staging::Staging};
+use super::{ROW_ALIGN, n_sites, site_index};
 
 /// f16 rows of adapters' factors are padded to a multiple of this.
 const FACTOR_ALIGN: usize = 8;
@@ -56,7 +56,6 @@ pub(super) struct CudaPacker {
     /// The base, for `DoRA`'s norms: the device's copy is in the order of tensor cores, and nobody but the step loop may
     /// read it. `None` for a model that is no file.
     pub(super) base: Option<Arc<FileMatrices>>,
-    pub(super) staging: Arc<Staging>,
 }
 
 impl AdapterPacker for CudaPacker {
@@ -74,17 +73,6 @@ impl AdapterPacker for CudaPacker {
         let form =
             PackedBytes { bytes, sites, own_embedding, own_head, n_sites: n_sites(&self.spec) };
         Ok(PackedAdapter::new(form, n_bytes))
-    }
-
-    fn stages(&self) -> bool {
-        true
-    }
-
-    fn stage(&self, packed: &PackedAdapter) -> Result<PackedAdapter, RunError> {
-        let staged = self.staging.stage(packed.form::<PackedBytes>()?)?;
-        // What is too large for that goes through the step loop's own buffers.
-        Ok(staged
-            .map_or_else(|| packed.clone(), |staged| PackedAdapter::new(staged, packed.n_bytes())))
     }
 
     fn capacity_bytes(&self) -> usize {
@@ -224,8 +212,7 @@ mod tests {
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::None,
         };
-        let staging = Arc::new(Staging::over(Vec::new()));
-        CudaPacker { spec, capacity_bytes: 1 << 20, base: None, staging }
+        CudaPacker { spec, capacity_bytes: 1 << 20, base: None }
     }
 
     /// Values that f16 holds, all different.

@@ -1,43 +1,35 @@
-//! Resident adapters: their memory, their tables, and the way there, through pinned memory and a stream of its own.
+//! Resident adapters: their memory, their tables, and the way there, for any thread, beside steps.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::{
     backend::RunError,
     cuda::{
-        Device, DevicePtr, Event, PinnedBuffer, StreamId,
+        Device, DevicePtr, UploadLane,
         ops::{LoraSite, OwnMatrices},
         plain::bytes_of_slice,
     },
-    model::FileMatrices,
-    packed_adapter::PackedAdapter,
+    packed_adapter::{PackedAdapter, ResidentAdapters},
     site::Site,
     spec::ModelSpec,
     step_batch::AdapterSlot,
 };
 
-use super::{
-    byte_pool::BytePool,
-    n_sites,
-    packer::{CudaPacker, PackedBytes},
-    site_index,
-    staging::{BUFFER_BYTES, Staged, Staging},
-    word,
-};
+use super::{byte_pool::BytePool, n_sites, packer::PackedBytes, site_index, word};
 
 /// Most adapters resident at a time.
 pub const ADAPTER_SLOTS_MAX: usize = 1024;
-/// Table entries that may be on their way at a time before one is waited for.
-const ENTRIES_ON_THEIR_WAY: usize = 32;
+/// Adapters that are copied at a time.
+const LANES: usize = 4;
+/// Bytes of a lane's pinned buffers, of which it has two.
+const LANE_BUFFER_BYTES: usize = 4 << 20;
 
 /// A resident adapter's piece of the pool.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Piece {
     offset: usize,
     n_bytes: usize,
     ends: Ends,
-    /// Behind its upload, until that was seen to be done.
-    uploaded: Option<Event>,
 }
 
 /// Where an adapter acts at the ends of the model.
@@ -75,21 +67,23 @@ pub(super) struct Residents {
     /// [`OwnMatrices`] `[ADAPTER_SLOTS_MAX]`.
     pub(super) own: DevicePtr,
     memory: DevicePtr,
-    pool: BytePool,
-    slots: Vec<Option<Piece>>,
-    staging: Arc<Staging>,
-    /// Of adapters that are too large for that.
-    buffers: Turns<2>,
-    /// Of entries of both tables.
-    entries: Turns<ENTRIES_ON_THEIR_WAY>,
+    capacity_bytes: usize,
+    books: Mutex<Books>,
+    lanes: Lanes,
 }
 
-/// Pinned buffers that are used in turn: some are filled while others are on their way.
+/// Who has which slot and which piece of memory.
 #[derive(Debug)]
-struct Turns<const N: usize> {
-    buffers: [PinnedBuffer; N],
-    n_bytes: usize,
-    next: usize,
+struct Books {
+    pool: BytePool,
+    slots: Vec<Option<Piece>>,
+}
+
+/// The lanes that nobody uses.
+#[derive(Debug)]
+struct Lanes {
+    free: Mutex<Vec<UploadLane>>,
+    came_back: Condvar,
 }
 
 impl Residents {
@@ -100,119 +94,60 @@ impl Residents {
     ) -> Result<Self, RunError> {
         let no_sites = vec![LoraSite::NONE; ADAPTER_SLOTS_MAX * n_sites(spec)];
         let none_own = vec![OwnMatrices::NONE; ADAPTER_SLOTS_MAX];
+        let sites = device.alloc_upload("adapter table", &no_sites)?;
+        let own = device.alloc_upload("adapter table", &none_own)?;
+        let memory = device.alloc("adapters", n_bytes)?;
+        let pool = BytePool::new(n_bytes);
+        let lanes = (0..LANES).map(|_| device.upload_lane(LANE_BUFFER_BYTES));
         Ok(Self {
             spec: spec.clone(),
-            sites: device.alloc_upload("adapter table", &no_sites)?,
-            own: device.alloc_upload("adapter table", &none_own)?,
-            memory: device.alloc("adapters", n_bytes)?,
-            pool: BytePool::new(n_bytes),
-            slots: Vec::new(),
-            staging: Arc::new(Staging::new(device)?),
-            buffers: Turns::new(device, BUFFER_BYTES)?,
-            entries: Turns::new(device, size_of::<LoraSite>() * n_sites(spec))?,
+            sites,
+            own,
+            memory,
+            capacity_bytes: pool.n_bytes(),
+            books: Mutex::new(Books { pool, slots: Vec::new() }),
+            lanes: Lanes {
+                free: Mutex::new(lanes.collect::<Result<_, _>>()?),
+                came_back: Condvar::new(),
+            },
         })
     }
 
-    pub(super) fn packer(&self, base: Option<Arc<FileMatrices>>) -> CudaPacker {
-        CudaPacker {
-            spec: self.spec.clone(),
-            capacity_bytes: self.pool.n_bytes(),
-            base,
-            staging: Arc::clone(&self.staging),
-        }
+    pub(super) fn capacity_bytes(&self) -> usize {
+        self.capacity_bytes
     }
 
     /// Where the adapter in a slot acts at the ends of the model; nowhere if the slot is empty.
     pub(super) fn ends(&self, slot: AdapterSlot) -> Ends {
-        let piece = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
+        let piece = self.books().slots.get(slot.0 as usize).copied().flatten();
         piece.map_or(Ends::default(), |piece| piece.ends)
     }
 
-    /// Enqueues the upload; steps that begin later wait for it on the device.
-    pub(super) fn install(
-        &mut self,
-        device: &Device,
-        adapter: &PackedAdapter,
-    ) -> Result<AdapterSlot, RunError> {
-        let slot = self.begin_install(device, adapter)?;
-        let piece = self.slots.get(slot.0 as usize).and_then(Option::as_ref);
-        if let Some(uploaded) = piece.and_then(|piece| piece.uploaded.as_ref()) {
-            device.wait_for(StreamId::Compute, uploaded)?;
-        }
-        Ok(slot)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        lock(&self.books)
     }
 
-    /// Whether an upload is done, or waits until it is.
-    pub(super) fn is_installed(&mut self, slot: AdapterSlot, wait: bool) -> Result<bool, RunError> {
-        let piece = self.slots.get_mut(slot.0 as usize).and_then(Option::as_mut);
-        let Some(piece) = piece else { return Ok(false) };
-        let Some(uploaded) = &piece.uploaded else { return Ok(true) };
-        if wait {
-            uploaded.wait()?;
-        } else if !uploaded.is_done()? {
-            return Ok(false);
-        }
-        piece.uploaded = None;
-        Ok(true)
-    }
-
-    /// Enqueues the upload, beside steps.
-    pub(super) fn begin_install(
-        &mut self,
-        device: &Device,
-        adapter: &PackedAdapter,
-    ) -> Result<AdapterSlot, RunError> {
-        let staged = adapter.form::<Staged>().ok();
-        let form = match &staged {
-            Some(staged) => Arc::clone(&staged.form),
-            None => adapter.form::<PackedBytes>()?,
-        };
-        let free = self.slots.iter().position(Option::is_none);
-        let slot = free.unwrap_or(self.slots.len());
+    /// A slot and memory for an adapter that nobody can name yet.
+    fn take(&self, n_bytes: usize, ends: Ends) -> Result<(usize, Piece), RunError> {
+        let mut books = self.books();
+        let slot = books.slots.iter().position(Option::is_none).unwrap_or(books.slots.len());
         if slot >= ADAPTER_SLOTS_MAX {
             return Err(RunError::OutOfMemory { what: "adapter slots", needed: 1, free: 0 });
         }
-        let n_bytes = adapter.n_bytes();
-        let free_bytes = self.pool.free_bytes();
-        let Some(offset) = self.pool.take(n_bytes) else {
-            return Err(RunError::OutOfMemory {
-                what: "an adapter",
-                needed: n_bytes,
-                free: free_bytes,
-            });
+        let free = books.pool.free_bytes();
+        let Some(offset) = books.pool.take(n_bytes) else {
+            return Err(RunError::OutOfMemory { what: "an adapter", needed: n_bytes, free });
         };
-        let base = self.memory.at(offset);
-        let uploaded = match self.upload(device, &form, staged.as_deref(), slot, base) {
-            Ok(uploaded) => Some(uploaded),
-            Err(error) => {
-                self.pool.give_back(offset, n_bytes);
-                return Err(error);
-            }
-        };
-        if free.is_none() {
-            self.slots.push(None);
+        if slot == books.slots.len() {
+            books.slots.push(None);
         }
-        self.slots[slot] =
-            Some(Piece { offset, n_bytes, ends: Ends::of(&form, &self.spec), uploaded });
-        Ok(AdapterSlot(word(slot)))
+        let piece = Piece { offset, n_bytes, ends };
+        books.slots[slot] = Some(piece);
+        Ok((slot, piece))
     }
 
-    /// No step that reads it is under way: steps are waited for.
-    pub(super) fn remove(&mut self, slot: AdapterSlot) {
-        if let Some(piece) = self.slots.get_mut(slot.0 as usize).and_then(Option::take) {
-            self.pool.give_back(piece.offset, piece.n_bytes);
-        }
-    }
-
-    /// An adapter's arrays to `base`, and its entries of both tables.
-    fn upload(
-        &mut self,
-        device: &Device,
-        form: &PackedBytes,
-        staged: Option<&Staged>,
-        slot: usize,
-        base: DevicePtr,
-    ) -> Result<Event, RunError> {
+    /// An adapter's arrays to `base`, and its entries of both tables. Waits until they are there.
+    fn upload(&self, form: &PackedBytes, slot: usize, base: DevicePtr) -> Result<(), RunError> {
         let at = |offset: Option<usize>| offset.map_or(DevicePtr::NULL, |offset| base.at(offset));
         let mut sites = vec![LoraSite::NONE; form.n_sites];
         for site in &form.sites {
@@ -226,49 +161,61 @@ impl Residents {
             };
         }
         let own = OwnMatrices { embedding: at(form.own_embedding), head: at(form.own_head) };
-        match staged {
-            Some(staged) => send_staged(device, staged, base)?,
-            None => self.buffers.send(device, &form.bytes, base)?,
-        }
-        let at = self.sites.at(slot * size_of_val(&sites[..]));
-        self.entries.send(device, bytes_of_slice(&sites), at)?;
-        let at = self.own.at(slot * size_of_val(&own));
-        self.entries.send(device, bytes_of_slice(&[own]), at)?;
-        Ok(device.record(StreamId::Copy, false)?)
+        let sites_at = self.sites.at(slot * size_of_val(&sites[..]));
+        let own_at = self.own.at(slot * size_of_val(&own));
+        self.lanes.with(|lane| {
+            let enqueued = lane
+                .upload(&form.bytes, base)
+                .and_then(|()| lane.upload(bytes_of_slice(&sites), sites_at))
+                .and_then(|()| lane.upload(bytes_of_slice(&[own]), own_at));
+            // Also after an error: the memory is soon another's, and nothing may still be on its way there.
+            let arrived = lane.finish();
+            Ok(enqueued.and(arrived)?)
+        })
     }
 }
 
-impl<const N: usize> Turns<N> {
-    fn new(device: &Device, n_bytes: usize) -> Result<Self, RunError> {
-        let buffers = (0..N).map(|_| device.pinned(n_bytes)).collect::<Result<Vec<_>, _>>()?;
-        let buffers = buffers.try_into().unwrap_or_else(|_| unreachable!("as many as there are"));
-        Ok(Self { buffers, n_bytes, next: 0 })
+impl ResidentAdapters for Residents {
+    fn install(&self, adapter: &PackedAdapter) -> Result<AdapterSlot, RunError> {
+        let form = adapter.form::<PackedBytes>()?;
+        let (slot, piece) = self.take(adapter.n_bytes(), Ends::of(&form, &self.spec))?;
+        let number = AdapterSlot(word(slot));
+        if let Err(error) = self.upload(&form, slot, self.memory.at(piece.offset)) {
+            self.remove(number);
+            return Err(error);
+        }
+        Ok(number)
     }
 
-    fn send(&mut self, device: &Device, bytes: &[u8], to: DevicePtr) -> Result<(), RunError> {
-        for (index, piece) in bytes.chunks(self.n_bytes).enumerate() {
-            let buffer = &mut self.buffers[self.next];
-            self.next = (self.next + 1) % N;
-            buffer.bytes_mut()?[..piece.len()].copy_from_slice(piece);
-            device.upload_async(
-                StreamId::Copy,
-                buffer,
-                to.at(index * self.n_bytes),
-                piece.len(),
-            )?;
+    fn remove(&self, slot: AdapterSlot) {
+        let mut books = self.books();
+        if let Some(piece) = books.slots.get_mut(slot.0 as usize).and_then(Option::take) {
+            books.pool.give_back(piece.offset, piece.n_bytes);
         }
-        Ok(())
     }
 }
 
-/// Enqueues the copies of what is in pinned memory.
-fn send_staged(device: &Device, staged: &Staged, to: DevicePtr) -> Result<(), RunError> {
-    let mut buffers = staged.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-    let pieces = staged.form.bytes.chunks(BUFFER_BYTES);
-    for (index, (buffer, piece)) in buffers.iter_mut().zip(pieces).enumerate() {
-        device.upload_async(StreamId::Copy, buffer, to.at(index * BUFFER_BYTES), piece.len())?;
+impl Lanes {
+    /// Does something with a lane, as soon as one is free.
+    fn with<T>(&self, action: impl FnOnce(&mut UploadLane) -> T) -> T {
+        let mut lane = {
+            let mut free = lock(&self.free);
+            loop {
+                if let Some(lane) = free.pop() {
+                    break lane;
+                }
+                free = self.came_back.wait(free).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        let result = action(&mut lane);
+        lock(&self.free).push(lane);
+        self.came_back.notify_one();
+        result
     }
-    Ok(())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -276,7 +223,7 @@ mod tests {
     use super::*;
     use crate::{
         adapter_weights::{AdapterWeights, SiteWeights},
-        cuda::DeviceInfo,
+        cuda::{DeviceInfo, backend::packer::CudaPacker},
         packed_adapter::AdapterPacker as _,
         site::TargetModule,
         spec::{Architecture, RopeScaling},
@@ -300,22 +247,20 @@ mod tests {
         }
     }
 
-    /// More than two buffers of staging.
-    fn weights(spec: &ModelSpec) -> AdapterWeights {
+    /// More than the buffers of a lane.
+    fn weights(spec: &ModelSpec, seed: usize) -> AdapterWeights {
         let modules = [TargetModule::GateProj, TargetModule::UpProj, TargetModule::DownProj];
         let of_layer = |layer| modules.map(|module| Site { layer, module });
         let sites = (0..2).flat_map(of_layer).map(|site| {
             let ((n_out, n_in), rank) = (spec.linear_shape(site.module), 288);
-            let values = |n: usize| (0..n).map(|i| (i % 251) as f32 / 64.0).collect();
+            let values = |n: usize| (0..n).map(|i| ((i + seed) % 251) as f32 / 64.0).collect();
             SiteWeights::lora(site, rank, 0.5, values(rank * n_in), values(n_out * rank))
         });
         AdapterWeights { sites: sites.collect(), ..AdapterWeights::default() }
     }
 
-    #[test]
-    fn what_is_staged_arrives_like_what_is_not_and_its_buffers_come_back() {
-        let spec = spec();
-        let info = DeviceInfo {
+    fn device() -> Device {
+        Device::fake(DeviceInfo {
             ordinal: 0,
             name: "fake".to_owned(),
             compute_capability: (9, 0),
@@ -324,35 +269,71 @@ mod tests {
             l2_bytes: 1 << 20,
             shared_bytes_max: 1 << 17,
             driver_version: 12_080,
-        };
-        let mut device = Device::fake(info);
-        device.reserve(256 << 20).unwrap();
-        let mut residents = Residents::new(&mut device, &spec, 96 << 20).unwrap();
-        let packer = residents.packer(None);
-        let large = packer.pack(&weights(&spec)).unwrap();
-        let n_bytes = large.n_bytes();
-        assert!(n_bytes > 2 * BUFFER_BYTES && !n_bytes.is_multiple_of(BUFFER_BYTES));
+        })
+    }
 
-        let plain = residents.install(&device, &large).unwrap();
-        // More often than there are buffers.
-        let mut slots = Vec::new();
-        for _ in 0..8 {
-            let staged = packer.stage(&large).unwrap();
-            let slot = residents.begin_install(&device, &staged).unwrap();
-            assert!(residents.is_installed(slot, false).unwrap());
-            slots.push(slot);
-            if slots.len() > 1 {
-                residents.remove(slots.remove(0));
+    /// From several threads at a time, each larger than a lane's buffers: every adapter's bytes are where its slot says.
+    #[test]
+    fn adapters_arrive_whole_from_several_threads() {
+        let spec = spec();
+        let mut device = device();
+        device.reserve(512 << 20).unwrap();
+        let residents = Residents::new(&mut device, &spec, 256 << 20).unwrap();
+        let packer = CudaPacker {
+            spec: spec.clone(),
+            capacity_bytes: residents.capacity_bytes(),
+            base: None,
+        };
+        let packed: Vec<_> =
+            (1..7).map(|seed| packer.pack(&weights(&spec, seed)).unwrap()).collect();
+        let n_bytes = packed[0].n_bytes();
+        assert!(n_bytes > 2 * LANE_BUFFER_BYTES && !n_bytes.is_multiple_of(LANE_BUFFER_BYTES));
+
+        // More at a time than there are lanes, and slots that are used again.
+        for _ in 0..2 {
+            let slots: Vec<AdapterSlot> = std::thread::scope(|scope| {
+                let residents = &residents;
+                let install = |packed| scope.spawn(move || residents.install(packed).unwrap());
+                let threads: Vec<_> = packed.iter().map(install).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            for (slot, packed) in slots.iter().zip(&packed) {
+                let piece = residents.books().slots[slot.0 as usize].unwrap();
+                let mut found = vec![0u8; n_bytes];
+                device.download(residents.memory.at(piece.offset), &mut found).unwrap();
+                let form = packed.form::<PackedBytes>().unwrap();
+                assert!(found == form.bytes, "slot {}", slot.0);
+                let n_sites = n_sites(&spec);
+                let mut table = vec![LoraSite::NONE; n_sites];
+                let entry = slot.0 as usize * n_sites * size_of::<LoraSite>();
+                device.download(residents.sites.at(entry), &mut table).unwrap();
+                for site in &form.sites {
+                    let expected = residents.memory.at(piece.offset + site.a);
+                    assert_eq!(table[site.index].a, expected, "slot {}", slot.0);
+                }
             }
+            for slot in slots {
+                residents.remove(slot);
+                // Twice does no harm.
+                residents.remove(slot);
+            }
+            assert_eq!(residents.books().pool.free_bytes(), residents.capacity_bytes());
         }
-        let mut bytes = [plain, slots[0]].map(|slot| {
-            let piece = residents.slots[slot.0 as usize].as_ref().unwrap();
-            let mut bytes = vec![0u8; n_bytes];
-            device.download(residents.memory.at(piece.offset), &mut bytes).unwrap();
-            (piece.offset, bytes)
-        });
-        assert_ne!(bytes[0].0, bytes[1].0);
-        assert!(bytes[0].1.iter().any(|&byte| byte != 0));
-        assert_eq!(std::mem::take(&mut bytes[0].1), std::mem::take(&mut bytes[1].1));
+    }
+
+    #[test]
+    fn what_cannot_be_copied_leaves_nothing() {
+        let spec = spec();
+        let mut device = device();
+        device.reserve(256 << 20).unwrap();
+        let mut residents = Residents::new(&mut device, &spec, 64 << 20).unwrap();
+        // Beyond what the device gave out.
+        residents.memory = residents.memory.at(128 << 20);
+        let packer = CudaPacker { spec: spec.clone(), capacity_bytes: 64 << 20, base: None };
+        let packed = packer.pack(&weights(&spec, 1)).unwrap();
+        let error = residents.install(&packed).unwrap_err();
+        assert!(matches!(error, RunError::Device(_)), "{error}");
+        assert_eq!(residents.books().pool.free_bytes(), residents.capacity_bytes());
+        assert!(residents.books().slots.iter().all(Option::is_none));
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     backend::RunError,
     cuda::{
-        CudaError, Device, DevicePtr, EDITS_MAX, PinnedBuffer, SamplePlan, StreamId,
+        CudaError, Device, DevicePtr, EDITS_MAX, PinnedBuffer, SamplePlan,
         ops::{LogitEdit, SampleParams, SampleResult},
         plain::{bytes_of_slice, bytes_of_slice_mut},
     },
@@ -70,7 +70,7 @@ impl Sampling {
         if !edits.is_empty() {
             self.host_edits.bytes_mut()?[..edits.len()].copy_from_slice(edits);
             let n_bytes = edits.len();
-            device.upload_async(StreamId::Compute, &mut self.host_edits, self.edits, n_bytes)?;
+            device.upload_async(&mut self.host_edits, self.edits, n_bytes)?;
         }
         inputs.write_sampling(heads, self.plan.specs())
     }
@@ -100,7 +100,7 @@ impl CudaBackend {
                     self.read_results(rows, head, &mut sampled)?;
                 }
                 if batch.sample_rows.is_empty() {
-                    self.device.synchronize(StreamId::Compute)?;
+                    self.device.synchronize()?;
                 }
             }
             StepMode::Capture(key) => {
@@ -162,12 +162,7 @@ impl CudaBackend {
     ) -> Result<(), RunError> {
         let Self { device, sampling, planes, .. } = self;
         let n_bytes = rows.len() * size_of::<SampleResult>();
-        device.download_async(
-            StreamId::Compute,
-            sampling.results,
-            &mut sampling.host_results,
-            n_bytes,
-        )?;
+        device.download_async(sampling.results, &mut sampling.host_results, n_bytes)?;
         let read = &mut sampling.read[..rows.len()];
         bytes_of_slice_mut(read).copy_from_slice(&sampling.host_results.bytes_mut()?[..n_bytes]);
         for (index, (row, result)) in rows.iter().zip(read.iter()).enumerate() {

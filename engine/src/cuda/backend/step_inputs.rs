@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::{
     backend::RunError,
     cuda::{
-        Device, DevicePtr, PinnedBuffer, Plain, StreamId,
+        Device, DevicePtr, PinnedBuffer, Plain,
         ops::{
             ADAPTER_TILE_ROWS, AdapterTile, AttentionRows, AttentionTile, NO_SLOT, SampleSpec,
             StepHeader, TILED_ROWS_MIN,
@@ -272,7 +272,7 @@ impl StepInputs {
 
     fn send_bytes(&mut self, device: &Device, n_bytes: usize) -> Result<(), RunError> {
         self.put_plain(self.header, &[self.counts])?;
-        Ok(device.upload_async(StreamId::Compute, &mut self.host, self.base, n_bytes)?)
+        Ok(device.upload_async(&mut self.host, self.base, n_bytes)?)
     }
 
     /// The bytes that stand for those from `at` on.

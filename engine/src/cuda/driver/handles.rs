@@ -4,13 +4,17 @@
 use std::{fmt, ptr::NonNull, sync::Arc};
 
 use cudarc::driver::{
-    CudaContext, CudaEvent, CudaGraph,
+    CudaContext, CudaEvent, CudaGraph, CudaStream,
     result::{self, event, module},
     sys,
 };
 
 use super::{CudaError, failed};
-use crate::cuda::gpu::HostMemory;
+use crate::cuda::{
+    Event,
+    arena::ArenaRange,
+    gpu::{CopyStream, HostMemory},
+};
 
 /// What graphs need to stay alive: dropped with the last of driver and graphs.
 pub(super) struct Shared {
@@ -58,6 +62,47 @@ impl DriverEvent {
         // SAFETY: both events exist and have been reached; the driver refuses untimed ones.
         unsafe { event::elapsed(self.0.cu_event(), later.0.cu_event()) }
             .map_err(failed("timing events"))
+    }
+}
+
+/// Marks the point that a stream's queue has reached.
+pub(super) fn record(
+    context: &Arc<CudaContext>,
+    stream: &CudaStream,
+    timed: bool,
+) -> Result<Event, CudaError> {
+    let flags = if timed {
+        sys::CUevent_flags::CU_EVENT_DEFAULT
+    } else {
+        sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
+    };
+    let event = context.new_event(Some(flags)).map_err(failed("creating an event"))?;
+    event.record(stream).map_err(failed("recording an event"))?;
+    Ok(Event { driver: Some(DriverEvent(event)) })
+}
+
+/// A stream for copies, with the memory that it copies to.
+pub(super) struct DriverCopies {
+    // Before `shared`: the stream ends first.
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) shared: Arc<Shared>,
+}
+
+impl CopyStream for DriverCopies {
+    unsafe fn write_async(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError> {
+        assert_eq!(range.bytes(), src.len(), "a range is as long as its source");
+        self.shared.context.bind_to_thread().map_err(failed("making the context current"))?;
+        // SAFETY: the range lies in the arena of `shared` and is as long as `src`; the caller keeps `src` still.
+        unsafe { result::memcpy_htod_async(range.at().0, src, self.stream.cu_stream()) }
+            .map_err(failed(format_args!("copying {} bytes to the device", src.len())))
+    }
+
+    fn record(&self) -> Result<Event, CudaError> {
+        record(&self.shared.context, &self.stream, false)
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().map_err(failed("waiting for copies"))
     }
 }
 

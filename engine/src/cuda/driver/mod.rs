@@ -16,15 +16,15 @@ use cudarc::driver::{
     sys,
 };
 
+use handles::{DriverCopies, PinnedMemory, Shared};
 pub(super) use handles::{DriverEvent, DriverGraph};
-use handles::{PinnedMemory, Shared};
 use kernels::{Kernel, LaunchAttributes, load_kernels};
 
 use super::{
-    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch, StreamId,
+    CudaError, DeviceInfo, DevicePtr, Event, Graph, Launch,
     arena::ArenaRange,
     embedded,
-    gpu::{Gpu, HostMemory},
+    gpu::{CopyStream, Gpu, HostMemory},
     handles::GraphKind,
     has_kernels,
 };
@@ -108,7 +108,6 @@ pub(super) fn describe(ordinal: usize, driver_version: u32) -> Result<DeviceInfo
 pub(super) struct Driver {
     // Before `shared`: streams end first.
     compute: Arc<CudaStream>,
-    copy: Arc<CudaStream>,
     info: DeviceInfo,
     kernels: HashMap<String, Kernel>,
     shared: Arc<Shared>,
@@ -136,24 +135,16 @@ impl Driver {
         let (_, highest) = stream::get_priority_range().map_err(failed("asking for priorities"))?;
         let compute =
             context.new_stream_with_priority(highest).map_err(failed("creating a stream"))?;
-        let copy = context.new_stream().map_err(failed("creating a stream"))?;
         let mut shared = Shared { context, modules: Vec::new(), arena: None };
         let mut kernels = HashMap::new();
         for (name, fatbin) in embedded::FATBINS {
             load_kernels(name, fatbin, &info, &mut shared, &mut kernels)?;
         }
-        Ok(Self { compute, copy, info, kernels, shared: Arc::new(shared) })
+        Ok(Self { compute, info, kernels, shared: Arc::new(shared) })
     }
 
     fn bind(&self) -> Result<(), CudaError> {
         self.shared.context.bind_to_thread().map_err(failed("making the context current"))
-    }
-
-    fn stream(&self, id: StreamId) -> &Arc<CudaStream> {
-        match id {
-            StreamId::Compute => &self.compute,
-            StreamId::Copy => &self.copy,
-        }
     }
 
     fn kernel(&self, name: &str) -> Result<&Kernel, CudaError> {
@@ -186,7 +177,7 @@ impl Gpu for Driver {
         Ok(DevicePtr(base))
     }
 
-    fn submit(&self, stream: StreamId, launch: &Launch<'_>) -> Result<(), CudaError> {
+    fn submit(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         let kernel = self.kernel(launch.kernel)?;
         let (n, max) = (launch.params.len(), kernel.params_bytes);
         launch.want(
@@ -227,7 +218,7 @@ impl Gpu for Driver {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: shared,
-            hStream: self.stream(stream).cu_stream(),
+            hStream: self.compute.cu_stream(),
             attrs: attributes.list.as_mut_ptr(),
             numAttrs: attributes.n,
         };
@@ -261,29 +252,29 @@ impl Gpu for Driver {
     fn write(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError> {
         assert_eq!(range.bytes(), src.len(), "a range is as long as its source");
         // SAFETY: the range lies in this device's arena; `src` is borrowed until the stream is waited for below.
-        unsafe { self.write_async(StreamId::Compute, range, src) }?;
-        self.synchronize(StreamId::Compute)
+        unsafe { self.write_async(range, src) }?;
+        self.synchronize()
     }
 
     fn read(&self, range: ArenaRange, dst: &mut [u8]) -> Result<(), CudaError> {
         assert_eq!(range.bytes(), dst.len(), "a range is as long as its destination");
         // SAFETY: the range lies in this device's arena; `dst` is borrowed until the stream is waited for below.
-        unsafe { self.read_async(StreamId::Compute, range, dst) }?;
-        self.synchronize(StreamId::Compute)
+        unsafe { self.read_async(range, dst) }?;
+        self.synchronize()
     }
 
-    fn fill(&self, stream: StreamId, range: ArenaRange, byte: u8) -> Result<(), CudaError> {
+    fn fill(&self, range: ArenaRange, byte: u8) -> Result<(), CudaError> {
         self.bind()?;
-        let cu_stream = self.stream(stream).cu_stream();
+        let cu_stream = self.compute.cu_stream();
         // SAFETY: the range lies in this device's arena, which lives as long as `shared`.
         unsafe { result::memset_d8_async(range.at().0, byte, range.bytes(), cu_stream) }
             .map_err(failed("setting memory"))
     }
 
-    fn copy(&self, stream: StreamId, src: ArenaRange, dst: ArenaRange) -> Result<(), CudaError> {
+    fn copy(&self, src: ArenaRange, dst: ArenaRange) -> Result<(), CudaError> {
         assert_eq!(src.bytes(), dst.bytes(), "both ranges of a copy are equally long");
         self.bind()?;
-        let cu_stream = self.stream(stream).cu_stream();
+        let cu_stream = self.compute.cu_stream();
         // SAFETY: both ranges lie in this device's arena, which lives as long as `shared`.
         unsafe { result::memcpy_dtod_async(dst.at().0, src.at().0, src.bytes(), cu_stream) }
             .map_err(failed("copying device memory"))
@@ -305,53 +296,35 @@ impl Gpu for Driver {
         Ok(Box::new(PinnedMemory { ptr, bytes, context: Arc::clone(&self.shared.context) }))
     }
 
-    unsafe fn write_async(
-        &self,
-        stream: StreamId,
-        range: ArenaRange,
-        src: &[u8],
-    ) -> Result<(), CudaError> {
+    fn copy_stream(&self) -> Result<Box<dyn CopyStream>, CudaError> {
+        let stream = self.shared.context.new_stream().map_err(failed("creating a stream"))?;
+        Ok(Box::new(DriverCopies { stream, shared: Arc::clone(&self.shared) }))
+    }
+
+    unsafe fn write_async(&self, range: ArenaRange, src: &[u8]) -> Result<(), CudaError> {
         assert_eq!(range.bytes(), src.len(), "a range is as long as its source");
         self.bind()?;
-        let cu_stream = self.stream(stream).cu_stream();
+        let cu_stream = self.compute.cu_stream();
         // SAFETY: the range lies in this device's arena and is as long as `src`; the caller keeps `src` still.
         unsafe { result::memcpy_htod_async(range.at().0, src, cu_stream) }
             .map_err(failed(format_args!("copying {} bytes to the device", src.len())))
     }
 
-    unsafe fn read_async(
-        &self,
-        stream: StreamId,
-        range: ArenaRange,
-        dst: &mut [u8],
-    ) -> Result<(), CudaError> {
+    unsafe fn read_async(&self, range: ArenaRange, dst: &mut [u8]) -> Result<(), CudaError> {
         assert_eq!(range.bytes(), dst.len(), "a range is as long as its destination");
         self.bind()?;
-        let cu_stream = self.stream(stream).cu_stream();
+        let cu_stream = self.compute.cu_stream();
         // SAFETY: the range lies in this device's arena and is as long as `dst`; the caller keeps `dst` untouched.
         unsafe { result::memcpy_dtoh_async(dst, range.at().0, cu_stream) }
             .map_err(failed(format_args!("copying {} bytes from the device", range.bytes())))
     }
 
-    fn record(&self, stream: StreamId, timed: bool) -> Result<Event, CudaError> {
-        let flags = if timed {
-            sys::CUevent_flags::CU_EVENT_DEFAULT
-        } else {
-            sys::CUevent_flags::CU_EVENT_DISABLE_TIMING
-        };
-        let event =
-            self.shared.context.new_event(Some(flags)).map_err(failed("creating an event"))?;
-        event.record(self.stream(stream)).map_err(failed("recording an event"))?;
-        Ok(Event { driver: Some(DriverEvent(event)) })
+    fn record(&self, timed: bool) -> Result<Event, CudaError> {
+        handles::record(&self.shared.context, &self.compute, timed)
     }
 
-    fn wait_for(&self, stream: StreamId, event: &Event) -> Result<(), CudaError> {
-        let Some(DriverEvent(event)) = &event.driver else { return Ok(()) };
-        self.stream(stream).wait(event).map_err(failed("waiting for an event"))
-    }
-
-    fn synchronize(&self, stream: StreamId) -> Result<(), CudaError> {
-        self.stream(stream).synchronize().map_err(failed("waiting for the device"))
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.compute.synchronize().map_err(failed("waiting for the device"))
     }
 
     fn begin_capture(&self) -> Result<(), CudaError> {

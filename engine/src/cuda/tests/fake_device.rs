@@ -3,8 +3,8 @@
 use crate::{
     backend::RunError,
     cuda::{
-        CudaError, Device, DeviceInfo, DevicePtr, Launch, LaunchSink, StreamId, embedded,
-        has_kernels, launch::kernel_params,
+        CudaError, Device, DeviceInfo, DevicePtr, Launch, LaunchSink, embedded, has_kernels,
+        launch::kernel_params,
     },
 };
 
@@ -47,7 +47,7 @@ fn what_is_uploaded_is_downloaded() {
     assert_eq!(bits, [9.0_f32.to_bits(), u32::MAX, u32::MAX, 12.0_f32.to_bits()]);
 
     let copy = device.alloc("copy", 400).unwrap();
-    device.copy(StreamId::Compute, ptr, copy, 400).unwrap();
+    device.copy(ptr, copy, 400).unwrap();
     device.download(copy, &mut back).unwrap();
     assert_eq!((back[9], back[12]), (9.0, 12.0));
 }
@@ -59,19 +59,41 @@ fn asynchronous_copies_go_through_pinned_memory() {
     let mut pinned = device.pinned(1024).unwrap();
     assert!(pinned.bytes_mut().unwrap().iter().all(|b| *b == 0));
     pinned.bytes_mut().unwrap()[..3].copy_from_slice(&[1, 2, 3]);
-    device.upload_async(StreamId::Copy, &mut pinned, ptr, 1024).unwrap();
-    let uploaded = device.record(StreamId::Copy, false).unwrap();
-    device.wait_for(StreamId::Compute, &uploaded).unwrap();
+    device.upload_async(&mut pinned, ptr, 1024).unwrap();
+    let uploaded = device.record(false).unwrap();
     let mut back = device.pinned(4).unwrap();
-    device.download_async(StreamId::Compute, ptr, &mut back, 4).unwrap();
+    device.download_async(ptr, &mut back, 4).unwrap();
     assert_eq!(back.bytes_mut().unwrap(), [1, 2, 3, 0]);
     assert!(uploaded.is_done().unwrap());
 
     // A graph would read the buffer again at every replay.
     device.begin_capture().unwrap();
-    assert!(device.upload_async(StreamId::Copy, &mut pinned, ptr, 1024).is_err());
+    assert!(device.upload_async(&mut pinned, ptr, 1024).is_err());
     device.end_capture().unwrap();
-    device.upload_async(StreamId::Copy, &mut pinned, ptr, 1024).unwrap();
+    device.upload_async(&mut pinned, ptr, 1024).unwrap();
+}
+
+#[test]
+fn a_lane_copies_from_another_thread_to_what_was_given_before() {
+    let mut device = device(4096);
+    let ptr = device.alloc("adapter", 1024).unwrap();
+    let mut lane = device.upload_lane(100).unwrap();
+    let later = device.alloc("later", 256).unwrap();
+    let bytes: Vec<u8> = (0..1024).map(|i| (i % 251) as u8).collect();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            lane.upload(&bytes, ptr).unwrap();
+            lane.finish().unwrap();
+            for (at, n) in [(ptr, 1025), (DevicePtr::NULL, 1), (later, 1)] {
+                let error = lane.upload(&vec![0; n], at).unwrap_err();
+                assert!(matches!(error, CudaError::OutOfRange { .. }), "{error}");
+            }
+        });
+    });
+    // Nothing of what did not fit was copied.
+    let mut back = [0_u8; 1024];
+    device.download(ptr, &mut back).unwrap();
+    assert_eq!(&back[..], &bytes[..]);
 }
 
 #[test]
@@ -83,7 +105,7 @@ fn nothing_outside_of_given_memory_is_touched() {
         device.upload(&bytes, ptr).unwrap_err(),
         device.download(ptr.at(1), &mut bytes[..512]).unwrap_err(),
         device.fill(DevicePtr::NULL, 1, 0).unwrap_err(),
-        device.copy(StreamId::Copy, ptr, ptr.at(512), 1).unwrap_err(),
+        device.copy(ptr, ptr.at(512), 1).unwrap_err(),
     ] {
         assert!(matches!(error, CudaError::OutOfRange { .. }), "{error}");
     }

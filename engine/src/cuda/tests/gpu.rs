@@ -2,8 +2,8 @@
 
 use super::{Random, quantized, random_rows, repack_rows};
 use crate::cuda::{
-    CudaError, Device, DevicePtr, Launch, LaunchSink, StreamId, launch::kernel_params,
-    probe::probe, tile::UNIT_K,
+    CudaError, Device, DevicePtr, Launch, LaunchSink, launch::kernel_params, probe::probe,
+    tile::UNIT_K,
 };
 
 kernel_params! {
@@ -81,22 +81,20 @@ fn graphs_events_and_pinned_copies_work() {
     device.download(out, &mut values).unwrap();
     assert!(values.iter().all(|v| *v == 0.0), "capturing does not run");
 
-    let begin = device.record(StreamId::Compute, true).unwrap();
+    let begin = device.record(true).unwrap();
     graph.replay().unwrap();
-    let end = device.record(StreamId::Compute, true).unwrap();
+    let end = device.record(true).unwrap();
     assert!(begin.elapsed_ms(&end).unwrap() > 0.0 && end.is_done().unwrap());
     device.download(out, &mut values).unwrap();
     assert_eq!(values[65].to_bits(), packed.value(1, 1).to_bits());
 
     // The graph reads whatever lies there at replay: another matrix, uploaded beside it.
-    let mut staging = device.pinned(other.bytes.len()).unwrap();
-    staging.bytes_mut().unwrap().copy_from_slice(&other.bytes);
-    device.upload_async(StreamId::Copy, &mut staging, matrix, other.bytes.len()).unwrap();
-    let uploaded = device.record(StreamId::Copy, false).unwrap();
-    device.wait_for(StreamId::Compute, &uploaded).unwrap();
+    let mut lane = device.upload_lane(1000).unwrap();
+    lane.upload(&other.bytes, matrix).unwrap();
+    lane.finish().unwrap();
     graph.replay().unwrap();
     let mut back = device.pinned(64 * 64 * 4).unwrap();
-    device.download_async(StreamId::Compute, out, &mut back, 64 * 64 * 4).unwrap();
+    device.download_async(out, &mut back, 64 * 64 * 4).unwrap();
     for (i, value) in back.bytes_mut().unwrap().chunks_exact(4).enumerate() {
         assert_eq!(value, other.value(i / 64, i % 64).to_le_bytes(), "value {i}");
     }
@@ -129,7 +127,7 @@ fn what_the_kernel_does_not_take_is_refused() {
         Err(CudaError::UnknownKernel(_))
     ));
     assert!(device.ctas_per_sm("tile_values", 256, 0).unwrap() >= 1);
-    device.synchronize(StreamId::Compute).unwrap();
+    device.synchronize().unwrap();
     assert!(matches!(Device::open(99), Err(CudaError::NoSuchDevice { ordinal: 99, .. })));
     let info = device.info();
     assert!(
