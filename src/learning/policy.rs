@@ -266,6 +266,11 @@ impl Policy {
         within("user_share_max", self.user_share_max, f64::MIN_POSITIVE, 1.0)?;
         within("anchor_share", self.anchor_share, 0.0, 0.9)?;
         within("folds", f64::from(self.folds), 2.0, f64::from(FOLDS_MAX))?;
+        if let Some(name) = self.hyperparameters.of_reinforcement() {
+            let reason =
+                "it is a setting of reinforcement, and nobody grades the answers of a round";
+            return Err(PolicyProblem::new(format!("hyperparameters.{name}"), reason));
+        }
         self.gate.check().map_err(|error| {
             let field = if let TrainerError::Setting { setting, .. } = &error {
                 format!("gate.{setting}")
@@ -411,6 +416,8 @@ mod tests {
         for (document, field) in [
             (json!({"is_onn": true}), "is_onn"),
             (json!({"method": "sft"}), "method"),
+            (json!({"method": "reinforcement"}), "method"),
+            (json!({"hyperparameters": {"eval_samples": 3}}), "hyperparameters.eval_samples"),
             (json!({"train_when": {"examples": "many"}}), "train_when.examples"),
             (json!({"train_when": {"exampels": 3}}), "train_when.exampels"),
             (json!({"train_when": {"age_hours": -1.0}}), "train_when.age_hours"),
