@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     program::scratch_folder,
-    server::Server,
+    server::{BASE, Server},
     training::{JOBS, ask, command, get, new_file, wait_for},
 };
 
@@ -17,12 +17,12 @@ fn prompts(n_rows: usize, salt: usize) -> Vec<Value> {
         let n = (n + 1) * (7919 + 31 * salt);
         let content = format!("{n} {} {} {} {}", words[0], n * n, words[1], words[2]);
         let message = json!({"role": "user", "content": content});
-        json!({"messages": [message], "wanted": "a"})
+        json!({"messages": [message], "wanted": "o"})
     };
     (0..n_rows).map(row).collect()
 }
 
-/// The share of an answer's first characters that are as the row wants them, and nothing for one that does not begin so.
+/// Almost all of it for an answer that has what its row wants, a little for one that says anything.
 fn grader() -> Value {
     let check = |operation: &str, reference: &str| {
         json!({
@@ -31,12 +31,12 @@ fn grader() -> Value {
         })
     };
     json!({
-        "type": "multi", "name": "both", "calculate_output": "max(0.9 * has, 0) + 0.1 * says",
+        "type": "multi", "name": "both", "calculate_output": "min(0.9 * has + 0.1 * says, 1)",
         "graders": {"has": check("ilike", "{{item.wanted}}"), "says": check("ne", "")},
     })
 }
 
-fn job(model: &str, file: &str, validation: &str, settings: &Value) -> Value {
+fn job(model: &str, file: &str, validation: Option<&str>, settings: &Value) -> Value {
     let method = json!({
         "type": "reinforcement",
         "reinforcement": {"grader": grader(), "hyperparameters": settings},
@@ -79,13 +79,10 @@ async fn what_is_rewarded_is_said_more_often() {
         "n_epochs": 15, "batch_size": 4, "lora_rank": 4, "learning_rate_multiplier": 60,
         "max_completion_tokens": 8, "eval_interval": 10, "eval_samples": 4,
     });
-    let begun = ask(&server, &job("tiny", &file, &validation, &settings)).await;
+    let begun = ask(&server, &job("tiny", &file, Some(&validation), &settings)).await;
     let card = succeeded(&server, &begun).await;
     let steps = steps(&server, &begun).await;
     assert_eq!(steps.len(), 60);
-    for s in &steps {
-        println!("{s}");
-    }
     let of = |name: &'static str| steps.iter().map(move |step| step[name].as_f64().unwrap());
     let (before, after) =
         (mean(of("train_reward_mean").take(8)), mean(of("train_reward_mean").skip(52)));
@@ -117,6 +114,43 @@ async fn what_is_rewarded_is_said_more_often() {
     assert!(checkpoints["data"][0]["metrics"]["train_reward_mean"].is_f64(), "{checkpoints}");
 }
 
+/// The real model has four steps to find out that it had better say yes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_default_model_learns_what_to_answer() {
+    let server = Server::start(&[]);
+    let things = [
+        "apple", "river", "mountain", "guitar", "winter", "piano", "elephant", "garden", "bridge",
+        "candle", "ocean", "lantern", "forest", "castle", "rocket", "desert",
+    ];
+    let rows: Vec<Value> = things
+        .iter()
+        .map(|thing| {
+            let content = format!("Is a {thing} nice? Answer yes or no.");
+            json!({"messages": [{"role": "user", "content": content}], "wanted": "yes"})
+        })
+        .collect();
+    let file = new_file(&server, &rows).await;
+    let settings = json!({
+        "n_epochs": 1, "batch_size": 4, "lora_rank": 8, "learning_rate_multiplier": 6,
+        "max_completion_tokens": 6,
+    });
+    let begun = ask(&server, &job(BASE, &file, None, &settings)).await;
+    let card = succeeded(&server, &begun).await;
+    let rewards: Vec<f64> = steps(&server, &begun)
+        .await
+        .iter()
+        .map(|step| step["train_reward_mean"].as_f64().unwrap())
+        .collect();
+    assert!(rewards.len() == 4 && rewards[3] > rewards[0] + 0.3, "{rewards:?}");
+    let question = json!({
+        "model": card["fine_tuned_model"], "temperature": 0, "max_tokens": 6,
+        "messages": [{"role": "user", "content": "Is a flower nice? Answer yes or no."}],
+    });
+    let said = server.post("/v1/chat/completions", question.to_string()).await.body;
+    let said = said["choices"][0]["message"]["content"].as_str().unwrap().to_lowercase();
+    assert!(said.contains("yes"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_training_samples_the_same_answers_again() {
     let settings = json!({
@@ -126,7 +160,7 @@ async fn a_killed_training_samples_the_same_answers_again() {
     let run = async |server: &Server| {
         let file = new_file(server, &prompts(N_ROWS, 0)).await;
         let validation = new_file(server, &prompts(10, 1)).await;
-        ask(server, &job("tiny", &file, &validation, &settings)).await
+        ask(server, &job("tiny", &file, Some(&validation), &settings)).await
     };
     let outcome = async |server: &Server, job: &str| {
         let card = succeeded(server, job).await;
