@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     adapter_service::{AdapterInUse, PinnedAdapter},
-    learning::rollouts::Ticket,
+    learning::rollouts::{Current, Ticket},
     tenants::{Admission, Line},
 };
 
@@ -185,8 +185,12 @@ async fn take_turn(
     line.turns().await;
     let leased = match state.adapters.lease(pinned).await {
         Err(error) => match model.ticket.take().and_then(Ticket::instead) {
-            Some(alias) => {
+            Some(current) => {
                 tracing::warn!(%error, "a candidate cannot be had: the current generation answers");
+                let Current::Adapter(alias) = current else {
+                    model.adapter = None;
+                    return Ok(None);
+                };
                 let pinned = model.adapter.insert(PinnedAdapter::One(alias));
                 state.adapters.lease(pinned).await
             }

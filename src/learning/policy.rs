@@ -30,6 +30,8 @@ const AGE_HOURS_MAX: f64 = 87_600.0;
 pub struct Policy {
     /// Whether rounds begin by themselves.
     pub is_on: bool,
+    /// Whether the name may have no adapter: the base answers under it until the first candidate is promoted.
+    pub begins_at_base: bool,
     /// When a round begins.
     pub train_when: TrainWhen,
     /// What is minimized.
@@ -60,6 +62,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             is_on: true,
+            begins_at_base: false,
             train_when: TrainWhen::default(),
             method: MethodChoice::Auto,
             signals: Signals::default(),

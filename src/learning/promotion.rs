@@ -51,7 +51,6 @@ pub(super) async fn canary(
         }
         let candidate = trained(state, round, &progress, None).await?;
         let parent = round.parent.map(|parent| GenerationDigest(parent.0));
-        let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
         let signals = progress.policy.signals.clone();
         let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
         rollouts.begin(&space, &round.name, on_trial)
@@ -117,7 +116,7 @@ async fn promote(
         (Some(on_trial), _) => Some(on_trial),
         // Another process was at it.
         (None, Some(trial)) => {
-            let parent = round.parent.map_or(candidate.digest, |parent| GenerationDigest(parent.0));
+            let parent = round.parent.map(|parent| GenerationDigest(parent.0));
             let signals = progress.policy.signals.clone();
             let (id, trial) = (round.id.clone(), trial.clone());
             let on_trial = OnTrial::new(id, parent, candidate, signals, trial);

@@ -24,6 +24,7 @@ mod feedback;
 mod files;
 mod fine_tuning;
 mod learning;
+mod learning_base;
 mod learning_rollout;
 mod limits;
 mod lineage;
