@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::{Expect, Namespace, RegistryError, base_kv_key, registry::is_hidden};
+use pleach_adapters::{
+    Expect, GenerationDigest, Namespace, RegistryError, base_kv_key, registry::is_hidden,
+};
 use pleach_engine::engine::EngineHandle;
 use pleach_store::{Owner, Store, StoreError};
 use pleach_text::{ChatTemplate, Tokenizer};
@@ -245,11 +247,16 @@ impl Model {
 
     /// What separates cached prefixes: adapter, whose request it is, and the request's own salt.
     pub fn kv_key(&self, owner: &Owner, cache_salt: &str) -> [u8; 32] {
-        let salt = owned_salt(owner, cache_salt);
-        match &self.adapter {
-            None => base_kv_key(&salt),
-            Some(adapter) => adapter.digest().kv_key(&salt),
-        }
+        kv_key_of(self.adapter.as_ref().map(PinnedAdapter::digest).as_ref(), owner, cache_salt)
+    }
+}
+
+/// What separates cached prefixes of an adapter, or of the base: see [`Model::kv_key`].
+pub fn kv_key_of(adapter: Option<&GenerationDigest>, owner: &Owner, cache_salt: &str) -> [u8; 32] {
+    let salt = owned_salt(owner, cache_salt);
+    match adapter {
+        None => base_kv_key(&salt),
+        Some(digest) => digest.kv_key(&salt),
     }
 }
 

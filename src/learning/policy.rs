@@ -170,6 +170,10 @@ impl MetricRule {
 pub struct Rollout {
     /// Whether somebody has to approve first.
     pub approval: bool,
+    /// Share of the requests that are run on the candidate too, for nobody to see, until so many were, before it answers
+    /// anybody; `None`: no such stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Stage>,
     /// Shares of requests that go to the candidate, one stage after the other; none: all at once.
     pub canary: Vec<Stage>,
     /// When it is taken back.
@@ -182,6 +186,7 @@ impl Default for Rollout {
     fn default() -> Self {
         Self {
             approval: false,
+            shadow: None,
             canary: vec![Stage { share: 0.05, requests: 100 }, Stage { share: 0.5, requests: 200 }],
             guardrails: Guardrails::default(),
             watch_requests: 200,
@@ -189,11 +194,11 @@ impl Default for Rollout {
     }
 }
 
-/// A stage of a canary.
+/// A stage of a canary, or of shadows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// Of the users, those who get the candidate.
+    /// Of the users, those who get the candidate; of the requests, those that have a shadow.
     pub share: f64,
     /// Until the candidate has answered so many requests.
     pub requests: u64,
@@ -330,6 +335,11 @@ impl Rollout {
             let reason = format!("{n_stages} stages, at most {STAGES_MAX}");
             return Err(PolicyProblem::new("rollout.canary", reason));
         }
+        if let Some(stage) = &self.shadow {
+            within("rollout.shadow.share", stage.share, f64::MIN_POSITIVE, 1.0)?;
+            let requests = stage.requests as f64;
+            within("rollout.shadow.requests", requests, 1.0, COUNT_MAX as f64)?;
+        }
         let mut before = 0.0;
         for (index, stage) in self.canary.iter().enumerate() {
             let field = |name| format!("rollout.canary[{index}].{name}");
@@ -429,6 +439,11 @@ mod tests {
             (json!({"gate": {"alpha": 0.0}}), "gate.alpha"),
             (json!({"gate": {"margn": 0.0}}), "gate.margn"),
             (json!({"rollout": {"shadow": {"share": 0.1}}}), "rollout.shadow"),
+            (json!({"rollout": {"shadow": {"share": 0, "requests": 9}}}), "rollout.shadow.share"),
+            (
+                json!({"rollout": {"shadow": {"share": 1, "requests": 0}}}),
+                "rollout.shadow.requests",
+            ),
             (json!({"probes": []}), "probes"),
             (json!({"probes": ["", "x"]}), "probes[0]"),
             (json!({"rollout": {"canary": [{"share": 0.1}]}}), "rollout.canary"),

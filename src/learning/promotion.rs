@@ -1,4 +1,4 @@
-//! `canary`: the candidate on trial, and its way into service.
+//! `shadow`, `canary`: the candidate on trial, and its way into service.
 
 use std::sync::Arc;
 
@@ -56,7 +56,7 @@ pub(super) async fn canary(
         rollouts.begin(&space, &round.name, on_trial)
     };
     let trial = on_trial.trial();
-    let is_done = trial.phase == TrialPhase::Done;
+    let (is_done, is_shadow) = (trial.phase == TrialPhase::Done, trial.phase == TrialPhase::Shadow);
     let breach = trial.breach.clone();
     let is_new = progress.trial.as_ref() != Some(&trial);
     progress.trial = Some(trial);
@@ -64,6 +64,9 @@ pub(super) async fn canary(
         let Next::Change(mut change) = taken_back(&breach) else { return Ok(Next::Wait) };
         change.progress = Some(progress.to_value()?);
         return Ok(Next::Change(change));
+    }
+    if round.state == RoundState::Shadow && !is_shadow {
+        return Ok(Next::Change(Box::new(goes_to(RoundState::Canary, &progress)?)));
     }
     if is_done {
         progress.is_promoting = true;

@@ -71,6 +71,21 @@ impl OnTrial {
         trial.clone()
     }
 
+    /// Whether shadows are wanted now.
+    pub(super) fn wants_shadows(&self) -> bool {
+        self.lock().wants_shadows()
+    }
+
+    /// There was no room for a shadow.
+    pub(super) fn shadow_dropped(&self) {
+        self.lock().shadow_dropped();
+    }
+
+    /// Takes in what became of a shadow; whether something follows from it that is to be written.
+    pub(super) fn shadow_ended(&self, end: RequestEnd) -> bool {
+        self.change(|trial| trial.shadow_ended(end))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Trial> {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -108,6 +123,7 @@ pub struct Ticket {
     side: Side,
     /// What it runs on if the candidate cannot be had.
     instead: Option<Current>,
+    has_shadow: bool,
     begun: Option<Instant>,
     n_open: usize,
     end: RequestEnd,
@@ -146,6 +162,11 @@ impl Rollouts {
         self.find(space, name).filter(|on_trial| on_trial.round == round)
     }
 
+    /// A trial as it is now.
+    pub fn trial_of(&self, space: &Namespace, name: &str) -> Option<Trial> {
+        Some(self.find(space, name)?.trial())
+    }
+
     /// Ends a round's trial; no request goes to the candidate by it any more.
     pub fn end(&self, space: &Namespace, name: &str, round: &str) {
         let key = (space.clone(), Arc::from(name));
@@ -174,28 +195,39 @@ impl Rollouts {
     ) -> (Option<Alias>, Option<Ticket>) {
         let Some(on_trial) = self.find(space, name) else { return (alias, None) };
         let here = alias.as_ref().map(|alias| alias.generation.digest);
-        let (side, phase) = {
-            let trial = on_trial.lock();
-            (trial.side(&unit()), trial.phase)
+        let (side, phase, has_shadow) = {
+            let mut trial = on_trial.lock();
+            let has_shadow = here == on_trial.parent && trial.has_shadow();
+            (trial.side(&unit()), trial.phase, has_shadow)
         };
         let (chosen, instead) = match phase {
             // The name has been moved: all have it already.
             TrialPhase::Watched if here == Some(on_trial.candidate.digest) => (alias, None),
-            TrialPhase::Stage(_) | TrialPhase::Done if here == on_trial.parent => match side {
-                Side::Current => (alias, None),
-                Side::Candidate => {
-                    let generation = Arc::clone(&on_trial.candidate);
-                    match alias {
-                        Some(alias) => {
-                            let chosen = Alias { generation, ..alias.clone() };
-                            (Some(chosen), Some(Current::Adapter(alias)))
+            TrialPhase::Shadow | TrialPhase::Stage(_) | TrialPhase::Done
+                if here == on_trial.parent =>
+            {
+                match side {
+                    Side::Current => (alias, None),
+                    Side::Candidate => {
+                        let generation = Arc::clone(&on_trial.candidate);
+                        match alias {
+                            Some(alias) => {
+                                let chosen = Alias { generation, ..alias.clone() };
+                                (Some(chosen), Some(Current::Adapter(alias)))
+                            }
+                            None => {
+                                (Some(Alias::new(space, name, generation)), Some(Current::Base))
+                            }
                         }
-                        None => (Some(Alias::new(space, name, generation)), Some(Current::Base)),
                     }
                 }
-            },
+            }
             // Somebody else has moved it: this trial is about something that is no more.
-            TrialPhase::Stage(_) | TrialPhase::Done | TrialPhase::Watched | TrialPhase::Settled => {
+            TrialPhase::Shadow
+            | TrialPhase::Stage(_)
+            | TrialPhase::Done
+            | TrialPhase::Watched
+            | TrialPhase::Settled => {
                 return (alias, None);
             }
         };
@@ -205,6 +237,7 @@ impl Rollouts {
             wake: Arc::clone(&self.wake),
             side,
             instead,
+            has_shadow,
             begun: None,
             n_open: 0,
             end: RequestEnd::default(),
@@ -241,6 +274,11 @@ impl Ticket {
     /// Which side it is on.
     pub fn side(&self) -> Side {
         self.side
+    }
+
+    /// The trial that its request is to be run for once more, if it is: told once.
+    pub fn take_shadow(&mut self) -> Option<Arc<OnTrial>> {
+        std::mem::take(&mut self.has_shadow).then(|| Arc::clone(&self.on_trial))
     }
 
     /// Its request is with the engine, with so many answers to come.
