@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pleach::tenants::PASSED_OVER_MAX;
+use pleach::tenants::{BACKGROUND, PASSED_OVER_MAX};
 use pleach_engine::{
     scheduler::Fifo,
     sequence::{FinishReason, FlowId, SequenceId, SequenceRequest},
