@@ -52,10 +52,10 @@ impl AdapterService {
         what: &str,
         weights: Arc<AdapterWeights>,
     ) -> Result<AdapterInUse, ServiceError> {
-        let (packer, pace) = (self.engine.adapter_packer(), Arc::clone(&self.pace));
-        let pack = move || pace.run(Urgency::Wanted, || packer.pack(&weights));
+        let (of_engine, pace) = (self.engine.adapter_packer(), Arc::clone(&self.pace));
+        let work = move || pace.run(Urgency::Wanted, || of_engine.pack(&weights));
         let packed =
-            tokio::task::spawn_blocking(pack).await.map_err(|_| ServiceError::Panicked)??;
+            tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)??;
         let leased = AdapterInUse::lease_packed(&self.residency, Arc::new(packed)).await;
         leased.map_err(|error| ServiceError::Residency { alias: what.to_owned(), error })
     }

@@ -166,7 +166,7 @@ async fn follow(
                     continue;
                 }
                 let piece = text.push(event.token);
-                if end.tokens as usize <= rules.min_tokens() {
+                if end.tokens <= rules.min_tokens() as u64 {
                     refuses = note(&stop_strings.push_exempt(&piece));
                     continue;
                 }

@@ -89,7 +89,7 @@ async fn what_is_rewarded_is_said_more_often() {
     assert!(after > before + 0.2, "{before} to {after}");
     // Importance weights are near 1, so the first loss is near zero; and the base is its own reference.
     assert!(of("train_kl").next().unwrap() < 1e-6);
-    assert!(of("train_kl").last().unwrap() > 0.0);
+    assert!(of("train_kl").next_back().unwrap() > 0.0);
     let measured: Vec<(u64, f64)> = steps
         .iter()
         .filter_map(|step| Some((step["step"].as_u64()?, step["valid_reward_mean"].as_f64()?)))

@@ -63,19 +63,19 @@ pub struct RunCard {
 
 impl RunCard {
     /// What `grader` said, and how long that took.
-    pub fn new(grader: &Grader, graded: &Graded, took: Duration) -> Self {
+    pub fn new(grader: &Grader, said: &Graded, took: Duration) -> Self {
         let sub_rewards: Map<String, Value> =
-            graded.sub_rewards.iter().map(|(name, reward)| (name.clone(), json!(reward))).collect();
+            said.sub_rewards.iter().map(|(name, reward)| (name.clone(), json!(reward))).collect();
         let errors = json!({
             "formula_parse_error": false,
-            "sample_parse_error": graded.is_unparsed,
-            "truncated_observation_error": graded.is_truncated,
+            "sample_parse_error": said.is_unparsed,
+            "truncated_observation_error": said.is_truncated,
             "unresponsive_reward_error": false,
-            "invalid_variable_error": graded.missing.is_some(),
+            "invalid_variable_error": said.missing.is_some(),
             // Ours: which one.
-            "invalid_variable_error_details": graded.missing,
+            "invalid_variable_error_details": said.missing,
             // A formula that came to no finite number.
-            "other_error": graded.is_not_finite,
+            "other_error": said.is_not_finite,
             "python_grader_server_error": false,
             "python_grader_server_error_type": null,
             "python_grader_runtime_error": false,
@@ -95,6 +95,6 @@ impl RunCard {
             "sampled_model_name": null,
         });
         let model_grader_token_usage_per_model = Map::new();
-        Self { reward: graded.reward, sub_rewards, metadata, model_grader_token_usage_per_model }
+        Self { reward: said.reward, sub_rewards, metadata, model_grader_token_usage_per_model }
     }
 }

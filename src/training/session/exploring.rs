@@ -146,12 +146,12 @@ impl Session<'_> {
         let Some(grader) = &self.grader else { return (vec![0.0; answers.len()], 0) };
         let mut n_unread = 0;
         let groups = prompts.iter().zip(answers.chunks(n_each as usize));
-        let graded = groups.flat_map(|(prompt, answers)| {
+        let said = groups.flat_map(|(prompt, answers)| {
             answers.iter().map(|answer| grader.grade(&prompt.item, &answer.text))
         });
-        let rewards = graded.map(|graded| {
-            n_unread += usize::from(graded.is_unparsed || graded.is_not_finite);
-            graded.reward
+        let rewards = said.map(|said| {
+            n_unread += usize::from(said.is_unparsed || said.is_not_finite);
+            said.reward
         });
         (rewards.collect(), n_unread)
     }

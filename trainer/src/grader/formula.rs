@@ -21,12 +21,19 @@ pub(super) enum Part {
     /// The reward of a grader, by its place.
     Reward(usize),
     Negate,
+    Binary(Operator),
+    /// With so many arguments.
+    Call(Function, usize),
+}
+
+/// What takes a left and a right side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Operator {
     Add,
     Subtract,
     Multiply,
     Divide,
     Power,
-    Call(Function, usize),
 }
 
 /// What a formula can call, as `OpenAI` has it.
@@ -93,15 +100,15 @@ impl Formula {
                     let arguments = stack.split_off(stack.len().saturating_sub(n));
                     function.of(&arguments)
                 }
-                Part::Add | Part::Subtract | Part::Multiply | Part::Divide | Part::Power => {
+                Part::Binary(operator) => {
                     let right = stack.pop().unwrap_or(f64::NAN);
                     let left = stack.pop().unwrap_or(f64::NAN);
-                    match part {
-                        Part::Add => left + right,
-                        Part::Subtract => left - right,
-                        Part::Multiply => left * right,
-                        Part::Divide => left / right,
-                        _ => left.powf(right),
+                    match operator {
+                        Operator::Add => left + right,
+                        Operator::Subtract => left - right,
+                        Operator::Multiply => left * right,
+                        Operator::Divide => left / right,
+                        Operator::Power => left.powf(right),
                     }
                 }
             };

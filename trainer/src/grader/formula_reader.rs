@@ -1,6 +1,6 @@
 //! Reading formulas: the grammar is in [`super::formula`].
 
-use super::formula::{Formula, Function, Part};
+use super::formula::{Formula, Function, Operator, Part};
 
 /// Deepest nesting: every level is one of this program's own calls.
 const DEPTH_MAX: usize = 64;
@@ -77,7 +77,8 @@ impl Reader<'_> {
         self.product()?;
         while let Some(operator) = self.take(b"+-") {
             self.product()?;
-            self.parts.push(if operator == b'+' { Part::Add } else { Part::Subtract });
+            let operator = if operator == b'+' { Operator::Add } else { Operator::Subtract };
+            self.parts.push(Part::Binary(operator));
         }
         Ok(())
     }
@@ -86,7 +87,8 @@ impl Reader<'_> {
         self.unary()?;
         while let Some(operator) = self.take(b"*/") {
             self.unary()?;
-            self.parts.push(if operator == b'*' { Part::Multiply } else { Part::Divide });
+            let operator = if operator == b'*' { Operator::Multiply } else { Operator::Divide };
+            self.parts.push(Part::Binary(operator));
         }
         Ok(())
     }
@@ -100,7 +102,7 @@ impl Reader<'_> {
         self.primary()?;
         if self.take(b"^").is_some() {
             self.nested(Self::unary)?;
-            self.parts.push(Part::Power);
+            self.parts.push(Part::Binary(Operator::Power));
         }
         Ok(())
     }

@@ -110,15 +110,15 @@ fn share(part: usize, whole: usize) -> f64 {
 /// Runs of letters and digits, and every other sign by itself.
 fn signs(text: &str) -> Vec<String> {
     let mut signs: Vec<String> = Vec::new();
-    let mut in_word = false;
+    let mut follows_word = false;
     for c in text.chars() {
         let is_word = c.is_alphanumeric() || c == '_';
         match signs.last_mut() {
-            Some(word) if is_word && in_word => word.push(c),
+            Some(word) if is_word && follows_word => word.push(c),
             _ if !c.is_whitespace() => signs.push(c.to_string()),
             _ => {}
         }
-        in_word = is_word;
+        follows_word = is_word;
     }
     signs
 }
