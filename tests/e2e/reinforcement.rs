@@ -154,7 +154,7 @@ async fn the_default_model_learns_what_to_answer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_training_samples_the_same_answers_again() {
     let settings = json!({
-        "n_epochs": 25, "batch_size": 4, "lora_rank": 4, "learning_rate_multiplier": 20,
+        "n_epochs": 50, "batch_size": 4, "lora_rank": 4, "learning_rate_multiplier": 20,
         "max_completion_tokens": 24, "eval_interval": 7,
     });
     let run = async |server: &Server| {
@@ -181,6 +181,20 @@ async fn a_killed_training_samples_the_same_answers_again() {
     let is_under_way = |card: &Value| card["trained_tokens"].as_u64().is_some_and(|n| n > 0);
     let card = wait_for(&server, &begun, is_under_way).await;
     assert_eq!(card["status"], "running", "it was too fast to be killed");
+    // Paused for a while, whether it samples or learns.
+    let act = async |what: &str| {
+        let reply = server.post(&format!("{JOBS}/{begun}/{what}"), "{}".to_owned()).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+    };
+    act("pause").await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let learned = async || get(&server, &format!("{JOBS}/{begun}")).await["trained_tokens"].clone();
+    let paused = learned().await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert_eq!(learned().await, paused, "it is paused");
+    act("resume").await;
+    let paused = paused.as_u64();
+    wait_for(&server, &begun, |card| card["trained_tokens"].as_u64() > paused).await;
     // Killed hard.
     drop(server);
     let server = Server::run(command(home.path()), None);
@@ -196,6 +210,6 @@ async fn a_killed_training_samples_the_same_answers_again() {
     let resumed = events["data"].as_array().unwrap().iter().filter(|event| {
         event["message"].as_str().unwrap().starts_with("Training goes on after step ")
     });
-    assert_eq!(resumed.count(), 1);
+    assert_eq!(resumed.count(), 2, "after the pause, and after the end");
     assert_eq!(found, expected);
 }
