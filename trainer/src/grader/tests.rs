@@ -42,8 +42,8 @@ fn strings_are_checked_as_their_operation_says() {
     ] {
         let grader =
             read(&check(operation, "{{sample.output_text}}", "{{ item.answer }}")).unwrap();
-        let graded = grader.grade(&item, output);
-        assert_eq!(graded, Graded { reward, ..Graded::default() }, "{operation} {output:?}");
+        let found = grader.grade(&item, output);
+        assert_eq!(found, Graded { reward, ..Graded::default() }, "{operation} {output:?}");
     }
 }
 
@@ -64,20 +64,20 @@ fn templates_are_filled_from_the_row_and_the_answer() {
         ("{{sample.output_json}}", r#"{"unit":"km","values":[4,5]}"#),
     ] {
         let grader = read(&check("eq", template, expected)).unwrap();
-        let graded = grader.grade(&item, output);
-        assert_eq!(graded, Graded { reward: 1.0, ..Graded::default() }, "{template}");
+        let found = grader.grade(&item, output);
+        assert_eq!(found, Graded { reward: 1.0, ..Graded::default() }, "{template}");
         assert_eq!(grader.missing_from(&item), None, "{template}");
     }
     let absent = read(&check("ne", "{{item.deep.none}}", "x")).unwrap();
     assert_eq!(absent.missing_from(&item).as_deref(), Some("item.deep.none"));
-    let graded = absent.grade(&item, "");
-    assert_eq!((graded.reward, graded.missing.as_deref()), (0.0, Some("item.deep.none")));
+    let found = absent.grade(&item, "");
+    assert_eq!((found.reward, found.missing.as_deref()), (0.0, Some("item.deep.none")));
     // What is asked of an answer may be absent: it is not the row's fault.
     let parsed = read(&check("ne", "{{sample.output_json.unit}}", "x")).unwrap();
     assert_eq!(parsed.missing_from(&item), None);
     for output in ["no JSON", "[1]", "{}"] {
-        let graded = parsed.grade(&item, output);
-        assert!(graded.is_unparsed && graded.reward == 0.0, "{output}: {graded:?}");
+        let found = parsed.grade(&item, output);
+        assert!(found.is_unparsed && found.reward == 0.0, "{output}: {found:?}");
     }
 }
 
@@ -112,10 +112,10 @@ fn similarities_are_those_of_public_implementations() {
     for (input, reference, expected) in cases {
         for (name, expected) in names.into_iter().zip(expected) {
             let item = row(&json!({"reference": reference}));
-            let graded = read(&similarity(name)).unwrap().grade(&item, input);
+            let found = read(&similarity(name)).unwrap().grade(&item, input);
             assert!(
-                (graded.reward - expected).abs() < 1e-6,
-                "{name} {input:?}: {graded:?}, not {expected}"
+                (found.reward - expected).abs() < 1e-6,
+                "{name} {input:?}: {found:?}, not {expected}"
             );
         }
     }
@@ -123,7 +123,8 @@ fn similarities_are_those_of_public_implementations() {
     for metric in Metric::ALL {
         let grader = read(&similarity(metric.name())).unwrap();
         let (equal, nothing) = (grader.grade(&item, ""), grader.grade(&item, "word"));
-        assert!(equal.reward == 1.0 && nothing.reward == 0.0, "{metric:?}: {equal:?} {nothing:?}");
+        let found = [equal.reward.to_bits(), nothing.reward.to_bits()];
+        assert_eq!(found, [1f64.to_bits(), 0], "{metric:?}");
         assert!(grader.grade(&item, &"word ".repeat(4000)).is_truncated, "{metric:?}");
     }
 }
@@ -157,14 +158,14 @@ fn formulas_are_computed_as_they_are_written() {
         ("abs(-3) + floor(1.7) + ceil(1.2)", 6.0),
         ("exp(0) + sqrt(9) + log(1) + 1e-1 + 2E+1", 24.1),
     ] {
-        let graded = read(&multi(formula)).unwrap().grade(&item, "abx");
-        assert!((graded.reward - expected).abs() < 1e-12, "{formula}: {graded:?}, not {expected}");
+        let found = read(&multi(formula)).unwrap().grade(&item, "abx");
+        assert!((found.reward - expected).abs() < 1e-12, "{formula}: {found:?}, not {expected}");
         let parts = [("right".to_owned(), 0.0), ("near".to_owned(), near)];
-        assert_eq!(graded.sub_rewards, parts, "{formula}");
+        assert_eq!(found.sub_rewards, parts, "{formula}");
     }
     for formula in ["1 / right", "log(right)", "sqrt(-1)", "max(right, log(-1))", "exp(1000)"] {
-        let graded = read(&multi(formula)).unwrap().grade(&item, "abx");
-        assert!(graded.is_not_finite && graded.reward == 0.0, "{formula}: {graded:?}");
+        let found = read(&multi(formula)).unwrap().grade(&item, "abx");
+        assert!(found.is_not_finite && found.reward == 0.0, "{formula}: {found:?}");
     }
 }
 

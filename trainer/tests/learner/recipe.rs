@@ -223,7 +223,7 @@ fn prompts_are_taken_by_steps_and_answers_have_room() {
     assert!(tokenizer.decode(&prompts[0].tokens, true).contains("how much is"));
     // As long as the context allows, which is less than was asked for.
     let context = base.spec().context;
-    assert_eq!(prepared.train_options(compute()).rows_max, context.max(512).min(600 + 512));
+    assert_eq!(prepared.train_options(compute()).rows_max, context.clamp(512, 600 + 512));
     let need = prepared.memory(base.spec(), compute()).unwrap();
     assert_eq!(need.rows, prepared.train_options(compute()).rows_max);
     // Rows of other kinds, and prompts for other methods.
