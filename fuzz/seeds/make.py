@@ -201,6 +201,20 @@ request("key", name="k", scopes=["infer", "train"], expires=1900000000)
 # Chat templates.
 
 
+GRADER = {
+    "type": "multi", "name": "m", "calculate_output": "0.5 * a + min(b, 2 ^ -1)",
+    "graders": {
+        "a": {"type": "string_check", "name": "a", "operation": "ilike", "input": "{{sample.output_json.x[0]}}", "reference": "{{ item.y }}"},
+        "b": {"type": "text_similarity", "name": "b", "evaluation_metric": "rouge_l", "input": "{{sample.output_text}}", "reference": "{{item.z.w}}"},
+    },
+}
+request("grader", grader=GRADER, item={"y": "k", "z": {"w": "a b"}}, model_sample='{"x": ["K"]}')
+request(
+    "job", model="m", training_file="file-1", seed=7,
+    method={"type": "reinforcement", "reinforcement": {"grader": GRADER, "hyperparameters": {"compute_multiplier": 0.5, "eval_interval": 3}}},
+)
+
+
 def chat_template(name, template, /, **chat):
     write("chat_template", name, template.encode() + b"\0" + json.dumps(chat).encode())
 

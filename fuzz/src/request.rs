@@ -8,6 +8,8 @@ use pleach::http::{
         chat_request::{ChatRequest, MESSAGES_MAX},
         completion_request::{CompletionRequest, PROMPTS_MAX},
         fields::Fields,
+        fine_tuning::JobRequest,
+        graders::RunRequest,
         parts::read_parts,
         tenants::{read_change, read_key},
     },
@@ -53,7 +55,14 @@ pub fn run(data: &[u8]) -> bool {
     if let Some(key) = &key {
         assert!(!key.scopes.is_empty() && key.expires_ms.is_none_or(|expires| expires > NOW_MS));
     }
+    let job = taken(JobRequest::read(&fields));
+    let graded = taken(RunRequest::read(&fields));
+    if let Some(RunRequest { grader, item, sample }) = &graded {
+        assert!(grader.grade(item, sample).reward.is_finite());
+    }
     chat.is_some()
+        || job.is_some()
+        || graded.is_some()
         || completion.is_some()
         || load.is_some()
         || unload.is_some()

@@ -6,8 +6,11 @@ use pleach_adapters::{
     Alias, Expect, Generation, Moved, RegistryError,
     registry::{HIDDEN_PREFIX, is_hidden},
 };
+use pleach_engine::adapter_weights::AdapterWeights;
 
-use super::{AdapterInUse, AdapterService, ServiceError, Target, apart, in_use::Held};
+use super::{
+    AdapterInUse, AdapterService, ServiceError, Target, apart, in_use::Held, pace::Urgency,
+};
 
 /// The name under which what a job of a round trains is kept, before anybody may ask for it.
 pub fn candidate_name(job: &str) -> String {
@@ -37,6 +40,24 @@ impl AdapterService {
         let leased = AdapterInUse::lease(&self.residency, held).await;
         leased
             .map_err(|error| ServiceError::Residency { alias: generation.loaded_as.clone(), error })
+    }
+
+    /// Brings weights to the device that have no name and no files, and keeps them there: those of a training, between two of
+    /// its steps. Nothing of them is stored, and nobody else can ask for them. `what` is for messages.
+    ///
+    /// # Errors
+    /// [`ServiceError::Pack`], [`ServiceError::Residency`].
+    pub async fn lease_weights(
+        &self,
+        what: &str,
+        weights: Arc<AdapterWeights>,
+    ) -> Result<AdapterInUse, ServiceError> {
+        let (of_engine, pace) = (self.engine.adapter_packer(), Arc::clone(&self.pace));
+        let work = move || pace.run(Urgency::Wanted, || of_engine.pack(&weights));
+        let packed =
+            tokio::task::spawn_blocking(work).await.map_err(|_| ServiceError::Panicked)??;
+        let leased = AdapterInUse::lease_packed(&self.residency, Arc::new(packed)).await;
+        leased.map_err(|error| ServiceError::Residency { alias: what.to_owned(), error })
     }
 
     /// Where a name pointed before, the last first.

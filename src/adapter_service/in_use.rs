@@ -3,14 +3,24 @@
 use std::{slice, sync::Arc};
 
 use pleach_adapters::{Alias, Generation, GenerationDigest, ResidencyError, ResidentLease};
-use pleach_engine::engine::AdapterLease;
+use pleach_engine::{engine::AdapterLease, packed_adapter::PackedAdapter};
 
 use super::{
     ServiceError, Tiers,
     compose::{Composed, PinnedSum},
     generation_source::is_gone,
 };
-use crate::telemetry::names::ADAPTER_COMPOSED;
+use crate::{http::ids::random_u64, telemetry::names::ADAPTER_COMPOSED};
+
+/// How often weights without files are given to the tiers again that drop them.
+const OFFERS_MAX: usize = 16;
+
+/// A name that no other weights have.
+fn unnamed() -> [u8; 32] {
+    let mut name = [0; 32];
+    name.as_chunks_mut::<8>().0.fill_with(|| random_u64().to_le_bytes());
+    name
+}
 
 /// What a request runs on, as it found it: wherever an alias moves, the request ends on this.
 #[derive(Clone, Debug)]
@@ -68,6 +78,8 @@ impl PinnedAdapter {
 pub(super) enum Held {
     Generation(Arc<Generation>),
     Sum(Arc<Composed>),
+    /// Weights without a name or files: gone with who holds them.
+    Unnamed(GenerationDigest),
 }
 
 impl Held {
@@ -75,6 +87,7 @@ impl Held {
         match self {
             Self::Generation(generation) => generation.digest,
             Self::Sum(composed) => composed.digest,
+            Self::Unnamed(digest) => *digest,
         }
     }
 
@@ -82,6 +95,7 @@ impl Held {
         match self {
             Self::Generation(generation) => generation.is_retired(),
             Self::Sum(composed) => composed.is_retired(),
+            Self::Unnamed(_) => true,
         }
     }
 }
@@ -122,8 +136,32 @@ impl AdapterInUse {
         Ok(Self { lease: lease?, _wish: wish })
     }
 
+    /// Of weights that are nowhere but in `packed`.
+    pub(super) async fn lease_packed(
+        residency: &Tiers,
+        packed: Arc<PackedAdapter>,
+    ) -> Result<Self, ResidencyError> {
+        let digest = GenerationDigest(unnamed());
+        let wish = Wish { residency: residency.clone(), held: Held::Unnamed(digest) };
+        let mut left = OFFERS_MAX;
+        loop {
+            residency.offer(digest, Arc::clone(&packed));
+            match residency.lease(digest).await {
+                // Others have pushed it out of host memory before its turn came.
+                Err(error) if is_gone(&error) && left > 0 => residency.forget(digest),
+                leased => return Ok(Self { lease: leased?, _wish: wish }),
+            }
+            left -= 1;
+        }
+    }
+
     /// What a sequence carries.
     pub fn engine_lease(&self) -> &AdapterLease {
         self.lease.device_lease()
+    }
+
+    /// Names what it is: a generation, a sum, or nothing that anybody else has.
+    pub fn digest(&self) -> GenerationDigest {
+        self.lease.digest()
     }
 }

@@ -177,7 +177,8 @@ fn made_up(method: Method, index: u32, tokens: u32, vocab: usize) -> Sample {
         Targeted::new(&ids, (0..tokens).map(|at| at > prompt))
     };
     match method {
-        Method::Supervised => Sample::Supervised(sequence(0)),
+        // Which is no method of the command line's.
+        Method::Supervised | Method::Reinforcement => Sample::Supervised(sequence(0)),
         Method::Dpo => Sample::Preference { preferred: sequence(0), rejected: sequence(1) },
         Method::Kto => Sample::Rated { answer: sequence(0), desirable: index.is_multiple_of(2) },
     }

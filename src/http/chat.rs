@@ -51,7 +51,7 @@ pub async fn create(
     let request = ChatRequest::read(&fields)?;
     drop(fields);
     let unit = unit(&request);
-    let model = state.resolve(&caller, &request.model, &request.sampling, &unit)?;
+    let model = state.resolve(&caller, &request.model, &request.sampling, &unit).await?;
     let mut head = Head::new("chatcmpl-", &state, &model);
     let shows = Shows {
         logprobs: request.logprobs.is_some(),

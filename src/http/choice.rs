@@ -59,6 +59,19 @@ impl Rules {
     }
 }
 
+impl Rules {
+    /// End tokens and stop strings end nothing before so many tokens.
+    pub fn min_tokens(&self) -> usize {
+        self.min_tokens
+    }
+
+    /// What turns the tokens of one choice into text, and finds where that ends.
+    pub fn follower(&self, tokenizer: &Arc<Tokenizer>) -> (Detokenizer, StopStrings) {
+        let stop_strings = StopStrings::new(self.stop.clone()).include_stop(self.include_stop);
+        (Detokenizer::new(Arc::clone(tokenizer), self.skip_special), stop_strings)
+    }
+}
+
 /// An addition to one choice.
 #[derive(Clone, Debug, Default)]
 pub struct ChoiceDelta {
@@ -125,13 +138,14 @@ impl Choice {
         rules: Arc<Rules>,
         tokenizer: &Arc<Tokenizer>,
     ) -> Self {
+        let (detokenizer, stop_strings) = rules.follower(tokenizer);
         Self {
             index,
             sequence,
             clock,
             place,
-            detokenizer: Detokenizer::new(Arc::clone(tokenizer), rules.skip_special),
-            stop_strings: StopStrings::new(rules.stop.clone()).include_stop(rules.include_stop),
+            detokenizer,
+            stop_strings,
             rules,
             cached_tokens: 0,
             completion_tokens: 0,

@@ -43,7 +43,8 @@ pub async fn create(
     let request = CompletionRequest::read(&fields)?;
     drop(fields);
     let unit = unit(&request.prompts);
-    let model = state.resolve(&caller, &request.model, &request.sampling, &Unit::Opening(&unit))?;
+    let unit = Unit::Opening(&unit);
+    let model = state.resolve(&caller, &request.model, &request.sampling, &unit).await?;
     let CompletionRequest { prompts, echo, add_special_tokens, logprobs, sampling, .. } = request;
     let prompts = tokenize(&state, prompts, add_special_tokens, n_bytes).await?;
     let mut head = Head::new("cmpl-", &state, &model);

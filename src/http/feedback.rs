@@ -210,8 +210,8 @@ async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
         return;
     }
     let Ok(completion) = state.store.completion(owner, id).await else { return };
-    let Some(generation) = completion.generation else { return };
-    let (space, generation) = (Namespace::new(owner.as_str()), GenerationDigest(generation.0));
+    let generation = completion.generation.map(|generation| GenerationDigest(generation.0));
+    let space = Namespace::new(owner.as_str());
     rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
 }
 

@@ -14,12 +14,15 @@ use super::{
     choice::{Choice, ChoiceDelta, Rules},
     error::ApiError,
     ids,
-    state::{AppState, Model},
+    state::{AppState, Model, kv_key_of},
     wire::{sampling::Sampling, usage::Usage},
 };
 use crate::{
     adapter_service::{AdapterInUse, PinnedAdapter},
-    learning::rollouts::Ticket,
+    learning::{
+        rollouts::{Current, Ticket},
+        shadows::Shadow,
+    },
     tenants::{Admission, Line},
 };
 
@@ -155,6 +158,17 @@ pub async fn start(
     admission.accepted();
     if let Some(ticket) = &mut ticket {
         ticket.begin(choices.len());
+        if let Some(on_trial) = ticket.take_shadow() {
+            let (salt, candidate) = (&job.sampling.cache_salt, on_trial.candidate.digest);
+            state.learning.shadows.offer(Shadow {
+                kv_key: kv_key_of(Some(&candidate), admission.owner(), salt),
+                on_trial,
+                prompt: job.prompts[0].clone(),
+                sampling: Arc::new(SamplingParams { logprobs: None, ..(*params[0]).clone() }),
+                rules,
+                max_tokens: max_tokens(state, job, job.prompts[0].len()),
+            });
+        }
     }
     let choices = Choices::new(choices);
     Ok(Running {
@@ -185,8 +199,12 @@ async fn take_turn(
     line.turns().await;
     let leased = match state.adapters.lease(pinned).await {
         Err(error) => match model.ticket.take().and_then(Ticket::instead) {
-            Some(alias) => {
+            Some(current) => {
                 tracing::warn!(%error, "a candidate cannot be had: the current generation answers");
+                let Current::Adapter(alias) = current else {
+                    model.adapter = None;
+                    return Ok(None);
+                };
                 let pinned = model.adapter.insert(PinnedAdapter::One(alias));
                 state.adapters.lease(pinned).await
             }

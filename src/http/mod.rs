@@ -24,6 +24,7 @@ pub mod files;
 pub mod fine_tuning;
 mod form;
 pub mod generate;
+pub mod graders;
 pub mod head;
 pub mod ids;
 pub mod json_body;
@@ -179,6 +180,8 @@ fn fine_tuning(scopes: AnyOf) -> Routes {
         .route("/v1/fine_tuning/jobs/{id}/resume", post(fine_tuning::resume))
         .route("/v1/fine_tuning/jobs/{id}/events", get(fine_tuning::events))
         .route("/v1/fine_tuning/jobs/{id}/checkpoints", get(fine_tuning::checkpoints))
+        .route("/v1/fine_tuning/alpha/graders/validate", post(graders::validate))
+        .route("/v1/fine_tuning/alpha/graders/run", post(graders::run))
         .route_layer(from_fn_with_state(scopes, auth::require_scope))
 }
 

@@ -1,12 +1,13 @@
 //! `GET /v1/models`, and `GET` and `DELETE /v1/models/{id}`.
 
-use std::{sync::Arc, time::UNIX_EPOCH};
+use std::{collections::BTreeSet, sync::Arc, time::UNIX_EPOCH};
 
 use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
 use pleach_adapters::{Alias, Expect, Resolution};
+use pleach_store::Owner;
 
 use super::{
     error::ApiError,
@@ -20,9 +21,30 @@ use crate::{adapter_service::Target, tenants::Caller};
 
 const OWNER: &str = "pleach";
 
-/// Bases first, then adapters by name.
+/// Bases first, then names under which the base answers until they have an adapter, then adapters by name.
 pub async fn list(State(state): State<Arc<AppState>>, caller: Caller) -> Json<ModelList> {
-    Json(ModelList { object: "list", data: cards(&state, &caller) })
+    let of_base = names_of_base(&state, &caller).await;
+    Json(ModelList { object: "list", data: cards(&state, &caller, &of_base) })
+}
+
+/// A list that lacks some names is better than none: a store that fails is told elsewhere.
+async fn names_of_base(state: &AppState, caller: &Caller) -> Vec<String> {
+    let (space, registry) = (caller.namespace(), state.adapters.registry());
+    let mut names = BTreeSet::new();
+    for owner in [&caller.owner, &Owner::Shared] {
+        match state.store.policies_of(owner).await {
+            Ok(policies) => names.extend(policies.into_iter().filter_map(|policy| {
+                let is_of_base = policy.body["begins_at_base"] == true
+                    && registry.visible(&space, &policy.name).is_none();
+                is_of_base.then_some(policy.name)
+            })),
+            Err(error) => tracing::warn!(%error, "a list of models lacks names"),
+        }
+        if caller.owner == Owner::Shared {
+            break;
+        }
+    }
+    names.into_iter().collect()
 }
 
 /// One card. An adapter also answers to `BASE:NAME`.
@@ -35,14 +57,14 @@ pub async fn get(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ModelCard>, ApiError> {
     let Path(id) = id.map_err(|rejection| ApiError::invalid("model", rejection.body_text()))?;
-    let registry = state.adapters.registry();
-    let found = registry
-        .resolve(&caller.namespace(), &id)
-        .map_err(|error| ApiError::from_registry(&error))?;
-    Ok(Json(match found {
-        Resolution::Base => base_card(&state, &id),
-        Resolution::Adapter(alias) => adapter_card(&state, &alias),
-    }))
+    match state.adapters.registry().resolve(&caller.namespace(), &id) {
+        Ok(Resolution::Base) => Ok(Json(base_card(&state, &id))),
+        Ok(Resolution::Adapter(alias)) => Ok(Json(adapter_card(&state, &alias))),
+        Err(error) => match state.of_base(&caller, &id).await? {
+            Some(_) => Ok(Json(base_card(&state, &id))),
+            None => Err(ApiError::from_registry(&error)),
+        },
+    }
 }
 
 /// Removes an adapter of the caller's, such as one that it trained. Requests that have begun end on it.
@@ -62,9 +84,10 @@ pub async fn delete(
     Ok(Json(ObjectDeleted { id, object: "model", deleted: true }))
 }
 
-fn cards(state: &AppState, caller: &Caller) -> Vec<ModelCard> {
+fn cards(state: &AppState, caller: &Caller, of_base: &[String]) -> Vec<ModelCard> {
     let registry = state.adapters.registry();
-    let bases = registry.base_names().iter().map(|name| base_card(state, name));
+    let bases = registry.base_names().iter().chain(of_base);
+    let bases = bases.map(|name| base_card(state, name));
     let adapters = registry.list_visible(&caller.namespace());
     bases.chain(adapters.iter().map(|alias| adapter_card(state, alias))).collect()
 }

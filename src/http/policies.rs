@@ -6,7 +6,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use pleach_adapters::{RegistryError, registry::is_hidden};
+use pleach_adapters::{Expect, RegistryError, registry::is_hidden};
 use pleach_store::Owner;
 
 use super::{
@@ -20,7 +20,7 @@ use crate::{adapter_service::Target, learning::Policy, tenants::Caller};
 
 const EXPECTED: &str = "expected_revision";
 
-/// Makes or replaces a policy of one of the caller's own adapters; with `expected_revision` only if it has that one (0:
+/// Makes or replaces a policy of one of the caller's own adapters, or of a name that is to get one; with `expected_revision` only if it has that one (0:
 /// none).
 ///
 /// # Errors
@@ -35,7 +35,11 @@ pub async fn put(
     let expected = body.fields.integer(EXPECTED, 0..=i64::MAX)?;
     let policy = Policy::read(&body.fields.without(EXPECTED))
         .map_err(|problem| ApiError::invalid(problem.field, problem.reason))?;
-    must_have(&state, &caller.owner, &name)?;
+    if policy.begins_at_base {
+        may_begin(&state, &caller, &name)?;
+    } else {
+        must_have(&state, &caller.owner, &name)?;
+    }
     let document = serde_json::to_value(&policy)
         .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
     let stored = state.store.put_policy(&caller.owner, &name, &document, expected).await;
@@ -69,6 +73,35 @@ pub async fn delete(
     let name = read_name(name)?;
     state.store.delete_policy(&caller.owner, &name).await.map_err(ApiError::from_stored)?;
     Ok(Json(PolicyDeleted { name, object: "adapter.policy", deleted: true }))
+}
+
+/// Refuses a name that the caller neither has nor may make, and one that others' adapter answers to: then the base would not.
+fn may_begin(state: &AppState, caller: &Caller, name: &str) -> Result<(), ApiError> {
+    let (space, registry) = (caller.namespace(), state.adapters.registry());
+    if is_hidden(name) || registry.get(&space, name).is_some() {
+        return must_have(state, &caller.owner, name).map(drop);
+    }
+    let checked = registry.check(&space, name, Expect::Absent);
+    checked.map_err(|error| ApiError::from_registry(&error))?;
+    if registry.visible(&space, name).is_some() {
+        let reason = format!("{name:?} is a shared adapter: it answers under that name");
+        return Err(ApiError::invalid("begins_at_base", reason));
+    }
+    Ok(())
+}
+
+/// Refuses a name that the owner neither has itself nor lets the base answer under.
+pub(super) async fn must_learn(
+    state: &AppState,
+    owner: &Owner,
+    name: &str,
+) -> Result<Target, ApiError> {
+    match must_have(state, owner, name) {
+        Err(_) if state.begins_at_base(owner, name).await? => {
+            Ok(Target { owner: owner.clone(), name: name.to_owned(), who: owner.to_string() })
+        }
+        had => had,
+    }
 }
 
 /// Refuses a name that the owner has not itself.

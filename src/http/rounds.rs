@@ -13,7 +13,7 @@ use super::{
     error::ApiError,
     json_body::JsonBody,
     paging::{QueryFields, list as page_of, read_page},
-    policies::must_have,
+    policies::{must_have, must_learn},
     state::AppState,
     wire::{learning::RoundCard, list::ObjectList},
 };
@@ -42,7 +42,7 @@ pub async fn create(
     let name = read_name(name)?;
     body.fields.only(&["rebuild_of"])?;
     let rebuild_of = body.fields.generation("rebuild_of")?;
-    let target = must_have(&state, &caller.owner, &name)?;
+    let target = must_learn(&state, &caller.owner, &name).await?;
     if !state.training.is_on() || !state.learning.is_on() {
         let hint = ": it trains on the CPU only (--device cpu)";
         return Err(ApiError::Unsupported { param: "rounds".to_owned(), hint });
@@ -54,9 +54,11 @@ pub async fn create(
         let found = registry.resolve_generation(&namespace, &name, generation);
         found.map_err(|error| ApiError::from_registry(&error))?;
     }
-    // An adapter of another base serves nobody.
-    let resolved = state.adapters.resolve(&caller.namespace(), &name, None);
-    resolved.map_err(ApiError::from_service)?;
+    if state.adapters.kept(&target).is_some() {
+        // An adapter of another base serves nobody.
+        let resolved = state.adapters.resolve(&caller.namespace(), &name, None);
+        resolved.map_err(ApiError::from_service)?;
+    }
     let stored = state.store.policy(&caller.owner, &name).await.map_err(ApiError::from_stored)?;
     let policy: Policy = serde_json::from_value(stored.body)
         .map_err(|error| ApiError::Internal { detail: format!("its policy: {error}") })?;
@@ -86,7 +88,7 @@ pub async fn list(
     let found = state.store.rounds(&caller.owner, &name, &page).await;
     let found = found.map_err(ApiError::from_stored)?;
     if found.items.is_empty() {
-        must_have(&state, &caller.owner, &name)?;
+        must_learn(&state, &caller.owner, &name).await?;
     }
     Ok(Json(page_of(found, |card: &RoundCard| &card.id)))
 }

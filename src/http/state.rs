@@ -9,14 +9,16 @@ use std::{
     time::Duration,
 };
 
-use pleach_adapters::base_kv_key;
+use pleach_adapters::{
+    Expect, GenerationDigest, Namespace, RegistryError, base_kv_key, registry::is_hidden,
+};
 use pleach_engine::engine::EngineHandle;
-use pleach_store::{Owner, Store};
+use pleach_store::{Owner, Store, StoreError};
 use pleach_text::{ChatTemplate, Tokenizer};
 
 use super::{cpu_work::CpuWork, error::ApiError, wire::sampling::Sampling};
 use crate::{
-    adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts},
+    adapter_service::{AdapterService, PinnedAdapter, PinnedPart, ResolvedParts, ServiceError},
     feedback::Capture,
     learning::{Learning, rollouts::Ticket},
     telemetry::Telemetry,
@@ -105,8 +107,8 @@ impl AppState {
     ///
     /// # Errors
     /// [`ApiError::UnknownModel`], or [`ApiError::Adapter`] when an adapter has no such generation, is for another base, or is
-    /// not to be had with the others.
-    pub fn resolve(
+    /// not to be had with the others; a store that fails, for a name that is not known otherwise.
+    pub async fn resolve(
         &self,
         caller: &Caller,
         name: &str,
@@ -118,15 +120,26 @@ impl AppState {
             return Err(ApiError::invalid("adapter_generation", "'model' names no adapter"));
         }
         let namespace = caller.namespace();
-        let adapter =
-            self.adapters.resolve(&namespace, name, generation).map_err(ApiError::from_service)?;
-        let model = Model { name: name.to_owned(), adapter, parts: Vec::new(), ticket: None };
+        let model =
+            |adapter| Model { name: name.to_owned(), adapter, parts: Vec::new(), ticket: None };
+        let is_plain = generation.is_none() && sampling.adapters.is_empty();
+        let adapter = match self.adapters.resolve(&namespace, name, generation) {
+            Err(ServiceError::Registry(error @ RegistryError::UnknownName { .. })) if is_plain => {
+                let space = self.of_base(caller, name).await?;
+                let space = space.ok_or_else(|| ApiError::from_registry(&error))?;
+                return Ok(self.on_trial(caller, &space, model(None), unit));
+            }
+            resolved => resolved.map_err(ApiError::from_service)?,
+        };
+        let model = model(adapter);
         if sampling.adapters.is_empty() {
             // Who insists on a generation gets it.
-            return Ok(if generation.is_none() {
-                self.on_trial(caller, model, unit)
-            } else {
-                model
+            return Ok(match &model.adapter {
+                Some(PinnedAdapter::One(alias)) if generation.is_none() => {
+                    let space = alias.namespace.clone();
+                    self.on_trial(caller, &space, model, unit)
+                }
+                _ => model,
             });
         }
         if model.adapter.is_some() {
@@ -138,12 +151,51 @@ impl AppState {
         Ok(Model { adapter, parts, ..model })
     }
 
+    /// Whose a name is that has no adapter and whose policy says that the base answers under it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn of_base(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> Result<Option<Namespace>, ApiError> {
+        let shared = (caller.owner != Owner::Shared).then_some(&Owner::Shared);
+        for owner in [&caller.owner].into_iter().chain(shared) {
+            if self.begins_at_base(owner, name).await? {
+                return Ok(Some(Namespace::new(owner.as_str())));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether an owner's name has no adapter, and a policy that says that the base answers under it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begins_at_base(&self, owner: &Owner, name: &str) -> Result<bool, ApiError> {
+        let space = Namespace::new(owner.as_str());
+        let may_be = self.adapters.registry().check(&space, name, Expect::Absent).is_ok();
+        if !may_be || is_hidden(name) {
+            return Ok(false);
+        }
+        match self.store.policy(owner, name).await {
+            // Written by the field's own name, whatever else a later version says there.
+            Ok(stored) => Ok(stored.body["begins_at_base"] == true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(ApiError::from_stored(error)),
+        }
+    }
+
     /// The same model, or the candidate of a name that is on trial.
-    fn on_trial(&self, caller: &Caller, model: Model, unit: &Unit<'_>) -> Model {
-        let Some(PinnedAdapter::One(alias)) = model.adapter else { return model };
+    fn on_trial(&self, caller: &Caller, space: &Namespace, model: Model, unit: &Unit<'_>) -> Model {
+        let (name, alias) = match model.adapter {
+            Some(PinnedAdapter::One(alias)) => (alias.name.to_string(), Some(alias)),
+            _ => (model.name.clone(), None),
+        };
         let unit = || format!("{} {unit}", caller.owner);
-        let (alias, ticket) = self.learning.rollouts.route(alias, unit);
-        Model { adapter: Some(PinnedAdapter::One(alias)), ticket, ..model }
+        let (alias, ticket) = self.learning.rollouts.route(space, &name, alias, unit);
+        Model { adapter: alias.map(PinnedAdapter::One), ticket, ..model }
     }
 }
 
@@ -195,11 +247,16 @@ impl Model {
 
     /// What separates cached prefixes: adapter, whose request it is, and the request's own salt.
     pub fn kv_key(&self, owner: &Owner, cache_salt: &str) -> [u8; 32] {
-        let salt = owned_salt(owner, cache_salt);
-        match &self.adapter {
-            None => base_kv_key(&salt),
-            Some(adapter) => adapter.digest().kv_key(&salt),
-        }
+        kv_key_of(self.adapter.as_ref().map(PinnedAdapter::digest).as_ref(), owner, cache_salt)
+    }
+}
+
+/// What separates cached prefixes of an adapter, or of the base: see [`Model::kv_key`].
+pub fn kv_key_of(adapter: Option<&GenerationDigest>, owner: &Owner, cache_salt: &str) -> [u8; 32] {
+    let salt = owned_salt(owner, cache_salt);
+    match adapter {
+        None => base_kv_key(&salt),
+        Some(digest) => digest.kv_key(&salt),
     }
 }
 

@@ -33,21 +33,24 @@ pub async fn clean_up(state: &Arc<AppState>, round: &StoredRound) {
     }
 }
 
-/// Points the name back where it pointed before, if it was this round that moved it to the candidate and nobody has moved
-/// it since.
+/// Points the name back where it pointed before, or removes it if it was not there, if it was this round that moved it to
+/// the candidate and nobody has moved it since.
 async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceError> {
-    let (Some(candidate), Some(parent)) = (round.candidate, round.parent) else { return Ok(()) };
+    let Some(candidate) = round.candidate else { return Ok(()) };
     let target = name_of(round);
     let last = state.store.alias_moves(&round.owner, &round.name, None, 1).await?;
     let is_ours =
         last.first().is_some_and(|last| last.who == target.who && last.to == Some(candidate));
-    if candidate == parent || !is_ours {
+    if Some(candidate) == round.parent || !is_ours {
         return Ok(());
     }
     let candidate = GenerationDigest(candidate.0);
     let expect = Expect::Generation(candidate);
-    let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
-    match back.await {
+    let back = match round.parent.map(|parent| GenerationDigest(parent.0)) {
+        Some(parent) => state.adapters.roll_back(target, Some(parent), expect).await,
+        None => state.adapters.remove(target, expect).await,
+    };
+    match back {
         // Or it does not point there.
         Ok(_)
         | Err(

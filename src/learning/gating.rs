@@ -67,11 +67,16 @@ pub(super) async fn gate(
     } else if progress.policy.rollout.approval {
         RoundState::AwaitingApproval
     } else {
-        RoundState::Canary
+        first_of_trial(&progress)
     };
     let mut change = goes_to(state, &progress)?;
     change.verdict = Some(serde_json::to_value(&verdict)?);
     Ok(Next::Change(Box::new(change)))
+}
+
+/// The state in which a candidate that may go on begins its trial.
+pub(super) fn first_of_trial(progress: &Progress) -> RoundState {
+    if progress.policy.rollout.shadow.is_some() { RoundState::Shadow } else { RoundState::Canary }
 }
 
 /// A candidate that is made to forget something need not be better for it, only not worse than is tolerated.

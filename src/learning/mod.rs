@@ -5,6 +5,7 @@
 //!     building: material ──> dataset ──> a file of rows
 //!     training: a job for each fold, one for everything       (kept under hidden names)
 //!     gating:   examiner ──> evidence ──> trainer::gate::judge
+//!     shadow:   shadows: what was answered is run on the candidate once more, for nobody to see
 //!     canary:   rollouts ── trial: who gets the candidate, and whether it may go on
 //!     promotion by compare-and-swap, watching, taking back; ending: what is left to do
 //! ```
@@ -26,6 +27,7 @@ mod provenance;
 pub mod refusals;
 pub mod rollouts;
 mod runner;
+pub mod shadows;
 mod steps;
 mod training;
 pub mod trial;

@@ -30,6 +30,8 @@ const AGE_HOURS_MAX: f64 = 87_600.0;
 pub struct Policy {
     /// Whether rounds begin by themselves.
     pub is_on: bool,
+    /// Whether the name may have no adapter: the base answers under it until the first candidate is promoted.
+    pub begins_at_base: bool,
     /// When a round begins.
     pub train_when: TrainWhen,
     /// What is minimized.
@@ -60,6 +62,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             is_on: true,
+            begins_at_base: false,
             train_when: TrainWhen::default(),
             method: MethodChoice::Auto,
             signals: Signals::default(),
@@ -167,6 +170,10 @@ impl MetricRule {
 pub struct Rollout {
     /// Whether somebody has to approve first.
     pub approval: bool,
+    /// Share of the requests that are run on the candidate too, for nobody to see, until so many were, before it answers
+    /// anybody; `None`: no such stage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Stage>,
     /// Shares of requests that go to the candidate, one stage after the other; none: all at once.
     pub canary: Vec<Stage>,
     /// When it is taken back.
@@ -179,6 +186,7 @@ impl Default for Rollout {
     fn default() -> Self {
         Self {
             approval: false,
+            shadow: None,
             canary: vec![Stage { share: 0.05, requests: 100 }, Stage { share: 0.5, requests: 200 }],
             guardrails: Guardrails::default(),
             watch_requests: 200,
@@ -186,11 +194,11 @@ impl Default for Rollout {
     }
 }
 
-/// A stage of a canary.
+/// A stage of a canary, or of shadows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stage {
-    /// Of the users, those who get the candidate.
+    /// Of the users, those who get the candidate; of the requests, those that have a shadow.
     pub share: f64,
     /// Until the candidate has answered so many requests.
     pub requests: u64,
@@ -266,6 +274,11 @@ impl Policy {
         within("user_share_max", self.user_share_max, f64::MIN_POSITIVE, 1.0)?;
         within("anchor_share", self.anchor_share, 0.0, 0.9)?;
         within("folds", f64::from(self.folds), 2.0, f64::from(FOLDS_MAX))?;
+        if let Some(name) = self.hyperparameters.of_reinforcement() {
+            let reason =
+                "it is a setting of reinforcement, and nobody grades the answers of a round";
+            return Err(PolicyProblem::new(format!("hyperparameters.{name}"), reason));
+        }
         self.gate.check().map_err(|error| {
             let field = if let TrainerError::Setting { setting, .. } = &error {
                 format!("gate.{setting}")
@@ -321,6 +334,11 @@ impl Rollout {
         if n_stages > STAGES_MAX {
             let reason = format!("{n_stages} stages, at most {STAGES_MAX}");
             return Err(PolicyProblem::new("rollout.canary", reason));
+        }
+        if let Some(stage) = &self.shadow {
+            within("rollout.shadow.share", stage.share, f64::MIN_POSITIVE, 1.0)?;
+            let requests = stage.requests as f64;
+            within("rollout.shadow.requests", requests, 1.0, COUNT_MAX as f64)?;
         }
         let mut before = 0.0;
         for (index, stage) in self.canary.iter().enumerate() {
@@ -411,6 +429,8 @@ mod tests {
         for (document, field) in [
             (json!({"is_onn": true}), "is_onn"),
             (json!({"method": "sft"}), "method"),
+            (json!({"method": "reinforcement"}), "method"),
+            (json!({"hyperparameters": {"eval_samples": 3}}), "hyperparameters.eval_samples"),
             (json!({"train_when": {"examples": "many"}}), "train_when.examples"),
             (json!({"train_when": {"exampels": 3}}), "train_when.exampels"),
             (json!({"train_when": {"age_hours": -1.0}}), "train_when.age_hours"),
@@ -419,6 +439,11 @@ mod tests {
             (json!({"gate": {"alpha": 0.0}}), "gate.alpha"),
             (json!({"gate": {"margn": 0.0}}), "gate.margn"),
             (json!({"rollout": {"shadow": {"share": 0.1}}}), "rollout.shadow"),
+            (json!({"rollout": {"shadow": {"share": 0, "requests": 9}}}), "rollout.shadow.share"),
+            (
+                json!({"rollout": {"shadow": {"share": 1, "requests": 0}}}),
+                "rollout.shadow.requests",
+            ),
             (json!({"probes": []}), "probes"),
             (json!({"probes": ["", "x"]}), "probes[0]"),
             (json!({"rollout": {"canary": [{"share": 0.1}]}}), "rollout.canary"),

@@ -1,4 +1,4 @@
-//! `canary`: the candidate on trial, and its way into service.
+//! `shadow`, `canary`: the candidate on trial, and its way into service.
 
 use std::sync::Arc;
 
@@ -51,13 +51,12 @@ pub(super) async fn canary(
         }
         let candidate = trained(state, round, &progress, None).await?;
         let parent = round.parent.map(|parent| GenerationDigest(parent.0));
-        let parent = parent.ok_or_else(|| StepError::server("it has no parent"))?;
         let signals = progress.policy.signals.clone();
         let on_trial = OnTrial::new(round.id.clone(), parent, candidate, signals, trial);
         rollouts.begin(&space, &round.name, on_trial)
     };
     let trial = on_trial.trial();
-    let is_done = trial.phase == TrialPhase::Done;
+    let (is_done, is_shadow) = (trial.phase == TrialPhase::Done, trial.phase == TrialPhase::Shadow);
     let breach = trial.breach.clone();
     let is_new = progress.trial.as_ref() != Some(&trial);
     progress.trial = Some(trial);
@@ -65,6 +64,9 @@ pub(super) async fn canary(
         let Next::Change(mut change) = taken_back(&breach) else { return Ok(Next::Wait) };
         change.progress = Some(progress.to_value()?);
         return Ok(Next::Change(change));
+    }
+    if round.state == RoundState::Shadow && !is_shadow {
+        return Ok(Next::Change(Box::new(goes_to(RoundState::Canary, &progress)?)));
     }
     if is_done {
         progress.is_promoting = true;
@@ -117,7 +119,7 @@ async fn promote(
         (Some(on_trial), _) => Some(on_trial),
         // Another process was at it.
         (None, Some(trial)) => {
-            let parent = round.parent.map_or(candidate.digest, |parent| GenerationDigest(parent.0));
+            let parent = round.parent.map(|parent| GenerationDigest(parent.0));
             let signals = progress.policy.signals.clone();
             let (id, trial) = (round.id.clone(), trial.clone());
             let on_trial = OnTrial::new(id, parent, candidate, signals, trial);

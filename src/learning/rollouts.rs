@@ -36,8 +36,8 @@ pub struct Rollouts {
 pub struct OnTrial {
     /// The round whose candidate it is.
     pub round: String,
-    /// Where the name points while the candidate is not promoted.
-    pub parent: GenerationDigest,
+    /// Where the name points while the candidate is not promoted; `None`: nowhere, the base answers under it.
+    pub parent: Option<GenerationDigest>,
     /// What is on trial. Held, so that it stays.
     pub candidate: Arc<Generation>,
     /// What judgements mean.
@@ -49,7 +49,7 @@ impl OnTrial {
     /// A name whose trial begins or goes on.
     pub fn new(
         round: String,
-        parent: GenerationDigest,
+        parent: Option<GenerationDigest>,
         candidate: Arc<Generation>,
         signals: Signals,
         trial: Trial,
@@ -71,6 +71,21 @@ impl OnTrial {
         trial.clone()
     }
 
+    /// Whether shadows are wanted now.
+    pub(super) fn wants_shadows(&self) -> bool {
+        self.lock().wants_shadows()
+    }
+
+    /// There was no room for a shadow.
+    pub(super) fn shadow_dropped(&self) {
+        self.lock().shadow_dropped();
+    }
+
+    /// Takes in what became of a shadow; whether something follows from it that is to be written.
+    pub(super) fn shadow_ended(&self, end: RequestEnd) -> bool {
+        self.change(|trial| trial.shadow_ended(end))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Trial> {
         self.trial.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,12 +98,22 @@ impl OnTrial {
         (trial.phase, trial.breach.is_some()) != before
     }
 
-    fn side_of(&self, generation: GenerationDigest) -> Option<Side> {
-        if generation == self.candidate.digest {
+    /// `None` is the base.
+    fn side_of(&self, generation: Option<GenerationDigest>) -> Option<Side> {
+        if generation == Some(self.candidate.digest) {
             return Some(Side::Candidate);
         }
         (generation == self.parent).then_some(Side::Current)
     }
+}
+
+/// What answers under a name that is on trial, unless the candidate does.
+#[derive(Clone, Debug)]
+pub enum Current {
+    /// The base: the name has no adapter yet.
+    Base,
+    /// Where the name points.
+    Adapter(Alias),
 }
 
 /// A request that is counted in a trial. Dropped before its end, it was given up by who sent it and counts for nothing.
@@ -97,7 +122,8 @@ pub struct Ticket {
     wake: Arc<Wake>,
     side: Side,
     /// What it runs on if the candidate cannot be had.
-    instead: Option<Alias>,
+    instead: Option<Current>,
+    has_shadow: bool,
     begun: Option<Instant>,
     n_open: usize,
     end: RequestEnd,
@@ -136,6 +162,11 @@ impl Rollouts {
         self.find(space, name).filter(|on_trial| on_trial.round == round)
     }
 
+    /// A trial as it is now.
+    pub fn trial_of(&self, space: &Namespace, name: &str) -> Option<Trial> {
+        Some(self.find(space, name)?.trial())
+    }
+
     /// Ends a round's trial; no request goes to the candidate by it any more.
     pub fn end(&self, space: &Namespace, name: &str, round: &str) {
         let key = (space.clone(), Arc::from(name));
@@ -153,27 +184,50 @@ impl Rollouts {
         all.get(&(space.clone(), Arc::from(name))).cloned()
     }
 
-    /// What a request runs on that resolved to `alias`, and its ticket if the name is on trial. `unit` is who keeps to one
-    /// side.
-    pub fn route(&self, alias: Alias, unit: impl FnOnce() -> String) -> (Alias, Option<Ticket>) {
-        let Some(on_trial) = self.find(&alias.namespace, &alias.name) else { return (alias, None) };
-        let here = alias.generation.digest;
-        let (side, phase) = {
-            let trial = on_trial.lock();
-            (trial.side(&unit()), trial.phase)
+    /// What a request for `name` runs on, whose name resolved to `alias` or, with `None`, to the base; and its ticket if
+    /// the name is on trial. `unit` is who keeps to one side.
+    pub fn route(
+        &self,
+        space: &Namespace,
+        name: &str,
+        alias: Option<Alias>,
+        unit: impl FnOnce() -> String,
+    ) -> (Option<Alias>, Option<Ticket>) {
+        let Some(on_trial) = self.find(space, name) else { return (alias, None) };
+        let here = alias.as_ref().map(|alias| alias.generation.digest);
+        let (side, phase, has_shadow) = {
+            let mut trial = on_trial.lock();
+            let has_shadow = here == on_trial.parent && trial.has_shadow();
+            (trial.side(&unit()), trial.phase, has_shadow)
         };
         let (chosen, instead) = match phase {
             // The name has been moved: all have it already.
-            TrialPhase::Watched if here == on_trial.candidate.digest => (alias, None),
-            TrialPhase::Stage(_) | TrialPhase::Done if here == on_trial.parent => match side {
-                Side::Current => (alias, None),
-                Side::Candidate => {
-                    let generation = Arc::clone(&on_trial.candidate);
-                    (Alias { generation, ..alias.clone() }, Some(alias))
+            TrialPhase::Watched if here == Some(on_trial.candidate.digest) => (alias, None),
+            TrialPhase::Shadow | TrialPhase::Stage(_) | TrialPhase::Done
+                if here == on_trial.parent =>
+            {
+                match side {
+                    Side::Current => (alias, None),
+                    Side::Candidate => {
+                        let generation = Arc::clone(&on_trial.candidate);
+                        match alias {
+                            Some(alias) => {
+                                let chosen = Alias { generation, ..alias.clone() };
+                                (Some(chosen), Some(Current::Adapter(alias)))
+                            }
+                            None => {
+                                (Some(Alias::new(space, name, generation)), Some(Current::Base))
+                            }
+                        }
+                    }
                 }
-            },
+            }
             // Somebody else has moved it: this trial is about something that is no more.
-            TrialPhase::Stage(_) | TrialPhase::Done | TrialPhase::Watched | TrialPhase::Settled => {
+            TrialPhase::Shadow
+            | TrialPhase::Stage(_)
+            | TrialPhase::Done
+            | TrialPhase::Watched
+            | TrialPhase::Settled => {
                 return (alias, None);
             }
         };
@@ -183,6 +237,7 @@ impl Rollouts {
             wake: Arc::clone(&self.wake),
             side,
             instead,
+            has_shadow,
             begun: None,
             n_open: 0,
             end: RequestEnd::default(),
@@ -191,12 +246,12 @@ impl Rollouts {
         (chosen, Some(ticket))
     }
 
-    /// Somebody gave a value of a metric to an answer of a name, which this generation gave.
+    /// Somebody gave a value of a metric to an answer of a name, which this generation gave, or the base.
     pub fn judged(
         &self,
         space: &Namespace,
         name: &str,
-        generation: GenerationDigest,
+        generation: Option<GenerationDigest>,
         metric: &str,
         value: &Value,
     ) {
@@ -219,6 +274,11 @@ impl Ticket {
     /// Which side it is on.
     pub fn side(&self) -> Side {
         self.side
+    }
+
+    /// The trial that its request is to be run for once more, if it is: told once.
+    pub fn take_shadow(&mut self) -> Option<Arc<OnTrial>> {
+        std::mem::take(&mut self.has_shadow).then(|| Arc::clone(&self.on_trial))
     }
 
     /// Its request is with the engine, with so many answers to come.
@@ -249,8 +309,8 @@ impl Ticket {
         self.tell();
     }
 
-    /// The candidate cannot be had: the alias that the request runs on instead, if it was on the candidate's side.
-    pub fn instead(mut self) -> Option<Alias> {
+    /// The candidate cannot be had: what the request runs on instead, if it was on the candidate's side.
+    pub fn instead(mut self) -> Option<Current> {
         let instead = self.instead.take()?;
         self.failed();
         Some(instead)

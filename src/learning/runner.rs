@@ -1,7 +1,7 @@
 //! The rounds that this process looks after: claimed from the store, each followed by a task of its own.
 //!
 //! ```text
-//! building ──> training ──> gating ──> (awaiting_approval) ──> canary ──> promoted ──> watched
+//! building ──> training ──> gating ──> (awaiting_approval) ──> (shadow) ──> canary ──> promoted ──> watched
 //!     └─ skipped    │           └─ refused     │ vetoed           └─ rolled_back ──────────┘
 //!                   └────────── failed, cancelled: from every state that is open
 //! ```
@@ -25,10 +25,11 @@ use super::{
     building::build,
     ending,
     examiner::Examiner,
-    gating::gate,
+    gating::{first_of_trial, gate},
     progress::Progress,
     promotion::{canary, watch},
     rollouts::Rollouts,
+    shadows::{Shadows, run_shadows},
     steps::{Next, StepError},
     training::train,
     triggers,
@@ -54,6 +55,8 @@ const ROUNDS_MAX: usize = 256;
 pub struct Learning {
     /// Names on trial.
     pub rollouts: Rollouts,
+    /// Requests that are run on candidates for nobody to see.
+    pub shadows: Shadows,
     /// Wakes all that waits for something of the loop to happen.
     pub wake: Arc<Wake>,
     /// Told of what rounds are made of: feedback and policies.
@@ -66,7 +69,8 @@ impl Learning {
     pub fn new(examiner: Option<Arc<dyn Examiner>>) -> Self {
         let wake = Arc::new(Wake::default());
         let rollouts = Rollouts::new(Arc::clone(&wake));
-        Self { rollouts, wake, fed: Wake::default(), examiner }
+        let shadows = Shadows::new(Arc::clone(&wake));
+        Self { rollouts, shadows, wake, fed: Wake::default(), examiner }
     }
 
     /// Whether this process runs rounds.
@@ -85,6 +89,7 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let runner: Arc<str> = ids::random("loop-").into();
     let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
     let places = Arc::new(Semaphore::new(ROUNDS_MAX));
+    let shadows = tokio::spawn(run_shadows(Arc::clone(&state)));
     ending::sweep(&state).await;
     triggers::go_on(&state).await;
     while state.is_serving() {
@@ -100,6 +105,7 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
             () = fed.wait(LOOK_EVERY) => {}
         }
     }
+    shadows.abort();
     // Whoever follows a round lets go of it.
     state.learning.wake.all();
     let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
@@ -175,12 +181,11 @@ impl Follower {
             RoundState::Training => train(&self.state, round, progress).await,
             RoundState::Gating => gate(&self.state, &self.examiner, round, progress).await,
             RoundState::AwaitingApproval if round.is_approved() => {
-                let state = Some(RoundState::Canary);
+                let state = Some(first_of_trial(&progress));
                 Ok(Next::Change(Box::new(RoundChange { state, ..RoundChange::default() })))
             }
-            RoundState::Canary => canary(&self.state, round, progress).await,
+            RoundState::Shadow | RoundState::Canary => canary(&self.state, round, progress).await,
             RoundState::AwaitingApproval
-            | RoundState::Shadow
             | RoundState::Promoted
             | RoundState::Refused
             | RoundState::Vetoed

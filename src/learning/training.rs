@@ -140,6 +140,7 @@ async fn begin(
         round: Some(round.id.clone()),
         early_stopping: None,
         parent,
+        grader: None,
     };
     let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
     let new = NewJob {

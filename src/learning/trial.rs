@@ -2,8 +2,8 @@
 //! a clock or knows of adapters.
 //!
 //! ```text
-//! stage 0 ──> stage 1 ──> … ──> done ── the name is moved ──> watched ──> settled
-//!    └────────────┴──── a guardrail is breached ───────────────┘└──> taken back
+//! (shadow) ──> stage 0 ──> stage 1 ──> … ──> done ── the name is moved ──> watched ──> settled
+//!    └────────────┴────────────┴──── a guardrail is breached ────────────────┘└──> taken back
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,8 @@ pub struct Breach {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TrialPhase {
+    /// Requests are run on the candidate too, for nobody to see.
+    Shadow,
     /// In a stage of the canary, from 0.
     Stage(usize),
     /// All stages are over.
@@ -106,15 +108,29 @@ pub struct Trial {
     pub current: SideCounts,
     /// Counts of the candidate.
     pub candidate: SideCounts,
+    /// Of shadows.
+    #[serde(default)]
+    pub shadows: ShadowCounts,
     /// Why it was taken back.
     #[serde(default)]
     pub breach: Option<Breach>,
 }
 
+/// What is counted of shadows, beside what became of those that ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ShadowCounts {
+    /// Requests that could have had one.
+    pub requests: u64,
+    /// Shadows for which there was no room.
+    pub dropped: u64,
+}
+
 impl Trial {
     /// A trial that begins. `judged` and `negative` are what was said of earlier answers: what is usual.
     pub fn new(salt: String, rollout: Rollout, judged: u64, negative: u64) -> Self {
-        let phase = if rollout.canary.is_empty() { TrialPhase::Done } else { TrialPhase::Stage(0) };
+        let phase =
+            if rollout.shadow.is_some() { TrialPhase::Shadow } else { Self::first_stage(&rollout) };
         Self {
             salt,
             rollout,
@@ -123,7 +139,39 @@ impl Trial {
             errors_in_phase: 0,
             current: SideCounts { judged, negative, ..SideCounts::default() },
             candidate: SideCounts::default(),
+            shadows: ShadowCounts::default(),
             breach: None,
+        }
+    }
+
+    fn first_stage(rollout: &Rollout) -> TrialPhase {
+        if rollout.canary.is_empty() { TrialPhase::Done } else { TrialPhase::Stage(0) }
+    }
+
+    /// Whether shadows are wanted now.
+    pub fn wants_shadows(&self) -> bool {
+        self.phase == TrialPhase::Shadow && self.breach.is_none()
+    }
+
+    /// Whether a request that the current generation answers is to have a shadow: evenly, as many as the share says.
+    pub fn has_shadow(&mut self) -> bool {
+        let Some(stage) = self.rollout.shadow.filter(|_| self.wants_shadows()) else {
+            return false;
+        };
+        let before = (self.shadows.requests as f64 * stage.share).floor();
+        self.shadows.requests += 1;
+        (self.shadows.requests as f64 * stage.share).floor() > before
+    }
+
+    /// There was no room for a shadow.
+    pub fn shadow_dropped(&mut self) {
+        self.shadows.dropped += 1;
+    }
+
+    /// Takes in what became of a shadow. One that comes too late says nothing any more.
+    pub fn shadow_ended(&mut self, end: RequestEnd) {
+        if self.wants_shadows() {
+            self.ended(Side::Candidate, end);
         }
     }
 
@@ -132,6 +180,7 @@ impl Trial {
     pub fn side(&self, unit: &str) -> Side {
         let share = match self.phase {
             _ if self.breach.is_some() => 0.0,
+            TrialPhase::Shadow => 0.0,
             TrialPhase::Stage(index) => self.share(index),
             TrialPhase::Done => self.share(self.rollout.canary.len().saturating_sub(1)),
             TrialPhase::Watched | TrialPhase::Settled => 1.0,
@@ -196,6 +245,7 @@ impl Trial {
             TrialPhase::Stage(index) => {
                 self.rollout.canary.get(index).map_or(0, |stage| stage.requests)
             }
+            TrialPhase::Shadow => self.rollout.shadow.map_or(0, |stage| stage.requests),
             TrialPhase::Watched => self.rollout.watch_requests,
             TrialPhase::Done | TrialPhase::Settled => u64::MAX,
         };
@@ -208,6 +258,7 @@ impl Trial {
                 self.enter(TrialPhase::Stage(index + 1));
             }
             TrialPhase::Stage(_) => self.enter(TrialPhase::Done),
+            TrialPhase::Shadow => self.enter(Self::first_stage(&self.rollout)),
             TrialPhase::Watched => self.enter(TrialPhase::Settled),
             TrialPhase::Done | TrialPhase::Settled => {}
         }
@@ -292,6 +343,59 @@ fn place(salt: &str, unit: &str) -> f64 {
 mod tests {
     use super::*;
     use crate::learning::policy::Stage;
+
+    fn in_shadow(share: f64, requests: u64) -> Trial {
+        let shadow = Some(Stage { share, requests });
+        Trial::new("salt".to_owned(), Rollout { shadow, ..rollout(&[(1.0, 5)], 0) }, 0, 0)
+    }
+
+    #[test]
+    fn shadows_are_even_and_end_before_the_canary() {
+        let mut trial = in_shadow(0.25, 10);
+        let answered = RequestEnd { answers: 1, tokens: 8, seconds: 1.0, ..RequestEnd::default() };
+        let mut n = 0;
+        for request in 1..=39 {
+            assert_eq!(trial.side("anybody"), Side::Current);
+            let has_shadow = trial.has_shadow();
+            assert_eq!(has_shadow, request % 4 == 0, "{request}");
+            trial.ended(Side::Current, answered);
+            if has_shadow {
+                trial.shadow_ended(answered);
+                n += 1;
+            }
+        }
+        assert_eq!((n, trial.phase, trial.in_phase), (9, TrialPhase::Shadow, 9));
+        assert!(trial.has_shadow());
+        trial.shadow_ended(answered);
+        assert_eq!((trial.phase, trial.in_phase), (TrialPhase::Stage(0), 0));
+        // What comes late is of no stage, and the canary has none.
+        trial.shadow_ended(answered);
+        assert_eq!((trial.in_phase, trial.candidate.requests), (0, 10));
+        assert!(!trial.has_shadow() && trial.side("anybody") == Side::Candidate);
+    }
+
+    #[test]
+    fn guardrails_hold_for_shadows() {
+        let answered =
+            |tokens| RequestEnd { answers: 1, tokens, seconds: 1.0, ..RequestEnd::default() };
+        let mut failing = in_shadow(1.0, 40);
+        failing.shadow_ended(RequestEnd { failed: true, ..RequestEnd::default() });
+        assert_eq!(failing.breach.unwrap().guardrail, "error_share_max");
+        for (end, guardrail) in [
+            (answered(100), "length_ratio"),
+            (RequestEnd { refusals: 1, ..answered(10) }, "refusals_more_max"),
+            (RequestEnd { seconds: 9.0, ..answered(10) }, "latency_ratio_max"),
+        ] {
+            let mut trial = in_shadow(1.0, 1000);
+            for _ in 0..ANSWERS_MIN {
+                assert_eq!(trial.breach, None);
+                trial.ended(Side::Current, answered(10));
+                trial.shadow_ended(end);
+            }
+            assert_eq!(trial.breach.as_ref().unwrap().guardrail, guardrail);
+            assert!(!trial.wants_shadows() && !trial.has_shadow());
+        }
+    }
 
     fn rollout(stages: &[(f64, u64)], watch_requests: u64) -> Rollout {
         let canary = stages.iter().map(|&(share, requests)| Stage { share, requests }).collect();

@@ -29,7 +29,8 @@ pub struct Begin {
     pub rebuild_of: Option<GenerationDigest>,
 }
 
-/// Begins a round from where the name points now; `None` if the owner has no such name.
+/// Begins a round from where the name points now, or from the base if that answers under it; `None` if the owner has no such
+/// name.
 ///
 /// # Errors
 /// [`StoreError::RoundOpen`]; a store that fails.
@@ -40,10 +41,13 @@ pub async fn begin(
     begin: Begin,
 ) -> Result<Option<StoredRound>, StoreError> {
     let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
-    let alias = state.adapters.kept(&target);
-    // One of another base serves nobody.
-    let alias = alias.filter(|alias| alias.generation.other_base().is_none());
-    let Some(alias) = alias else { return Ok(None) };
+    let parent = match state.adapters.kept(&target) {
+        // One of another base serves nobody.
+        Some(alias) if alias.generation.other_base().is_some() => return Ok(None),
+        Some(alias) => Some(alias.generation.digest),
+        None if begin.policy.begins_at_base => None,
+        None => return Ok(None),
+    };
     let newest = state.store.count_labelled(owner, name, None).await?.newest;
     let progress = Progress::new(begin.policy, begin.trigger, newest);
     let progress = progress.to_value().map_err(|error| StoreError::Corrupt {
@@ -54,7 +58,7 @@ pub async fn begin(
     let to_store = |digest: GenerationDigest| pleach_store::GenerationDigest(digest.0);
     let round = NewRound {
         name,
-        parent: Some(to_store(alias.generation.digest)),
+        parent: parent.map(to_store),
         rebuild_of: begin.rebuild_of.map(to_store),
         progress,
     };
@@ -132,12 +136,12 @@ fn watch_again(state: &Arc<AppState>, round: StoredRound) {
     }
     (trial.in_phase, trial.errors_in_phase) = (0, 0);
     let target = name_of(&round);
-    let (Some(alias), Some(parent)) = (state.adapters.kept(&target), round.parent) else { return };
+    let Some(alias) = state.adapters.kept(&target) else { return };
     let digest = alias.generation.digest;
     if round.candidate.map(|candidate| candidate.0) != Some(digest.0) {
         return;
     }
-    let (id, parent) = (round.id.clone(), GenerationDigest(parent.0));
+    let (id, parent) = (round.id.clone(), round.parent.map(|parent| GenerationDigest(parent.0)));
     let on_trial = OnTrial::new(id, parent, alias.generation, policy.signals, trial);
     state.learning.rollouts.begin(&target.space(), &round.name, on_trial);
     let state = Arc::clone(state);

@@ -84,8 +84,8 @@ pub struct FairOrder {
     prices: TokenPrices,
     /// Those with a sequence, and those in their class's `idle`.
     flows: HashMap<FlowId, Flow>,
-    /// The highest priority first. They stay: 256 at most.
-    classes: BTreeMap<Reverse<u8>, FlowClass>,
+    /// The highest priority first. They stay: 257 at most.
+    classes: BTreeMap<Reverse<i16>, FlowClass>,
     /// Backlogged flows whose place is not that of their counter.
     charged: Vec<FlowId>,
 }
@@ -126,7 +126,7 @@ impl FairOrder {
     fn apply_settings(&mut self) {
         let ids: Vec<FlowId> = self.flows.keys().copied().collect();
         for id in ids {
-            let setting = self.settings.get(&id).copied().unwrap_or_default();
+            let setting = FlowSetting::of(id, &self.settings);
             let Some(flow) = self.flows.get_mut(&id) else { continue };
             let old = std::mem::replace(&mut flow.setting, setting);
             if old.priority != setting.priority {
@@ -137,7 +137,7 @@ impl FairOrder {
 
     /// Moves a flow, whose setting is new already, to its class. Classes have counters of their own: what it owes above the
     /// floor of one it owes above the floor of the other.
-    fn change_class(&mut self, id: FlowId, old_priority: u8) {
+    fn change_class(&mut self, id: FlowId, old_priority: i16) {
         let Some(flow) = self.flows.get_mut(&id) else { return };
         let old = self.classes.entry(Reverse(old_priority)).or_default();
         let debt = flow.counter.saturating_sub(old.floor);
@@ -204,7 +204,7 @@ impl FairOrder {
     }
 
     /// The class that comes first.
-    fn first_class(&self) -> Option<Reverse<u8>> {
+    fn first_class(&self) -> Option<Reverse<i16>> {
         let waiting = || self.classes.iter().filter(|(_, class)| !class.backlogged.is_empty());
         let overdue = waiting().filter(|(_, class)| class.n_passed_over >= PASSED_OVER_MAX);
         let first =
@@ -250,7 +250,7 @@ impl QueuePolicy for FairOrder {
 
     fn arrived(&mut self, queued: Queued) {
         self.settle();
-        let setting = self.settings.get(&queued.flow).copied().unwrap_or_default();
+        let setting = FlowSetting::of(queued.flow, &self.settings);
         let flow =
             self.flows.entry(queued.flow).or_insert_with(|| Flow { setting, ..Flow::default() });
         flow.waiting.push_back(queued.ticket);

@@ -18,9 +18,14 @@ pub struct FlowSetting {
     /// always something waiting.
     pub weight: NonZeroU32,
     /// Class; the higher comes first. Lower ones get what it leaves, and a little more
-    /// ([`PASSED_OVER_MAX`](super::PASSED_OVER_MAX)).
-    pub priority: u8,
+    /// ([`PASSED_OVER_MAX`](super::PASSED_OVER_MAX)). Tenants have 0 to 255.
+    pub priority: i16,
 }
+
+/// The flow of what nobody waits for: it comes after everybody's.
+pub const BACKGROUND: FlowId = FlowId(u64::MAX);
+/// Its class.
+const BACKGROUND_PRIORITY: i16 = -1;
 
 impl Default for FlowSetting {
     fn default() -> Self {
@@ -29,6 +34,16 @@ impl Default for FlowSetting {
 }
 
 pub(super) type SettingsMap = HashMap<FlowId, FlowSetting>;
+
+impl FlowSetting {
+    /// What `flow` gets by these settings.
+    pub(super) fn of(flow: FlowId, settings: &SettingsMap) -> Self {
+        if flow == BACKGROUND {
+            return Self { priority: BACKGROUND_PRIORITY, ..Self::default() };
+        }
+        settings.get(&flow).copied().unwrap_or_default()
+    }
+}
 
 /// Settings of all flows that have other ones than the default, shared by those who change them and the engine's owner
 /// thread, which keeps its own reference to the newest map and so reads without a lock.
@@ -68,7 +83,7 @@ impl FlowSettings {
     /// Settings of one flow.
     pub fn get(&self, flow: FlowId) -> FlowSetting {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.get(&flow).copied().unwrap_or_default()
+        FlowSetting::of(flow, &current)
     }
 
     /// The newest map and its version, if `version` is not the newest. `None` too while somebody changes it: then the next

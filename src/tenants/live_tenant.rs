@@ -9,7 +9,7 @@ use pleach_engine::sequence::FlowId;
 use pleach_store::{Tenant, TenantId, TenantSettings};
 use tokio::sync::Semaphore;
 
-use super::{FlowSetting, Limiter, Rates};
+use super::{BACKGROUND, FlowSetting, Limiter, Rates};
 use crate::telemetry::TenantSeries;
 
 /// Requests of one tenant that wait for adapters which are not on the device. More wait behind these, so that in the line
@@ -100,16 +100,17 @@ impl LiveTenant {
     }
 }
 
-/// The random digits of its id: the same in every process, and 0, the operator's, by no chance worth a thought.
+/// The random digits of its id: the same in every process, and 0, the operator's, or [`BACKGROUND`] by no chance worth a
+/// thought.
 fn flow_of(id: &TenantId) -> FlowId {
     let digits = id.as_str().rsplit('_').next().unwrap_or_default();
-    FlowId(u64::from_str_radix(digits, 16).unwrap_or_default().max(1))
+    FlowId(u64::from_str_radix(digits, 16).unwrap_or_default().clamp(1, BACKGROUND.0 - 1))
 }
 
 /// How a tenant shares the engine.
 pub(super) fn flow_setting(settings: &TenantSettings) -> FlowSetting {
     let priority = u8::try_from(settings.priority.max(0)).unwrap_or(u8::MAX);
-    FlowSetting { weight: settings.weight, priority }
+    FlowSetting { weight: settings.weight, priority: i16::from(priority) }
 }
 
 #[cfg(test)]
@@ -120,7 +121,7 @@ mod tests {
     fn every_tenant_has_a_flow_of_its_own() {
         let flow = |id: &str| flow_of(&TenantId::parse(id).unwrap()).0;
         assert_eq!(flow("ten_00000000000000ff"), 0xff);
-        assert_eq!(flow("ten_ffffffffffffffff"), u64::MAX);
+        assert_eq!(flow("ten_ffffffffffffffff"), BACKGROUND.0 - 1);
         assert_ne!(flow("ten_0000000000000000"), FlowId::default().0);
     }
 

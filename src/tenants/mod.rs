@@ -30,7 +30,7 @@ pub use admission::Admission;
 pub use caller::Caller;
 pub use directory::Tenants;
 pub use fair_order::{FLOWS_REMEMBERED_MAX, FairOrder, PASSED_OVER_MAX, TokenPrices};
-pub use flow_settings::{FlowSetting, FlowSettings};
+pub use flow_settings::{BACKGROUND, FlowSetting, FlowSettings};
 pub use limiter::{Limiter, Rate, Rates};
 pub use line::{Line, SequencePlace};
 pub use live_tenant::{COLD_TURNS, LiveTenant};

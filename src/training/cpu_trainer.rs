@@ -21,7 +21,7 @@ use super::{
     jobs::Trainer,
     limits::TrainingLimits,
     run::{Run, RunError, Trained},
-    session::Session,
+    session::{Session, grader_of},
 };
 use crate::{hex::hex, http::wire::files::UPLOAD_BYTES_MAX};
 
@@ -67,6 +67,10 @@ impl CpuTrainer {
 
     pub(super) fn spec(&self) -> &ModelSpec {
         self.base.spec()
+    }
+
+    pub(super) fn tokenizer(&self) -> Arc<Tokenizer> {
+        Arc::clone(&self.tokenizer)
     }
 
     pub(super) fn itl_budget(&self) -> Option<Duration> {
@@ -122,28 +126,43 @@ impl Trainer for CpuTrainer {
         let need = prepared.memory(self.spec(), self.compute())?.reserved_bytes();
         self.options.limits.check_memory(need as u64)?;
         let (n_epochs, total_steps) = (prepared.resolved().n_epochs, prepared.total_steps());
+        let grader = grader_of(run, &prepared)?;
         let learner = prepared.learner(&self.base, self.compute())?;
         let lora = prepared.lora().clone();
         let mut session = Session::begin(self, run, learner, lora, events, total_steps, need)?;
         session.data_sha256 = hex(&prepared.data_sha256());
+        session.grader = grader;
         session.announce(prepared.resolved())?;
+        let exploration = prepared.resolved().exploration;
         for step in prepared.steps_from(session.place.position) {
             // Interrupted when there was no progress any more.
             if session.must_stop() {
                 break;
             }
-            let report = session.step(prepared.batch(&step))?;
+            let (batch, rewards) = match exploration {
+                None => (prepared.batch(&step), None),
+                Some(how) => {
+                    let found = session.explore(&prepared.prompts_of(&step), how)?;
+                    (found.samples, Some(found.rewards))
+                }
+            };
+            let report = session.step(batch)?;
             let is_epoch_end = prepared.is_epoch_end(&step);
-            let valid = if is_epoch_end { session.validate(prepared.validation())? } else { None };
-            session.note(prepared.next(&step), &report, valid);
+            let valid = match exploration {
+                _ if !prepared.is_evaluated(&step) => None,
+                None => session.validate(prepared.validation())?,
+                Some(how) => session.evaluate(prepared.prompts().1, how)?,
+            };
+            session.note(prepared.next(&step), &report, rewards, valid);
             let is_best = session.judge(valid);
             let is_among_last = step.position.epoch + 1 + CHECKPOINTS_MAX > n_epochs;
             let is_kept = is_best || is_epoch_end && is_among_last;
-            if is_epoch_end && (session.must_stop() || step.position.epoch + 1 == n_epochs) {
-                session.last_checkpoint(&report, valid)?;
+            let is_last = is_epoch_end && step.position.epoch + 1 == n_epochs;
+            if is_last || session.must_stop() {
+                session.last_checkpoint(&report, rewards, valid)?;
             } else {
                 if is_kept {
-                    session.checkpoint(&report, valid)?;
+                    session.checkpoint(&report, rewards, valid)?;
                 }
                 // After the checkpoint: whoever goes on from here does not make it again.
                 session.tell(is_epoch_end)?;

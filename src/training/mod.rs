@@ -4,6 +4,8 @@
 //! upload ──> FileChecks: every row is read ──> a file of the store
 //! job of the store ── run_jobs ──> Run ── Trainer::train ──> Trained ──> an adapter of the job's owner
 //! ```
+//! A training by rewards has prompts for rows: before each step, the engine answers them with the weights as they are
+//! (`sampling.rs`), and a grader says what the answers are worth (`session/exploring.rs`).
 
 mod best;
 mod blob_source;
@@ -13,11 +15,15 @@ mod jobs;
 mod limits;
 mod parent;
 mod run;
+mod sampling;
 mod session;
 mod slices;
 mod spec;
 
-pub use pleach_trainer::recipe::{Auto, Hyperparameters, Measured, Method, Resolved, Results};
+pub use pleach_trainer::{
+    grader::{Graded, Grader, GraderError},
+    recipe::{Auto, Hyperparameters, Measured, Method, Resolved, Results},
+};
 
 pub use blob_source::BlobSource;
 pub use cpu_trainer::{CpuTrainer, CpuTrainerOptions};

@@ -178,6 +178,20 @@ impl Run {
         Ok(self.runtime.block_on(told)?)
     }
 
+    /// Says that it lives; what to do next.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(super) async fn heard(&self) -> Result<JobSignal, RunError> {
+        let told = JobReport::default();
+        Ok(self.state.store.report_job(&self.job, &self.runner, &told).await?)
+    }
+
+    /// Waits for something of the server's.
+    pub(super) fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
+    }
+
     /// Makes a file a blob that a report can name.
     ///
     /// # Errors
@@ -262,7 +276,11 @@ impl Run {
 
     /// What a generation of this job came from.
     fn lineage(&self, generation: GenerationDigest, data_sha256: &str) -> NewLineage {
-        let JobSpec { method, hyperparameters, seed, .. } = &self.spec;
+        let JobSpec { method, hyperparameters, seed, grader, .. } = &self.spec;
+        let mut recipe = json!({ "method": method, "hyperparameters": hyperparameters });
+        if let Some(grader) = grader {
+            recipe["grader"] = grader.clone();
+        }
         NewLineage {
             generation,
             base_sha256: self.state.adapters.base_digest().to_owned(),
@@ -270,7 +288,7 @@ impl Run {
             round: None,
             job: Some(self.job.id.clone()),
             data_sha256: Some(data_sha256.to_owned()),
-            recipe: json!({ "method": method, "hyperparameters": hyperparameters }),
+            recipe,
             seed: *seed,
         }
     }

@@ -1,6 +1,7 @@
 //! One training under way: its steps, what it tells, and from where it could go on.
 
 mod events;
+mod exploring;
 
 use std::{
     sync::Arc,
@@ -14,12 +15,14 @@ use pleach_engine::{
 use pleach_store::{JobEvent, JobReport, JobSignal, NewCheckpoint, StagedBlob};
 use pleach_trainer::{
     Diagnosis, Learner, LoraSettings, Precision, Sample, StepReport, TrainState, TrainerError,
+    grader::Grader,
     recipe::{Measured, Place, Results, Validation},
     save_peft,
 };
 use serde::{Deserialize, Serialize};
 
 use events::metrics;
+pub(super) use exploring::{Rewards, grader_of};
 
 use super::{
     CpuTrainer,
@@ -97,6 +100,10 @@ pub(super) struct Session<'a> {
     told_waiting: bool,
     diagnosis: Diagnosis,
     best: Best,
+    /// What answers are worth, in a training by rewards.
+    pub(super) grader: Option<Arc<Grader>>,
+    /// Steps in a row in which all answers to each prompt were worth the same.
+    flat_steps: u32,
     memory_bytes: usize,
     /// When metrics were last told, and how many tokens it were then.
     measured: (Instant, u64),
@@ -116,7 +123,7 @@ impl<'a> Session<'a> {
         let folder = run.folder()?;
         let path = folder.path().join(STATE_FILE);
         let Saved { mut place, mut best } = Saved::default();
-        let mut results = Results::default();
+        let mut results = Results::new(run.spec.method);
         if run.restore(&path)? {
             let state = TrainState::load(&path, trainer.spec(), learner.adapter(), None);
             let state = state.map_err(RunError::server)?;
@@ -148,6 +155,8 @@ impl<'a> Session<'a> {
             told_waiting: false,
             diagnosis: Diagnosis::default(),
             best: Best::new(run.spec.early_stopping, best),
+            grader: None,
+            flat_steps: 0,
             memory_bytes,
         })
     }
@@ -303,13 +312,15 @@ impl<'a> Session<'a> {
     pub(super) fn checkpoint(
         &mut self,
         report: &StepReport,
+        rewards: Option<Rewards>,
         valid: Option<Measured>,
     ) -> Result<(), RunError> {
         let step = self.place.steps;
         let model = checkpoint_name(&self.run.model_name, step);
         let message = format!("Checkpoint created at step {step}");
         self.events.push(JobEvent::info(message));
-        let checkpoint = NewCheckpoint { step, model, metrics: metrics(step, report, valid) };
+        let checkpoint =
+            NewCheckpoint { step, model, metrics: metrics(step, report, rewards, valid) };
         let (folder, told) = (self.write(self.learner.adapter())?, self.progress());
         let (signal, served) = self.run.checkpoint(folder, &self.data_sha256, checkpoint, told)?;
         if let Some(generation) = served {
@@ -322,11 +333,12 @@ impl<'a> Session<'a> {
     pub(super) fn last_checkpoint(
         &mut self,
         report: &StepReport,
+        rewards: Option<Rewards>,
         valid: Option<Measured>,
     ) -> Result<(), RunError> {
         let step = self.place.steps;
         let model = self.run.model_name.clone();
-        let metrics = metrics(step, report, valid);
+        let metrics = metrics(step, report, rewards, valid);
         let mut checkpoint = Some(NewCheckpoint { step, model, metrics });
         if let Some(best) = self.best.earlier_than(step) {
             checkpoint = None;

@@ -3,6 +3,7 @@
 use pleach_store::GenerationDigest;
 use pleach_trainer::recipe::{Hyperparameters, Method, Recipe};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::adapter_service::candidate_name;
 
@@ -28,6 +29,9 @@ pub struct JobSpec {
     /// The generation of the owner's that it goes on from; `None` is the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<GenerationDigest>,
+    /// What answers are worth, in a training by rewards; as it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grader: Option<Value>,
 }
 
 impl JobSpec {

@@ -96,7 +96,7 @@ pub use self::{
     metadata::Metadata,
     owner::{Owner, TenantId, time_id},
     page::{Listing, Order, PAGE_ROWS_MAX, Page},
-    policies::StoredPolicy,
+    policies::{POLICIES_MAX, StoredPolicy},
     registration::{Registered, Registration},
     remote_folder::{RemoteFile, RemoteFolder, RemotePath},
     round_changes::{RoundChange, RoundSignal},

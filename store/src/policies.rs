@@ -14,6 +14,8 @@ use crate::{
 };
 
 const KIND: &str = "policy";
+/// Most policies of an owner: all of them are gone through every few seconds.
+pub const POLICIES_MAX: u32 = 1000;
 
 /// A policy.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,8 +37,12 @@ const PUT: &str = "INSERT INTO policies (owner, name, body, revision, updated_ms
      DO UPDATE SET body = $3, revision = $4, updated_ms = $5";
 const ANY: &str = "SELECT * FROM policies WHERE owner = $1 AND name = $2";
 const ONE: &str = "SELECT * FROM policies WHERE owner = $1 AND name = $2 AND body IS NOT NULL";
+const COUNT: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM policies \
+     WHERE owner = $1 AND body IS NOT NULL";
 const ALL: &str = "SELECT * FROM policies WHERE (owner, name) > ($1, $2) AND body IS NOT NULL \
      ORDER BY owner, name LIMIT $3";
+const OF: &str =
+    "SELECT * FROM policies WHERE owner = $1 AND body IS NOT NULL ORDER BY name LIMIT $2";
 const DELETE: &str = "UPDATE policies SET body = NULL, updated_ms = $3 \
      WHERE owner = $1 AND name = $2 AND body IS NOT NULL";
 
@@ -44,8 +50,8 @@ impl Store {
     /// Sets a policy. `expected` is the revision that it has to have for that; 0 is none, `None` is any.
     ///
     /// # Errors
-    /// [`StoreError::PolicyChanged`] when it has another; when the owner does not exist, the name cannot be one, or the
-    /// policy is too long.
+    /// [`StoreError::PolicyChanged`] when it has another; [`StoreError::QuotaExceeded`] beyond [`POLICIES_MAX`]; when the
+    /// owner does not exist, the name cannot be one, or the policy is too long.
     pub async fn put_policy(
         &self,
         owner: &Owner,
@@ -74,6 +80,18 @@ impl Store {
         let found = if is_there { last } else { 0 };
         if let Some(expected) = expected.filter(|expected| *expected != found) {
             return Err(StoreError::PolicyChanged { name: name.to_owned(), expected, found });
+        }
+        if !is_there {
+            let count = sqlx::query_scalar::<_, i64>(COUNT)
+                .bind(owner.as_str())
+                .fetch_one(&mut *change)
+                .await
+                .map_err(failed)?;
+            let (limit, wanted) = (u64::from(POLICIES_MAX), count.unsigned_abs() + 1);
+            if wanted > limit {
+                let (owner, quota) = (owner.clone(), "policies");
+                return Err(StoreError::QuotaExceeded { owner, quota, limit, wanted });
+            }
         }
         let (revision, updated_ms) = (last + 1, now_ms());
         sqlx::query(PUT)
@@ -104,6 +122,20 @@ impl Store {
                 StoreError::database(format!("read the policy of {name:?}"), source)
             })?;
         row.as_ref().map_or_else(|| Err(unknown(name)), policy_in)
+    }
+
+    /// All policies of an owner, by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn policies_of(&self, owner: &Owner) -> Result<Vec<StoredPolicy>, StoreError> {
+        let rows = sqlx::query(OF)
+            .bind(owner.as_str())
+            .bind(i64::from(POLICIES_MAX))
+            .fetch_all(self.database.readers())
+            .await
+            .map_err(|source| StoreError::database("list policies", source))?;
+        rows.iter().map(policy_in).collect()
     }
 
     /// Deletes a policy. A round that is open goes on or not, as whoever runs it decides.

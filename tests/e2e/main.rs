@@ -15,6 +15,7 @@ mod openai_client;
 mod program;
 mod random_adapter;
 mod raw_client;
+mod reinforcement;
 mod reload;
 mod restart;
 mod server;

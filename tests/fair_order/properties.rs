@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pleach::tenants::PASSED_OVER_MAX;
+use pleach::tenants::{BACKGROUND, PASSED_OVER_MAX};
 use pleach_engine::{
     scheduler::Fifo,
     sequence::{FinishReason, FlowId, SequenceId, SequenceRequest},
@@ -215,13 +215,16 @@ proptest! {
         prop_assert!(world.all[marked].admitted.is_some());
     }
 
-    /// The stated bound of classes that wait, and that the highest gets all the rest.
+    /// The stated bound of classes that wait, and that the highest gets all the rest. What nobody waits for is a class below
+    /// all others.
     #[test]
     fn every_class_gets_one_of_so_many(
         max_batch in 1usize..5,
         priorities in proptest::collection::btree_set(any::<u8>(), 2..6),
     ) {
-        let flows: Vec<_> = (0u64..).zip(&priorities).map(|(flow, &priority)| (flow, 1, priority)).collect();
+        let mut flows: Vec<_> = (0u64..).zip(&priorities).map(|(flow, &priority)| (flow, 1, priority)).collect();
+        let highest = flows.len() as u64 - 1;
+        flows.push((BACKGROUND.0, 1, u8::MAX));
         let mut world = World::new(limits(100, max_batch, 40), false, fair(&flows).0);
         for _ in 0..1000 {
             for &(flow, ..) in &flows {
@@ -238,8 +241,9 @@ proptest! {
                 prop_assert!(window.contains(&flow), "{flow} not in {window:?}");
             }
         }
-        let highest = n_classes as u64 - 1;
         let n_highest = admitted.iter().filter(|&&flow| flow == highest).count();
         prop_assert!(n_highest * (PASSED_OVER_MAX + 1) >= admitted.len() * (PASSED_OVER_MAX + 2 - n_classes));
+        let n_background = admitted.iter().filter(|&&flow| flow == BACKGROUND.0).count();
+        prop_assert!(n_background <= admitted.len() / PASSED_OVER_MAX + 1, "{n_background} of {}", admitted.len());
     }
 }

@@ -234,5 +234,5 @@ pub(crate) fn fair(flows: &[(u64, u32, u8)]) -> (Box<FairOrder>, Arc<FlowSetting
 }
 
 pub(crate) fn setting(weight: u32, priority: u8) -> FlowSetting {
-    FlowSetting { weight: NonZeroU32::new(weight).unwrap(), priority }
+    FlowSetting { weight: NonZeroU32::new(weight).unwrap(), priority: i16::from(priority) }
 }

@@ -150,6 +150,96 @@ async fn register(server: &Server, owner: Owner, name: &str, has_bias: bool) {
 }
 
 #[tokio::test]
+async fn a_job_by_rewards_keeps_its_grader() {
+    let script = Script::steps(1);
+    let server = server(&script).await;
+    let grader = json!({
+        "type": "text_similarity", "name": "near", "evaluation_metric": "rouge_l",
+        "input": "{{sample.output_text}}", "reference": "{{item.answer}}",
+    });
+    let method = json!({
+        "type": "reinforcement",
+        "reinforcement": {"grader": grader, "hyperparameters": {"eval_interval": 2}},
+    });
+    let begun = begin(&server, json!({"method": method})).await;
+    let shown = &begun["method"]["reinforcement"];
+    assert_eq!(
+        (&shown["grader"], &shown["hyperparameters"]["eval_interval"]),
+        (&grader, &json!(2))
+    );
+    assert_eq!(begun["hyperparameters"]["eval_interval"], Value::Null);
+    let done = becomes(&server, &begun, "succeeded").await;
+    assert_eq!(done["method"], begun["method"]);
+    let model = done["fine_tuned_model"].as_str().unwrap();
+    let generation =
+        server.get(&format!("/v1/adapters/{model}")).await.json()["generation"].clone();
+    let path = format!("/v1/adapters/{model}/generations/{}/lineage", generation.as_str().unwrap());
+    let recipe = server.get(&path).await.json()["recipe"].clone();
+    assert_eq!((&recipe["method"], &recipe["grader"]), (&json!("reinforcement"), &grader));
+}
+
+#[tokio::test]
+async fn graders_are_tried_out_before_a_training_goes_by_them() {
+    let server = says("x").await;
+    let path = |what: &str| format!("/v1/fine_tuning/alpha/graders/{what}");
+    let check = |operation: &str| {
+        json!({
+            "type": "string_check", "name": "check", "operation": operation,
+            "input": "{{sample.output_json.unit}}", "reference": "{{item.unit}}",
+        })
+    };
+    let valid = server.post(&path("validate"), &json!({"grader": check("eq")})).await;
+    assert_eq!((valid.status.as_u16(), valid.json()), (200, json!({"grader": check("eq")})));
+    let run = async |grader: Value, item: Value, sample: &str| {
+        let body = json!({"grader": grader, "item": item, "model_sample": sample});
+        let mut ran = server.post(&path("run"), &body).await.json();
+        assert!(ran["metadata"]["execution_time"].is_f64(), "{ran}");
+        ran["metadata"]["execution_time"] = json!(0);
+        ran
+    };
+    let multi = json!({
+        "type": "multi", "name": "both", "calculate_output": "0.5 * same + 0.25 * other",
+        "graders": {"same": check("eq"), "other": check("ne")},
+    });
+    let errors = json!({
+        "formula_parse_error": false, "sample_parse_error": false,
+        "truncated_observation_error": false, "unresponsive_reward_error": false,
+        "invalid_variable_error": false, "invalid_variable_error_details": null,
+        "other_error": false, "python_grader_server_error": false,
+        "python_grader_server_error_type": null, "python_grader_runtime_error": false,
+        "python_grader_runtime_error_details": null, "model_grader_server_error": false,
+        "model_grader_refusal_error": false, "model_grader_parse_error": false,
+        "model_grader_server_error_details": null,
+    });
+    let expected = json!({
+        "reward": 0.5, "sub_rewards": {"same": 1.0, "other": 0.0},
+        "metadata": {
+            "name": "both", "type": "multi", "errors": errors, "execution_time": 0,
+            "scores": {"same": 1.0, "other": 0.0}, "token_usage": null, "sampled_model_name": null,
+        },
+        "model_grader_token_usage_per_model": {},
+    });
+    assert_eq!(run(multi.clone(), json!({"unit": "km"}), r#"{"unit": "km"}"#).await, expected);
+    let unparsed = run(multi.clone(), json!({"unit": "km"}), "four km").await;
+    assert_eq!(unparsed["metadata"]["errors"]["sample_parse_error"], true);
+    let missing = run(multi, json!({}), "{\"unit\": \"km\"}").await;
+    assert_eq!(missing["metadata"]["errors"]["invalid_variable_error_details"], "item.unit");
+    for (what, body, param) in [
+        ("validate", json!({}), "grader"),
+        ("validate", json!({"grader": check("equals")}), "grader.operation"),
+        ("validate", json!({"grader": {"type": "score_model", "name": "s"}}), "grader.type"),
+        ("validate", json!({"grader": check("eq"), "item": {}}), "item"),
+        ("run", json!({"grader": check("eq")}), "model_sample"),
+        ("run", json!({"grader": check("eq"), "model_sample": 3}), "model_sample"),
+        ("run", json!({"grader": check("eq"), "model_sample": "", "item": []}), "item"),
+    ] {
+        let refused = server.post(&path(what), &body).await;
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status.as_u16(), &error["param"]), (400, &json!(param)), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_job_goes_on_from_one_generation_of_an_adapter() {
     let script = Script::steps(1);
     let server = server(&script).await;
@@ -313,10 +403,10 @@ async fn what_cannot_be_asked_is_refused_before_it_waits() {
         (json!({"model": "pirate"}), 400, "invalid_value", Some("model")),
         (json!({"n_epochs": 3}), 400, "invalid_value", Some("n_epochs")),
         (
-            json!({"method": {"type": "reinforcement"}}),
+            json!({"method": {"type": "reinforcement", "reinforcement": {"grader": {"type": "python", "name": "p"}}}}),
             400,
             "unsupported_parameter",
-            Some("method.type"),
+            Some("method.reinforcement.grader.type"),
         ),
     ] {
         let mut body = json!({"model": BASE, "training_file": file});

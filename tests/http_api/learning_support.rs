@@ -18,7 +18,7 @@ use pleach_trainer::gate::{Evidence, Footprint, ProbeAnswer, ProbeEvidence, RowE
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Reply, Server, Setup, serve, write_adapter},
+    support::{Reply, Server, Setup, ids, serve, write_adapter},
     tenant_support::until,
 };
 
@@ -169,6 +169,13 @@ impl School {
         Self { server, teacher, judge, ended: Mutex::default() }
     }
 
+    /// The same without an adapter: the base says `B` under its name.
+    pub(crate) async fn without_adapter(gain: f64) -> Self {
+        let (teacher, judge) = (Teacher::new('N'), Judge::finds(gain));
+        let setup = Setup { tokens: ids("BBBBB"), ..setup(&teacher, &judge) };
+        Self { server: serve(setup).await, teacher, judge, ended: Mutex::default() }
+    }
+
     /// Sets a policy of two folds that begins a round after 20 feedbacks, with changes.
     pub(crate) async fn policy(&self, rollout: Value) {
         let policy = policy(rollout);
@@ -242,7 +249,9 @@ impl School {
     /// Ends the server as if it was killed, and starts another over what it left.
     pub(crate) async fn restart(self) -> Self {
         let Self { server, teacher, judge, ended } = self;
-        let server = server.restart(setup(&teacher, &judge)).await;
+        let tokens = server.script.lock().unwrap().tokens.clone();
+        let setup = Setup { tokens, ..setup(&teacher, &judge) };
+        let server = server.restart(setup).await;
         Self { server, teacher, judge, ended }
     }
 

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 #![expect(clippy::float_cmp, reason = "values that pass through unchanged are equal")]
 
+mod learning_shadow;
 mod learning_support;
 mod support;
 mod tenant_support;
@@ -24,6 +25,7 @@ mod feedback;
 mod files;
 mod fine_tuning;
 mod learning;
+mod learning_base;
 mod learning_rollout;
 mod limits;
 mod lineage;

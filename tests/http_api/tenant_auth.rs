@@ -73,6 +73,8 @@ fn routes() -> Vec<(Method, &'static str, &'static [Scope])> {
         (Method::POST, "/v1/fine_tuning/jobs/none/resume", TRAIN),
         (Method::GET, "/v1/fine_tuning/jobs/none/events", TRAIN),
         (Method::GET, "/v1/fine_tuning/jobs/none/checkpoints", TRAIN),
+        (Method::POST, "/v1/fine_tuning/alpha/graders/validate", TRAIN),
+        (Method::POST, "/v1/fine_tuning/alpha/graders/run", TRAIN),
         (Method::GET, "/v1/admin/tenants", ADMIN),
         (Method::POST, "/v1/admin/tenants", ADMIN),
         (Method::GET, tenant, ADMIN),

@@ -316,6 +316,19 @@ class Kept(unittest.TestCase):
         self.assertEqual(client.get("/feedback", cast_to=object)["data"], [])
 
 
+class Graders(unittest.TestCase):
+    def test_a_grader_is_tried_out(self):
+        check = {"type": "string_check", "name": "right", "operation": "like", "input": "{{sample.output_text}}"}
+        check["reference"] = "{{item.answer}}"
+        graders = client.fine_tuning.alpha.graders
+        self.assertEqual(graders.validate(grader=check).grader.operation, "like")
+        ran = graders.run(grader=check, item={"answer": "4 km"}, model_sample="It is 4 km.")
+        self.assertEqual((ran.reward, ran.metadata.type, ran.metadata.errors.other_error), (1.0, "string_check", False))
+        with self.assertRaises(openai.BadRequestError) as caught:
+            graders.validate(grader={"type": "python", "name": "p", "source": "def grade(): pass"})
+        self.assertEqual(caught.exception.param, "grader.type")
+
+
 class FineTuning(unittest.TestCase):
     def test_a_job_becomes_a_model_that_answers(self):
         file = client.files.create(file=("rows.jsonl", rows(24)), purpose="fine-tune")

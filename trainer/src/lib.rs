@@ -8,6 +8,8 @@
 //! LoraSettings ──> a fresh adapter        Learner ──> PEFT folder (served), TrainState (resumed)
 //! ```
 //!
+//! Answers that are sampled on the way are worth what a [`grader`] says.
+//!
 //! What was trained is scored ([`Scorer`]) on rows that it did not learn from ([`folds()`]) and judged ([`gate`]) before it may
 //! serve.
 //!
@@ -21,6 +23,7 @@ mod error;
 mod files;
 mod folds;
 pub mod gate;
+pub mod grader;
 mod head;
 mod learner;
 mod lora;

@@ -27,7 +27,8 @@ pub struct Alias {
 }
 
 impl Alias {
-    pub(super) fn new(namespace: &Namespace, name: &str, generation: Arc<Generation>) -> Self {
+    /// A name that nobody has used yet. It is of no registry by itself.
+    pub fn new(namespace: &Namespace, name: &str, generation: Arc<Generation>) -> Self {
         let name: Arc<str> = Arc::from(name);
         let label = if namespace.is_shared() {
             Arc::clone(&name)

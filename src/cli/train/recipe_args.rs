@@ -62,6 +62,7 @@ impl RecipeArgs {
             n_epochs: auto(self.epochs),
             beta: auto(self.beta),
             lora_rank: auto(self.rank),
+            ..Hyperparameters::default()
         }
     }
 }

@@ -62,7 +62,13 @@ impl RowFile {
             Some(Format::Preference) => Ok(Method::Dpo),
             Some(Format::Kto) => Ok(Method::Kto),
             Some(Format::Supervised | Format::Text) => Ok(Method::Supervised),
-            Some(Format::Reinforcement | Format::Classification | Format::Regression) | None => {
+            Some(Format::Reinforcement) => {
+                bail!(
+                    "{}: answers to such rows are sampled by a server: give it to a reinforcement job",
+                    at()
+                )
+            }
+            Some(Format::Classification | Format::Regression) | None => {
                 bail!("{}: no method learns from such rows", at())
             }
         }

@@ -74,7 +74,9 @@ impl Screen {
         ));
         let beta = match setup.method {
             Method::Supervised => String::new(),
-            Method::Dpo | Method::Kto => format!(", beta {}", settings.beta),
+            Method::Dpo | Method::Kto | Method::Reinforcement => {
+                format!(", beta {}", settings.beta)
+            }
         };
         self.say(&format!(
             "training    {}: rank {}, {} parameters; {} epochs of {} steps of {} rows, learning rate {:.1e}{beta}, seed {}",

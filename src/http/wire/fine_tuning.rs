@@ -1,29 +1,23 @@
 //! Fine-tuning jobs, as `OpenAI` has them.
 
-use std::ops::RangeInclusive;
-
 use pleach_store::{JobError, Metadata, StoredCheckpoint, StoredEvent, StoredJob};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::{
-    fields::{Fields, as_integer, as_number, as_string, wrong_type},
+    fields::{Fields, as_string},
     metadata::read_metadata,
+    training_method::{self, AskedMethod},
 };
 use crate::{
     http::{error::ApiError, ids},
-    training::{Auto, Hyperparameters, JobSpec, Method},
+    training::JobSpec,
 };
 
 /// Longest suffix of a model's name, characters (`OpenAI`'s limit).
 const SUFFIX_CHARS_MAX: usize = 64;
 /// Largest seed (`OpenAI`'s limit), so that a seed is the same number in every language.
 const SEED_MAX: i64 = (1 << 31) - 1;
-const BATCH_SIZES: RangeInclusive<i64> = 1..=1024;
-const EPOCHS: RangeInclusive<i64> = 1..=50;
-const RANKS: RangeInclusive<i64> = 1..=256;
-const RATE_MULTIPLIERS: RangeInclusive<f32> = 0.0001..=1000.0;
-const BETAS: RangeInclusive<f32> = 0.0001..=10.0;
 
 /// The body of `POST /v1/fine_tuning/jobs`.
 #[derive(Clone, Debug)]
@@ -63,7 +57,8 @@ impl JobRequest {
             return Err(ApiError::Unsupported { param: "integrations".to_owned(), hint });
         }
         let text = |name| as_string(fields.require(name)?, name).map(str::to_owned);
-        let (method, Settings { hyperparameters, early_stopping }) = read_method(fields)?;
+        let AskedMethod { method, hyperparameters, early_stopping, grader } =
+            AskedMethod::read(fields)?;
         // Of the system's generator, unless it is to be the same as another's.
         #[expect(clippy::cast_possible_wrap, reason = "31 bits")]
         let drawn = (ids::random_u64() >> 33) as i64;
@@ -87,6 +82,7 @@ impl JobRequest {
                 round: None,
                 early_stopping,
                 parent: None,
+                grader,
             },
             metadata: read_metadata(fields, "metadata")?,
         })
@@ -101,97 +97,6 @@ fn read_suffix(suffix: &str) -> Result<String, ApiError> {
         return Err(ApiError::invalid("suffix", reason));
     }
     Ok(suffix.to_owned())
-}
-
-/// `method`, or the older `hyperparameters` beside it.
-fn read_method(fields: &Fields) -> Result<(Method, Settings), ApiError> {
-    let old = fields.object("hyperparameters")?;
-    let Some(object) = fields.object("method")? else {
-        let settings = old.map(|old| read_settings(old, "hyperparameters")).transpose()?;
-        return Ok((Method::Supervised, settings.unwrap_or_default()));
-    };
-    if old.is_some() {
-        let reason = "with 'method' they are in it";
-        return Err(ApiError::invalid("hyperparameters", reason));
-    }
-    let kind = object.get("type").ok_or_else(|| missing("method.type"))?;
-    let kind = as_string(kind, "method.type")?;
-    if kind == "reinforcement" {
-        let (param, hint) = ("method.type".to_owned(), ": supervised, dpo and kto are");
-        return Err(ApiError::Unsupported { param, hint });
-    }
-    let Some(method) = Method::ALL.into_iter().find(|method| method.name() == kind) else {
-        let reason = format!("{kind:?} is none of supervised, dpo, kto");
-        return Err(ApiError::invalid("method.type", reason));
-    };
-    if let Some(unknown) = object.keys().find(|key| *key != "type" && *key != kind) {
-        return Err(ApiError::invalid(format!("method.{unknown}"), "there is no such field"));
-    }
-    let place = format!("method.{kind}");
-    let settings = match object.get(kind) {
-        None | Some(Value::Null) => None,
-        Some(Value::Object(of_method)) => {
-            if let Some(unknown) = of_method.keys().find(|key| *key != "hyperparameters") {
-                return Err(ApiError::invalid(
-                    format!("{place}.{unknown}"),
-                    "there is no such field",
-                ));
-            }
-            of_method.get("hyperparameters").filter(|value| !value.is_null())
-        }
-        Some(other) => return Err(wrong_type(&place, "an object", other)),
-    };
-    let place = format!("{place}.hyperparameters");
-    let settings = match settings {
-        None => Settings::default(),
-        Some(Value::Object(settings)) => read_settings(settings, &place)?,
-        Some(other) => return Err(wrong_type(&place, "an object", other)),
-    };
-    if method == Method::Supervised && settings.hyperparameters.beta != Auto::Auto {
-        return Err(ApiError::invalid(format!("{place}.beta"), "it is a setting of dpo and kto"));
-    }
-    Ok((method, settings))
-}
-
-fn missing(param: &str) -> ApiError {
-    ApiError::Missing { param: param.to_owned() }
-}
-
-/// What is in `hyperparameters`.
-#[derive(Default)]
-struct Settings {
-    hyperparameters: Hyperparameters,
-    early_stopping: Option<u32>,
-}
-
-fn read_settings(settings: &Map<String, Value>, place: &str) -> Result<Settings, ApiError> {
-    let mut read = Hyperparameters::default();
-    let mut early_stopping = None;
-    for (name, value) in settings {
-        let param = format!("{place}.{name}");
-        if value.is_null() || value.as_str() == Some("auto") {
-            continue;
-        }
-        // The bounds are those of a u32, so the conversion cannot fail.
-        let count = |bounds| {
-            let count = as_integer(value, &param, bounds)?;
-            Ok::<_, ApiError>(Auto::Set(u32::try_from(count).unwrap_or(1)))
-        };
-        let number =
-            |bounds| Ok::<_, ApiError>(Auto::Set(f64::from(as_number(value, &param, bounds)?)));
-        match name.as_str() {
-            "batch_size" => read.batch_size = count(BATCH_SIZES)?,
-            "n_epochs" => read.n_epochs = count(EPOCHS)?,
-            "lora_rank" => read.lora_rank = count(RANKS)?,
-            "learning_rate_multiplier" => {
-                read.learning_rate_multiplier = number(RATE_MULTIPLIERS)?;
-            }
-            "beta" => read.beta = number(BETAS)?,
-            "early_stopping" => early_stopping = Some(count(EPOCHS)?.or(1)),
-            _ => return Err(ApiError::invalid(param, "there is no such field")),
-        }
-    }
-    Ok(Settings { hyperparameters: read, early_stopping })
 }
 
 /// A job.
@@ -262,7 +167,8 @@ impl From<StoredJob> for JobCard {
     fn from(job: StoredJob) -> Self {
         let spec: Option<JobSpec> = serde_json::from_str(&job.spec).ok();
         let seconds = |ms: i64| ms / 1000;
-        let (hyperparameters, method) = spec.as_ref().map_or((Value::Null, Value::Null), settings);
+        let (hyperparameters, method) =
+            spec.as_ref().map_or((Value::Null, Value::Null), training_method::shown);
         Self {
             id: job.id,
             object: "fine_tuning.job",
@@ -287,26 +193,6 @@ impl From<StoredJob> for JobCard {
             user_provided_suffix: spec.and_then(|spec| spec.suffix),
         }
     }
-}
-
-/// The settings in both places where clients look for them.
-fn settings(spec: &JobSpec) -> (Value, Value) {
-    let asked = &spec.hyperparameters;
-    let mut settings = json!({
-        "batch_size": asked.batch_size,
-        "learning_rate_multiplier": asked.learning_rate_multiplier,
-        "n_epochs": asked.n_epochs,
-        "lora_rank": asked.lora_rank,
-    });
-    if let Some(patience) = spec.early_stopping {
-        settings["early_stopping"] = json!(patience);
-    }
-    let plain = settings.clone();
-    if spec.method != Method::Supervised {
-        settings["beta"] = json!(asked.beta);
-    }
-    let name = spec.method.name();
-    (plain, json!({"type": name, name: {"hyperparameters": settings}}))
 }
 
 /// An event of a job.
@@ -386,7 +272,10 @@ impl From<StoredCheckpoint> for JobCheckpointCard {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::training::{Auto, Hyperparameters, Method};
 
     fn read(extra: &Value) -> Result<JobRequest, ApiError> {
         let mut body = json!({"model": "tiny", "training_file": "file-1"});
@@ -413,7 +302,53 @@ mod tests {
         let stops = json!({"validation_file": "file-2", "hyperparameters": {"early_stopping": 3}});
         let stops = read(&stops).unwrap().spec;
         assert_eq!(stops.early_stopping, Some(3));
-        assert_eq!(settings(&stops).0["early_stopping"], 3);
+        assert_eq!(training_method::shown(&stops).0["early_stopping"], 3);
+    }
+
+    fn grader() -> Value {
+        json!({"type": "string_check", "name": "c", "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{item.x}}"})
+    }
+
+    fn rewards(grader: &Value, settings: &Value) -> Value {
+        let method = json!({"grader": grader, "hyperparameters": settings});
+        json!({"method": {"type": "reinforcement", "reinforcement": method}})
+    }
+
+    #[test]
+    fn graders_and_what_is_sampled_are_kept_and_shown_as_they_were_asked_for() {
+        let settings = json!({
+            "compute_multiplier": 2, "eval_interval": 5, "eval_samples": 3, "reasoning_effort": "default",
+            "max_completion_tokens": 64, "n_epochs": 2, "beta": 0.01,
+        });
+        let mut asked = rewards(&grader(), &settings);
+        asked["method"]["reinforcement"]["response_format"] = json!({"type": "text"});
+        let spec = read(&asked).unwrap().spec;
+        assert_eq!((spec.method, spec.grader.clone()), (Method::Reinforcement, Some(grader())));
+        assert_eq!(spec.hyperparameters.compute_multiplier, Auto::Set(2.0));
+        let again: JobSpec = serde_json::from_value(serde_json::to_value(&spec).unwrap()).unwrap();
+        assert_eq!(again, spec);
+        let (plain, method) = training_method::shown(&spec);
+        let expected = json!({
+            "batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": 2, "lora_rank": "auto",
+        });
+        assert_eq!(plain, expected);
+        let shown = &method["reinforcement"];
+        assert_eq!((&method["type"], &shown["grader"]), (&json!("reinforcement"), &grader()));
+        let settings = json!({
+            "batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": 2, "lora_rank": "auto",
+            "beta": 0.01, "compute_multiplier": 2.0, "eval_interval": 5, "eval_samples": 3,
+            "max_completion_tokens": 64,
+        });
+        let shown = shown["hyperparameters"].as_object().unwrap().clone();
+        let near =
+            |name: &str| (shown[name].as_f64().unwrap() - settings[name].as_f64().unwrap()).abs();
+        assert!(near("beta") < 1e-6);
+        let others = |value: Value| {
+            let mut value = value.as_object().unwrap().clone();
+            value.remove("beta");
+            value
+        };
+        assert_eq!(others(Value::Object(shown.clone())), others(settings));
     }
 
     #[test]
@@ -436,7 +371,44 @@ mod tests {
             ),
             (json!({"method": {}}), "method.type"),
             (json!({"method": {"type": "magic"}}), "method.type"),
-            (json!({"method": {"type": "reinforcement"}}), "method.type"),
+            (json!({"method": {"type": "reinforcement"}}), "method.reinforcement"),
+            (
+                json!({"method": {"type": "reinforcement", "reinforcement": {}}}),
+                "method.reinforcement.grader",
+            ),
+            (
+                rewards(&json!({"type": "python", "name": "p", "source": ""}), &json!({})),
+                "method.reinforcement.grader.type",
+            ),
+            (
+                rewards(&json!({"type": "string_check", "name": "c"}), &json!({})),
+                "method.reinforcement.grader.operation",
+            ),
+            (
+                rewards(&grader(), &json!({"reasoning_effort": "high"})),
+                "method.reinforcement.hyperparameters.reasoning_effort",
+            ),
+            (
+                rewards(&grader(), &json!({"compute_multiplier": 0})),
+                "method.reinforcement.hyperparameters.compute_multiplier",
+            ),
+            (
+                rewards(&grader(), &json!({"eval_interval": 0})),
+                "method.reinforcement.hyperparameters.eval_interval",
+            ),
+            (
+                rewards(&grader(), &json!({"eval_samples": 0})),
+                "method.reinforcement.hyperparameters.eval_samples",
+            ),
+            (
+                json!({"method": {"type": "reinforcement", "reinforcement": {"grader": grader(), "response_format": {"type": "json_schema"}}}}),
+                "method.reinforcement.response_format",
+            ),
+            (json!({"method": {"type": "dpo", "dpo": {"grader": grader()}}}), "method.dpo.grader"),
+            (
+                json!({"method": {"type": "dpo", "dpo": {"hyperparameters": {"eval_samples": 2}}}}),
+                "method.dpo.hyperparameters.eval_samples",
+            ),
             (json!({"method": {"type": "dpo", "supervised": {}}}), "method.supervised"),
             (json!({"method": {"type": "dpo", "dpo": 3}}), "method.dpo"),
             (json!({"method": {"type": "dpo", "dpo": {"beta": 1}}}), "method.dpo.beta"),

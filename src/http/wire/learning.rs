@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::learning::{
     Progress, RoundJob, Trigger,
     dataset::Counts,
-    trial::{Breach, SideCounts, TrialPhase},
+    trial::{Breach, ShadowCounts, SideCounts, TrialPhase},
 };
 use crate::training::Method;
 
@@ -105,6 +105,8 @@ pub struct RolloutCard {
     pub current: SideCounts,
     /// Of the candidate.
     pub candidate: SideCounts,
+    /// Of requests that were run on it too, for nobody to see.
+    pub shadows: ShadowCounts,
     /// Why it was taken back.
     pub breach: Option<Breach>,
 }
@@ -140,6 +142,7 @@ impl From<StoredRound> for RoundCard {
                 requests_in_phase: trial.in_phase,
                 current: trial.current,
                 candidate: trial.candidate,
+                shadows: trial.shadows,
                 breach: trial.breach,
             }),
             error: round.error,

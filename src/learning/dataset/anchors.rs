@@ -46,5 +46,6 @@ fn is_of(row: &Value, method: Method) -> bool {
         Method::Supervised => has("messages"),
         Method::Dpo => ["preferred_output", "preferred_completion", "chosen"].into_iter().any(has),
         Method::Kto => has("label"),
+        Method::Reinforcement => false,
     }
 }

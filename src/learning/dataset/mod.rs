@@ -152,7 +152,8 @@ pub fn build(material: &Material, policy: &Policy) -> LoopData {
     };
     let drafts = votes::drafts(material, &policy.signals, &mut counts);
     let methods = match policy.method {
-        MethodChoice::Auto => &Method::ALL[..],
+        // Nobody grades answers there.
+        MethodChoice::Auto => &[Method::Supervised, Method::Dpo, Method::Kto][..],
         MethodChoice::Supervised => &[Method::Supervised],
         MethodChoice::Dpo => &[Method::Dpo],
         MethodChoice::Kto => &[Method::Kto],

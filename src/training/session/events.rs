@@ -13,7 +13,7 @@ use pleach_trainer::{
 };
 use serde_json::json;
 
-use super::{RunError, Session};
+use super::{Rewards, RunError, Session};
 
 /// Steps whose metrics are events; of longer trainings every so many.
 const METRIC_EVENTS_MAX: u64 = 1000;
@@ -65,25 +65,34 @@ impl Session<'_> {
         &mut self,
         next: Position,
         report: &StepReport,
+        rewards: Option<Rewards>,
         valid: Option<Measured>,
     ) {
         self.place.advance(next, report);
         let (step, total) = (self.place.steps, self.total_steps);
-        self.results.push(step, Measured::of(report), valid);
+        let train = match rewards {
+            Some(rewards) => Measured { loss: report.loss, accuracy: rewards.mean },
+            None => Measured::of(report),
+        };
+        self.results.push(step, train, valid);
         if report.skipped {
             self.warn(format!(
                 "Step {step}: a gradient or the loss is not finite, the weights stay"
             ));
         }
-        let found = self.diagnosis.step(report);
-        let found =
-            found.into_iter().chain(valid.and_then(|valid| self.diagnosis.validation(valid.loss)));
-        for symptom in found.collect::<Vec<_>>() {
-            self.warn(format!("Step {step}: {symptom}"));
+        // The loss of a policy gradient says nothing by its size: it is near zero before and after.
+        if rewards.is_none() {
+            let found = self.diagnosis.step(report);
+            let found = found
+                .into_iter()
+                .chain(valid.and_then(|valid| self.diagnosis.validation(valid.loss)));
+            for symptom in found.collect::<Vec<_>>() {
+                self.warn(format!("Step {step}: {symptom}"));
+            }
         }
         let stride = total.div_ceil(METRIC_EVENTS_MAX);
         if step.is_multiple_of(stride) || valid.is_some() {
-            let mut metrics = metrics(step, report, valid);
+            let mut metrics = metrics(step, report, rewards, valid);
             metrics["total_steps"] = json!(total);
             metrics["learning_rate"] = json!(report.learning_rate);
             metrics["grad_norm"] = json!(report.grad_norm);
@@ -93,11 +102,20 @@ impl Session<'_> {
                 std::mem::replace(&mut self.measured, (Instant::now(), self.place.tokens));
             let tokens = (self.place.tokens - tokens) as f64;
             metrics["tokens_per_second"] = json!(tokens / since.elapsed().as_secs_f64().max(1e-9));
-            let mut message = format!("Step {step}/{total}: training loss={:.2}", report.loss);
-            if let Some(valid) = valid {
-                // Writing to a string cannot fail.
-                let _ = write!(message, ", full validation loss={:.2}", valid.loss);
-            }
+            let mut message = match rewards {
+                Some(rewards) => {
+                    format!("Step {step}/{total}: training mean reward={:.2}", rewards.mean)
+                }
+                None => format!("Step {step}/{total}: training loss={:.2}", report.loss),
+            };
+            // Writing to a string cannot fail.
+            let _ = match (valid, rewards) {
+                (Some(valid), Some(_)) => {
+                    write!(message, ", full validation mean reward={:.2}", valid.accuracy)
+                }
+                (Some(valid), None) => write!(message, ", full validation loss={:.2}", valid.loss),
+                (None, _) => Ok(()),
+            };
             self.events.push(JobEvent { metrics: Some(metrics), ..JobEvent::info(message) });
         }
     }
@@ -117,7 +135,7 @@ impl Session<'_> {
         self.told_waiting = waits;
     }
 
-    fn warn(&mut self, message: String) {
+    pub(super) fn warn(&mut self, message: String) {
         self.events.push(JobEvent { level: EventLevel::Warn, ..JobEvent::info(message) });
     }
 }
@@ -126,13 +144,24 @@ impl Session<'_> {
 pub(super) fn metrics(
     step: u64,
     report: &StepReport,
+    rewards: Option<Rewards>,
     valid: Option<Measured>,
 ) -> serde_json::Value {
-    let mut metrics = json!({
-        "step": step,
-        "train_loss": report.loss,
-        "train_mean_token_accuracy": Measured::of(report).accuracy,
-    });
+    let mut metrics = json!({ "step": step, "train_loss": report.loss });
+    if let Some(rewards) = rewards {
+        metrics["train_reward_mean"] = json!(rewards.mean);
+        metrics["train_reward_std"] = json!(rewards.deviation);
+        metrics["train_kl"] = json!(report.divergence);
+        metrics["train_mean_completion_tokens"] = json!(rewards.completion_tokens);
+        metrics["train_cut_share"] = json!(rewards.cut_share);
+        metrics["train_flat_share"] = json!(rewards.flat_share);
+        metrics["train_unread_share"] = json!(rewards.unread_share);
+        if let Some(valid) = valid {
+            metrics["valid_reward_mean"] = json!(valid.accuracy);
+        }
+        return metrics;
+    }
+    metrics["train_mean_token_accuracy"] = json!(Measured::of(report).accuracy);
     if let Some(valid) = valid {
         metrics["full_valid_loss"] = json!(valid.loss);
         metrics["full_valid_mean_token_accuracy"] = json!(valid.accuracy);

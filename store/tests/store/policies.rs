@@ -1,6 +1,6 @@
 //! Policies: changed by compare-and-swap, seen by their owner and by whoever acts on all of them.
 
-use pleach_store::{Owner, Page, StoreError};
+use pleach_store::{Owner, POLICIES_MAX, Page, StoreError};
 use serde_json::json;
 
 use crate::{
@@ -8,7 +8,33 @@ use crate::{
     place::{Place, tenant},
 };
 
-on_both!(a_policy_is_changed_by_who_knows_it, all_policies_are_listed_in_pages);
+on_both!(
+    a_policy_is_changed_by_who_knows_it,
+    all_policies_are_listed_in_pages,
+    an_owner_has_so_many_and_sees_its_own
+);
+
+async fn an_owner_has_so_many_and_sees_its_own(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let put = async |owner: &Owner, name: &str| {
+        store.put_policy(owner, name, &json!({ "of": name }), None).await
+    };
+    put(&Owner::Shared, "theirs").await.unwrap();
+    for index in 0..POLICIES_MAX {
+        put(&owner, &format!("name {index:04}")).await.unwrap();
+    }
+    let refused = put(&owner, "one more").await.unwrap_err();
+    assert!(matches!(refused, StoreError::QuotaExceeded { wanted: 1001, .. }), "{refused:?}");
+    put(&owner, "name 0007").await.unwrap();
+    let own = store.policies_of(&owner).await.unwrap();
+    assert_eq!((own.len(), own[1].name.as_str()), (1000, "name 0001"));
+    store.delete_policy(&owner, "name 0007").await.unwrap();
+    assert_eq!(store.policies_of(&owner).await.unwrap().len(), 999);
+    put(&owner, "one more").await.unwrap();
+    let shared = store.policies_of(&Owner::Shared).await.unwrap();
+    assert!(shared.len() == 1 && shared[0].name == "theirs");
+}
 
 async fn a_policy_is_changed_by_who_knows_it(place: Place) {
     let store = place.open().await;

@@ -60,7 +60,8 @@ pub struct StepReport {
     pub rows: usize,
     /// Share of targets that were the likeliest token.
     pub token_accuracy: f64,
-    /// Mean reward: of pairs their margin (DPO, reward heads), of answers their own (KTO).
+    /// Mean reward: of pairs their margin (DPO, reward heads), of answers their own (KTO). Of rollouts whoever graded them
+    /// knows it.
     pub reward: f64,
     /// Share of samples that came out right: pairs with a margin above zero, answers with a reward of the right sign,
     /// texts whose label is the likeliest; 0 under other objectives.

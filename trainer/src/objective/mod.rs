@@ -26,7 +26,7 @@ use crate::{error::TrainerError, optimizer::narrow};
 pub use distillation::Distillation;
 pub use dpo::{Dpo, DpoLoss};
 pub use kto::Kto;
-pub use policy_gradient::{Clip, PolicyGradient};
+pub use policy_gradient::{Clip, PolicyGradient, advantages};
 pub use sample::{Sample, Targeted};
 
 /// What is minimized.

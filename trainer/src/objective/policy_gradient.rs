@@ -8,6 +8,8 @@
 //! ```
 //! The mean is over all targets of a batch, so long answers do not count less (arXiv 2503.14476).
 
+use crate::optimizer::narrow;
+
 /// Settings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PolicyGradient {
@@ -30,6 +32,21 @@ impl Default for PolicyGradient {
     fn default() -> Self {
         Self { clip: Some(Clip { low: 0.2, high: 0.2 }), kl_weight: 0.0 }
     }
+}
+
+/// Least deviation that rewards are divided by: answers that are all worth the same teach nothing.
+const DEVIATION_MIN: f64 = 1e-6;
+
+/// How much better each of several answers to one prompt is than usual, in standard deviations of their rewards (arXiv
+/// 2402.03300). All zero where none is better.
+pub fn advantages(rewards: &[f64]) -> Vec<f32> {
+    let n = rewards.len().max(1) as f64;
+    let mean = rewards.iter().sum::<f64>() / n;
+    let deviation = (rewards.iter().map(|reward| (reward - mean).powi(2)).sum::<f64>() / n).sqrt();
+    if deviation < DEVIATION_MIN {
+        return vec![0.0; rewards.len()];
+    }
+    rewards.iter().map(|reward| narrow((reward - mean) / deviation)).collect()
 }
 
 /// What a target comes to.
@@ -83,6 +100,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn advantages_are_relative_to_the_group() {
+        assert_eq!(advantages(&[1.0, 0.0, 0.0, 1.0]), [1.0, -1.0, -1.0, 1.0]);
+        assert_eq!(advantages(&[0.3; 8]), [0.0; 8]);
+        assert_eq!(advantages(&[]), [0.0f32; 0]);
+        let found = advantages(&[10.0, 20.0, 60.0]);
+        assert!(found.iter().sum::<f32>().abs() < 1e-6 && found[2] > 1.0, "{found:?}");
     }
 
     #[test]

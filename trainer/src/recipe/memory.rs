@@ -66,10 +66,15 @@ impl Prepared {
         let longest = steps.map(|step| longest_pass(&self.batch(&step), options.rows_max));
         let validation =
             self.validation().iter().map(|batch| longest_pass(batch, options.rows_max));
-        let rows = longest.chain(validation).max().unwrap_or(0);
+        // What is sampled on the way may be as long as is allowed.
+        let exploration = self.resolved().exploration;
+        let of_answers = exploration.map(|_| self.rows_max());
+        let rows = longest.chain(validation).chain(of_answers).max().unwrap_or(0);
         // Almost all buffers have a row for each row of the micro-batch.
         let touched = need.total_bytes() / options.rows_max * rows.min(options.rows_max);
         let samples = self.samples().iter().chain(self.validation().iter().flatten());
+        let n_answers = exploration.map_or(0, |exploration| exploration.group_size as usize);
+        let answer_tokens = n_answers * self.resolved().batch_size as usize * self.rows_max();
         let token_bytes = size_of::<u32>() + size_of::<f32>();
         Ok(TrainingMemory {
             n_parameters,
@@ -78,7 +83,7 @@ impl Prepared {
             pass_bytes_touched: touched,
             kept_layers: need.kept_layers,
             rows,
-            sample_bytes: samples.map(tokens_of).sum::<usize>() * token_bytes,
+            sample_bytes: (samples.map(tokens_of).sum::<usize>() + answer_tokens) * token_bytes,
             saving_bytes: array * ARRAYS_OF_A_SAVE,
         })
     }

@@ -6,6 +6,7 @@
 //!    └──────────────────────────────┴─ Prepared: samples, batches, settings as numbers
 //!                                         └─ learner ──> steps, in Prepared's order ──> Place, Results
 //! ```
+//! Where rows are prompts ([`Method::Reinforcement`]), who trains samples answers to a step's, and makes samples of them.
 //!
 //! The same recipe on the same rows and base comes to the same bytes: nothing here depends on a clock, a store or a
 //! terminal.
@@ -27,8 +28,8 @@ pub use parent::Parent;
 pub use place::{Place, Validation};
 pub use prepared::{ACTIVATION_BYTES, Compute, Prepared};
 pub use results::{Measured, Results};
-pub use rows::{EXAMPLE_TOKENS_MAX, RowsOf, Text, load, samples};
-pub use settings::{Auto, Hyperparameters, Method, Recipe, Resolved};
+pub use rows::{EXAMPLE_TOKENS_MAX, Prompt, RowsOf, Text, load, samples};
+pub use settings::{Auto, Exploration, GROUP_SIZE, Hyperparameters, Method, Recipe, Resolved};
 
 /// Why a recipe cannot be followed.
 #[derive(Debug, thiserror::Error)]

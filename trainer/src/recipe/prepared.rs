@@ -9,12 +9,12 @@ use pleach_engine::{
 use super::{
     Method, Parent, Recipe, RecipeError, Resolved, RowsOf,
     memory::rows_of,
-    rows::{batches, samples},
+    rows::{Prompt, batches, prompts, samples},
 };
 use crate::{
     Learner, LearnerSettings, LoraSettings, Objective, OptimizerSettings, Sample, Schedule,
     data::{BatchPlan, BatchSettings, Loaded, Order, Packing, Position, StepPlan},
-    objective::{Dpo, Kto},
+    objective::{Dpo, Kto, PolicyGradient},
 };
 
 /// Memory for activations that are kept for the backward half; what does not fit is computed again.
@@ -38,6 +38,20 @@ pub struct Compute {
     pub unit_work: u64,
 }
 
+/// What is learned from, and measured on.
+#[derive(Debug)]
+enum Material {
+    Samples {
+        train: Vec<Sample>,
+        validation: Vec<Vec<Sample>>,
+    },
+    /// Answers to them are sampled on the way.
+    Prompts {
+        train: Vec<Prompt>,
+        validation: Vec<Prompt>,
+    },
+}
+
 /// All that is trained, and how.
 #[derive(Debug)]
 pub struct Prepared {
@@ -45,8 +59,7 @@ pub struct Prepared {
     resolved: Resolved,
     parent: Option<Parent>,
     lora: LoraSettings,
-    samples: Vec<Sample>,
-    validation: Vec<Vec<Sample>>,
+    material: Material,
     plan: BatchPlan,
     rows_max: usize,
     data_sha256: [u8; 32],
@@ -63,9 +76,16 @@ impl Prepared {
         parent: Option<Parent>,
         spec: &ModelSpec,
     ) -> Result<Self, RecipeError> {
-        let train = samples(&loaded.data.items, recipe.method, RowsOf::Training)?;
-        let validation = samples(&loaded.validation.items, recipe.method, RowsOf::Validation)?;
-        let prepared = Self::of_samples(recipe, train, &validation, parent, spec)?;
+        let (train, validation) = (&loaded.data.items, &loaded.validation.items);
+        let prepared = if recipe.method == Method::Reinforcement {
+            let train = prompts(train, RowsOf::Training)?;
+            let validation = prompts(validation, RowsOf::Validation)?;
+            Self::of_prompts(recipe, train, validation, parent, spec)?
+        } else {
+            let train = samples(train, recipe.method, RowsOf::Training)?;
+            let validation = samples(validation, recipe.method, RowsOf::Validation)?;
+            Self::of_samples(recipe, train, &validation, parent, spec)?
+        };
         Ok(Self { data_sha256: loaded.data.digest(), ..prepared })
     }
 
@@ -80,7 +100,42 @@ impl Prepared {
         parent: Option<Parent>,
         spec: &ModelSpec,
     ) -> Result<Self, RecipeError> {
-        let mut resolved = recipe.resolve(samples.len(), spec.hidden);
+        let lengths: Vec<u32> = samples.iter().map(n_tokens).collect();
+        let longest = lengths.iter().copied().chain(validation.iter().map(n_tokens)).max();
+        // KTO also takes an answer after another's prompt.
+        let longest =
+            longest.unwrap_or_default() as usize * if recipe.method == Method::Kto { 2 } else { 1 };
+        let material = Material::Samples { train: samples, validation: batches(validation) };
+        Self::of_material(recipe, material, (lengths, longest), parent, spec)
+    }
+
+    /// Answers are at most as long as the context leaves room for.
+    fn of_prompts(
+        recipe: Recipe,
+        train: Vec<Prompt>,
+        validation: Vec<Prompt>,
+        parent: Option<Parent>,
+        spec: &ModelSpec,
+    ) -> Result<Self, RecipeError> {
+        let n_answer = recipe.resolve(train.len(), spec.hidden).exploration;
+        let n_answer = n_answer.map_or(0, |exploration| exploration.max_completion_tokens as usize);
+        let length = |prompt: &Prompt| (prompt.tokens.len() + n_answer).min(spec.context);
+        let lengths: Vec<u32> =
+            train.iter().map(|prompt| u32::try_from(length(prompt)).unwrap_or(u32::MAX)).collect();
+        let longest = train.iter().map(length).max().unwrap_or_default();
+        let material = Material::Prompts { train, validation };
+        Self::of_material(recipe, material, (lengths, longest), parent, spec)
+    }
+
+    /// `lengths` are those of the records in tokens, and that of the longest sequence of them and of what is measured on.
+    fn of_material(
+        recipe: Recipe,
+        material: Material,
+        (lengths, longest): (Vec<u32>, usize),
+        parent: Option<Parent>,
+        spec: &ModelSpec,
+    ) -> Result<Self, RecipeError> {
+        let mut resolved = recipe.resolve(lengths.len(), spec.hidden);
         let lora = match &parent {
             None => LoraSettings::all_linear(resolved.lora_rank as usize),
             Some(parent) => parent.lora(),
@@ -91,11 +146,6 @@ impl Prepared {
             return Err(RecipeError::Rank { asked, parent: lora.rank });
         }
         resolved.lora_rank = rank;
-        let lengths: Vec<u32> = samples.iter().map(n_tokens).collect();
-        let longest = lengths.iter().copied().chain(validation.iter().map(n_tokens)).max();
-        // KTO also takes an answer after another's prompt.
-        let longest =
-            longest.unwrap_or_default() as usize * if recipe.method == Method::Kto { 2 } else { 1 };
         let rows_max = longest.max(MICRO_BATCH_ROWS);
         let plan = BatchPlan::new(
             lengths,
@@ -107,17 +157,7 @@ impl Prepared {
                 seed: recipe.seed,
             },
         );
-        Ok(Self {
-            recipe,
-            resolved,
-            parent,
-            lora,
-            samples,
-            validation: batches(validation),
-            plan,
-            rows_max,
-            data_sha256: [0; 32],
-        })
+        Ok(Self { recipe, resolved, parent, lora, material, plan, rows_max, data_sha256: [0; 32] })
     }
 
     /// What was asked for.
@@ -138,7 +178,7 @@ impl Prepared {
     /// Rows that each step puts through the model, those of references not among them, from the first step on: what a
     /// step's time goes with.
     pub fn rows_of_steps(&self) -> Vec<usize> {
-        let rows: Vec<usize> = self.samples.iter().map(rows_of).collect();
+        let rows: Vec<usize> = self.samples().iter().map(rows_of).collect();
         let of_step = |step: StepPlan| step.records.iter().map(|&i| rows[i as usize]).sum();
         self.steps_from(Position::default()).map(of_step).collect()
     }
@@ -148,14 +188,33 @@ impl Prepared {
         &self.lora
     }
 
-    /// What is learned from.
+    /// What is learned from; nothing where it is sampled on the way.
     pub fn samples(&self) -> &[Sample] {
-        &self.samples
+        match &self.material {
+            Material::Samples { train, .. } => train,
+            Material::Prompts { .. } => &[],
+        }
     }
 
     /// Rows to measure on, in batches.
     pub fn validation(&self) -> &[Vec<Sample>] {
-        &self.validation
+        match &self.material {
+            Material::Samples { validation, .. } => validation,
+            Material::Prompts { .. } => &[],
+        }
+    }
+
+    /// What answers are sampled to, and with which answers it is measured; nothing where samples are there already.
+    pub fn prompts(&self) -> (&[Prompt], &[Prompt]) {
+        match &self.material {
+            Material::Samples { .. } => (&[], &[]),
+            Material::Prompts { train, validation } => (train, validation),
+        }
+    }
+
+    /// Rows of the longest pass.
+    pub(super) fn rows_max(&self) -> usize {
+        self.rows_max
     }
 
     /// SHA-256 of all rows, whatever their order.
@@ -180,6 +239,10 @@ impl Prepared {
             Method::Supervised => Objective::Sft,
             Method::Dpo => Objective::Dpo(Dpo { beta, ..Dpo::default() }),
             Method::Kto => Objective::Kto(Kto { beta, ..Kto::default() }),
+            Method::Reinforcement => Objective::PolicyGradient(PolicyGradient {
+                kl_weight: beta,
+                ..PolicyGradient::default()
+            }),
         }
     }
 
@@ -220,7 +283,28 @@ impl Prepared {
 
     /// The samples of a step.
     pub fn batch(&self, step: &StepPlan) -> Vec<Sample> {
-        step.records.iter().map(|&index| self.samples[index as usize].clone()).collect()
+        let samples = self.samples();
+        step.records.iter().filter_map(|&index| samples.get(index as usize).cloned()).collect()
+    }
+
+    /// The prompts of a step.
+    pub fn prompts_of(&self, step: &StepPlan) -> Vec<&Prompt> {
+        let (prompts, _) = self.prompts();
+        step.records.iter().filter_map(|&index| prompts.get(index as usize)).collect()
+    }
+
+    /// Whether it is measured after a step.
+    pub fn is_evaluated(&self, step: &StepPlan) -> bool {
+        let interval = self.resolved.exploration.and_then(|exploration| exploration.eval_interval);
+        let done = u64::from(step.position.epoch) * u64::from(self.steps_per_epoch())
+            + u64::from(step.position.step)
+            + 1;
+        match interval {
+            None => self.is_epoch_end(step),
+            Some(interval) => {
+                done.is_multiple_of(u64::from(interval)) || done == self.total_steps()
+            }
+        }
     }
 
     /// Whether a step is the last of its epoch.

@@ -2,12 +2,15 @@
 
 use std::fmt::Write as _;
 
+use super::Method;
 use crate::StepReport;
 
 /// Columns, in order.
 const HEADER: &str = "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy\n";
+/// Those of a training by rewards, which has no right answers.
+const REWARD_HEADER: &str = "step,train_loss,train_reward_mean,valid_loss,valid_reward_mean\n";
 
-/// Losses and accuracies by step.
+/// Losses and accuracies, or rewards, by step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Results(String);
 
@@ -22,11 +25,16 @@ impl Default for Results {
 pub struct Measured {
     /// Of the objective.
     pub loss: f64,
-    /// From 0 to 1.
+    /// From 0 to 1; in a training by rewards, the mean reward.
     pub accuracy: f64,
 }
 
 impl Measured {
+    /// A mean reward: more of it is a lower loss.
+    pub fn of_reward(reward: f64) -> Self {
+        Self { loss: -reward, accuracy: reward }
+    }
+
     /// Of a step or an evaluation: the share of targets that were the likeliest token; of pairs and thumbs, of those that
     /// were told right.
     pub fn of(report: &StepReport) -> Self {
@@ -37,6 +45,12 @@ impl Measured {
 }
 
 impl Results {
+    /// Of a training by this method, before its first step.
+    pub fn new(method: Method) -> Self {
+        let is_by_rewards = method == Method::Reinforcement;
+        Self(if is_by_rewards { REWARD_HEADER } else { HEADER }.to_owned())
+    }
+
     /// What an earlier part of the same training wrote.
     pub fn resumed(csv: String) -> Self {
         Self(csv)
@@ -74,5 +88,7 @@ mod tests {
                    1,1.25000,0.50000,,\n2,1.25000,0.50000,2.00000,1.00000\n";
         assert_eq!(results.csv(), csv);
         assert!(csv.lines().all(|line| line.matches(',').count() == 4));
+        assert_eq!(REWARD_HEADER.matches(',').count(), 4);
+        assert_eq!(Results::new(Method::Dpo), Results::default());
     }
 }

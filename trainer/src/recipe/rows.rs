@@ -1,6 +1,7 @@
 //! From files to samples.
 
 use pleach_text::{ChatTemplate, Tokenizer};
+use serde_json::{Map, Value};
 
 use super::{Method, RecipeError};
 use crate::{
@@ -70,6 +71,32 @@ pub fn samples(
         sample.ok_or(refused)
     };
     items.iter().map(sample).collect()
+}
+
+/// A prompt that answers are sampled to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prompt {
+    /// Its line.
+    pub line: u64,
+    /// Token ids up to where the answer begins.
+    pub tokens: Box<[u32]>,
+    /// What a grader reads of its row.
+    pub item: Map<String, Value>,
+}
+
+/// What answers are sampled to.
+///
+/// # Errors
+/// [`RecipeError::Method`]: the first row that is no prompt.
+pub(super) fn prompts(items: &[Item], rows_of: RowsOf) -> Result<Vec<Prompt>, RecipeError> {
+    let prompt = |item: &Item| {
+        let method = Method::Reinforcement.name();
+        let refused = RecipeError::Method { rows_of, line: item.line, method };
+        let Record::Prompt { ids, fields } = &item.record else { return Err(refused) };
+        let item_fields = serde_json::from_str(fields).map_err(|_| refused)?;
+        Ok(Prompt { line: item.line, tokens: ids.clone(), item: item_fields })
+    };
+    items.iter().map(prompt).collect()
 }
 
 /// Validation rows, in batches.

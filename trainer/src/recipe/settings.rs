@@ -23,11 +23,13 @@ pub enum Method {
     Dpo,
     /// Thumbs, without pairs.
     Kto,
+    /// Rewards of answers that the model in training gives.
+    Reinforcement,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Supervised, Self::Dpo, Self::Kto];
+    pub const ALL: [Self; 4] = [Self::Supervised, Self::Dpo, Self::Kto, Self::Reinforcement];
 
     /// As it is written.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Method {
             Self::Supervised => "supervised",
             Self::Dpo => "dpo",
             Self::Kto => "kto",
+            Self::Reinforcement => "reinforcement",
         }
     }
 }
@@ -50,6 +53,11 @@ pub enum Auto<T> {
 }
 
 impl<T> Auto<T> {
+    /// Whether it was left open.
+    pub fn is_auto(&self) -> bool {
+        matches!(self, Self::Auto)
+    }
+
     /// The value, or what was chosen.
     pub fn or(self, chosen: T) -> T {
         match self {
@@ -98,10 +106,55 @@ pub struct Hyperparameters {
     pub learning_rate_multiplier: Auto<f64>,
     /// Times that every row is learned from.
     pub n_epochs: Auto<u32>,
-    /// Strength of the reference, of DPO and KTO.
+    /// Strength of the reference: of DPO, KTO and reinforcement.
     pub beta: Auto<f64>,
     /// Rank of the adapter. Ours.
     pub lora_rank: Auto<u32>,
+    /// Answers to a prompt, as a multiple of [`GROUP_SIZE`]. This and what follows are of reinforcement.
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub compute_multiplier: Auto<f64>,
+    /// Steps between two evaluations.
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub eval_interval: Auto<u32>,
+    /// Answers to a prompt in an evaluation.
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub eval_samples: Auto<u32>,
+    /// Longest answer, tokens. Ours.
+    #[serde(skip_serializing_if = "Auto::is_auto")]
+    pub max_completion_tokens: Auto<u32>,
+}
+
+impl Hyperparameters {
+    fn exploration(&self) -> Exploration {
+        let multiplier = self.compute_multiplier.or(1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "within the range of a u32, or at its ends"
+        )]
+        let group_size = (f64::from(GROUP_SIZE) * multiplier).round() as u32;
+        Exploration {
+            group_size: group_size.clamp(*GROUP_SIZES.start(), *GROUP_SIZES.end()),
+            max_completion_tokens: self.max_completion_tokens.or(COMPLETION_TOKENS),
+            eval_interval: match self.eval_interval {
+                Auto::Auto => None,
+                Auto::Set(steps) => Some(steps),
+            },
+            eval_samples: self.eval_samples.or(1),
+        }
+    }
+
+    /// The first setting of reinforcement alone that is not left open.
+    pub fn of_reinforcement(&self) -> Option<&'static str> {
+        [
+            ("compute_multiplier", self.compute_multiplier.is_auto()),
+            ("eval_interval", self.eval_interval.is_auto()),
+            ("eval_samples", self.eval_samples.is_auto()),
+            ("max_completion_tokens", self.max_completion_tokens.is_auto()),
+        ]
+        .into_iter()
+        .find_map(|(name, is_auto)| (!is_auto).then_some(name))
+    }
 }
 
 /// The settings as numbers.
@@ -113,10 +166,26 @@ pub struct Resolved {
     pub n_epochs: u32,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Strength of the reference, of DPO and KTO.
+    /// Strength of the reference: of DPO, KTO and reinforcement.
     pub beta: f64,
     /// Rank of the adapter.
     pub lora_rank: u32,
+    /// Of reinforcement: what is sampled.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub exploration: Option<Exploration>,
+}
+
+/// What is sampled in a training by rewards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exploration {
+    /// Answers to each prompt of a step, which are compared with each other.
+    pub group_size: u32,
+    /// Longest answer, tokens.
+    pub max_completion_tokens: u32,
+    /// Steps between two evaluations; `None`: at the ends of epochs.
+    pub eval_interval: Option<u32>,
+    /// Answers to each prompt of an evaluation.
+    pub eval_samples: u32,
 }
 
 /// Epochs unless told otherwise.
@@ -135,13 +204,24 @@ const HIDDEN_POWER: f64 = 0.781;
 /// Preferences move a model that knows the task already.
 const PREFERENCE_RATE: f64 = 0.1;
 const BETA: f64 = 0.1;
+/// Weight of the divergence from where a training by rewards began (arXiv 2402.03300).
+const REWARD_BETA: f64 = 0.04;
+/// Answers to a prompt unless told otherwise. One has nothing to be compared with.
+pub const GROUP_SIZE: u32 = 8;
+const GROUP_SIZES: std::ops::RangeInclusive<u32> = 2..=64;
+/// Longest answer unless told otherwise, tokens.
+const COMPLETION_TOKENS: u32 = 256;
+/// Prompts of a step unless told otherwise: of fewer, a step may find nothing to learn.
+const PROMPTS_MIN: u32 = 4;
 
 impl Recipe {
     /// The settings for a data set of `n_rows` on a model of this hidden size.
     pub fn resolve(&self, n_rows: usize, hidden: usize) -> Resolved {
         let asked = self.hyperparameters;
         let n_rows = u32::try_from(n_rows).unwrap_or(u32::MAX);
-        let batch_size = (n_rows / STEPS_PER_EPOCH).clamp(*BATCH_SIZES.start(), *BATCH_SIZES.end());
+        let is_reinforcement = self.method == Method::Reinforcement;
+        let least = if is_reinforcement { PROMPTS_MIN } else { *BATCH_SIZES.start() };
+        let batch_size = (n_rows / STEPS_PER_EPOCH).clamp(least, *BATCH_SIZES.end());
         let of_method = if self.method == Method::Supervised { 1.0 } else { PREFERENCE_RATE };
         let base_rate =
             of_method * LEARNING_RATE * (HIDDEN / hidden.max(1) as f64).powf(HIDDEN_POWER);
@@ -149,8 +229,9 @@ impl Recipe {
             batch_size: asked.batch_size.or(batch_size),
             n_epochs: asked.n_epochs.or(EPOCHS),
             learning_rate: base_rate * asked.learning_rate_multiplier.or(1.0),
-            beta: asked.beta.or(BETA),
+            beta: asked.beta.or(if is_reinforcement { REWARD_BETA } else { BETA }),
             lora_rank: asked.lora_rank.or(RANK),
+            exploration: is_reinforcement.then(|| asked.exploration()),
         }
     }
 }
@@ -176,6 +257,8 @@ mod tests {
             n_epochs: Auto::Set(1),
             beta: Auto::Set(0.3),
             lora_rank: Auto::Set(4),
+            compute_multiplier: Auto::Set(0.5),
+            ..Hyperparameters::default()
         };
         let exact = recipe(Method::Supervised, asked).resolve(10, 2000);
         let expected = Resolved {
@@ -184,7 +267,18 @@ mod tests {
             learning_rate: 2.0 * LEARNING_RATE,
             beta: 0.3,
             lora_rank: 4,
+            exploration: None,
         };
         assert_eq!(exact, expected);
+        let rewards = recipe(Method::Reinforcement, asked).resolve(10, 2000).exploration;
+        let expected = Exploration {
+            group_size: 4,
+            max_completion_tokens: 256,
+            eval_interval: None,
+            eval_samples: 1,
+        };
+        assert_eq!(rewards, Some(expected));
+        let auto = recipe(Method::Reinforcement, Hyperparameters::default()).resolve(10, 2000);
+        assert_eq!((auto.batch_size, auto.exploration.unwrap().group_size), (4, 8));
     }
 }

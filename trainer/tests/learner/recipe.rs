@@ -9,7 +9,7 @@ use pleach_engine::{
     site::{Site, TargetModule},
     train::TrainOptions,
 };
-use pleach_text::Tokenizer;
+use pleach_text::{ChatTemplate, Tokenizer};
 use pleach_trainer::{
     LoraSettings, Precision, Sample,
     data::{Level, Position, ReadLimits, RowReader},
@@ -185,4 +185,51 @@ fn rows_of_another_kind_are_refused_by_their_line() {
         RecipeError::Rows(bad).to_string(),
         "line 2: text: expected a string, found a number; line 4: text: expected a string, found a number"
     );
+}
+
+#[test]
+fn prompts_are_taken_by_steps_and_answers_have_room() {
+    let path = pleach_test_setup::fixtures().join("models/llama-plain.gguf");
+    let tokenizer =
+        Tokenizer::from_gguf(&pleach_engine::gguf::GgufFile::open(&path).unwrap()).unwrap();
+    let template = "{% for m in messages %}{{ m.content }} {% endfor %}";
+    let template = ChatTemplate::new(template, None, None).unwrap();
+    let text = Text { tokenizer: &tokenizer, template: Some(&template) };
+    let row = |n: u32| {
+        let message = format!("{{\"role\": \"user\", \"content\": \"how much is {n}\"}}");
+        format!("{{\"messages\": [{message}], \"answer\": {n}}}")
+    };
+    let rows = (0..12).map(row).collect::<Vec<_>>().join("\n");
+    let load_rows = |rows: &str| {
+        let mut rows = RowReader::new(rows.as_bytes(), None, ReadLimits::default());
+        load(&mut rows, None, text, 128).unwrap()
+    };
+    let (loaded, base) = (load_rows(&rows), tiny());
+    let mut asked = recipe(Method::Reinforcement);
+    asked.hyperparameters.max_completion_tokens = Auto::Set(600);
+    asked.hyperparameters.eval_interval = Auto::Set(5);
+    let prepared = Prepared::new(asked, &loaded, None, base.spec()).unwrap();
+    assert_eq!((prepared.total_steps(), prepared.samples().len()), (12, 0));
+    assert_eq!((prepared.prompts().0.len(), prepared.prompts().1.len()), (12, 0));
+    assert_eq!(prepared.data_sha256(), loaded.data.digest());
+    let steps: Vec<_> = prepared.steps_from(Position::default()).collect();
+    let evaluated: Vec<usize> =
+        (1..=12).filter(|step| prepared.is_evaluated(&steps[step - 1])).collect();
+    assert_eq!(evaluated, [5, 10, 12]);
+    let prompts = prepared.prompts_of(&steps[0]);
+    assert_eq!(prompts.len(), 2);
+    let first = prompts[0].item["answer"].as_u64().unwrap();
+    assert_eq!(prompts[0].line, first + 1);
+    assert!(tokenizer.decode(&prompts[0].tokens, true).contains("how much is"));
+    // As long as the context allows, which is less than was asked for.
+    let context = base.spec().context;
+    assert_eq!(prepared.train_options(compute()).rows_max, context.clamp(512, 600 + 512));
+    let need = prepared.memory(base.spec(), compute()).unwrap();
+    assert_eq!(need.rows, prepared.train_options(compute()).rows_max);
+    // Rows of other kinds, and prompts for other methods.
+    let error = Prepared::new(recipe(Method::Supervised), &loaded, None, base.spec()).unwrap_err();
+    assert_eq!(error.to_string(), "line 1: the method supervised cannot learn from such rows");
+    let texts = load_rows("{\"text\": \"a b c\"}");
+    let error = Prepared::new(asked, &texts, None, base.spec()).unwrap_err();
+    assert_eq!(error.to_string(), "line 1: the method reinforcement cannot learn from such rows");
 }
