@@ -19,11 +19,11 @@ use crate::{
 const SUFFIX_CHARS_MAX: usize = 64;
 /// Largest seed (`OpenAI`'s limit), so that a seed is the same number in every language.
 const SEED_MAX: i64 = (1 << 31) - 1;
-const BATCH_SIZES: RangeInclusive<i64> = 1..=1024;
-const EPOCHS: RangeInclusive<i64> = 1..=50;
-const RANKS: RangeInclusive<i64> = 1..=256;
+pub(crate) const BATCH_SIZES: RangeInclusive<i64> = 1..=1024;
+pub(crate) const EPOCHS: RangeInclusive<i64> = 1..=50;
+pub(crate) const RANKS: RangeInclusive<i64> = 1..=256;
 const RATE_MULTIPLIERS: RangeInclusive<f32> = 0.0001..=1000.0;
-const BETAS: RangeInclusive<f32> = 0.0001..=10.0;
+pub(crate) const BETAS: RangeInclusive<f32> = 0.0001..=10.0;
 
 /// The body of `POST /v1/fine_tuning/jobs`.
 #[derive(Clone, Debug)]
