@@ -34,35 +34,42 @@ pub async fn clean_up(state: &Arc<AppState>, round: &StoredRound) {
 }
 
 /// Points the name back where it pointed before, if it was this round that moved it to the candidate and nobody has moved
-/// it since.
+/// it since; then removes the candidate's own name, also if whoever did the first did not come to the second.
 async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceError> {
     let (Some(candidate), Some(parent)) = (round.candidate, round.parent) else { return Ok(()) };
     let target = name_of(round);
     let last = state.store.alias_moves(&round.owner, &round.name, None, 1).await?;
     let is_ours =
         last.first().is_some_and(|last| last.who == target.who && last.to == Some(candidate));
-    if candidate == parent || !is_ours {
+    let expect = Expect::Generation(GenerationDigest(candidate.0));
+    if candidate != parent && is_ours {
+        let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
+        match back.await {
+            // Or it does not point there.
+            Ok(_)
+            | Err(
+                ServiceError::Registry(
+                    RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
+                )
+                | ServiceError::Store(
+                    StoreError::AliasMoved { .. } | StoreError::UnknownAlias { .. },
+                ),
+            ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let named = own_name(state, round);
+    if state.adapters.kept(&named).is_none() {
         return Ok(());
     }
-    let candidate = GenerationDigest(candidate.0);
-    let expect = Expect::Generation(candidate);
-    let back = state.adapters.roll_back(target, Some(GenerationDigest(parent.0)), expect);
-    match back.await {
-        // Or it does not point there.
+    match state.adapters.remove(named, expect).await {
         Ok(_)
         | Err(
             ServiceError::Registry(
                 RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
             )
             | ServiceError::Store(StoreError::AliasMoved { .. } | StoreError::UnknownAlias { .. }),
-        ) => {}
-        Err(error) => return Err(error),
-    }
-    match state.adapters.remove(own_name(state, round), expect).await {
-        Ok(_)
-        | Err(ServiceError::Registry(
-            RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
-        )) => Ok(()),
+        ) => Ok(()),
         Err(error) => Err(error),
     }
 }
