@@ -46,7 +46,7 @@ const REST: Duration = Duration::from_millis(100);
 const LOOKS_ONE_PART_IN: u32 = 10;
 /// How long a round rests that failed for the store's sake.
 const STORE_REST: Duration = Duration::from_secs(5);
-/// Rounds that a process looks after at a time: most of them only wait.
+/// Rounds that a process looks after at a time: most of them only wait. Those that it only watches do not count.
 const ROUNDS_MAX: usize = 256;
 
 /// The loop's part of what every handler shares.
@@ -120,7 +120,7 @@ async fn look(
             examiner: Arc::clone(examiner),
             runner: Arc::clone(runner),
             waiter: state.learning.wake.waiter(),
-            _place: place,
+            place: Some(place),
         };
         tokio::spawn(follower.follow(round));
     }
@@ -133,7 +133,7 @@ struct Follower {
     examiner: Arc<dyn Examiner>,
     runner: Arc<str>,
     waiter: Waiter,
-    _place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Follower {
@@ -232,6 +232,8 @@ impl Follower {
         // What waits for the end of a round may begin now.
         self.state.learning.wake.all();
         if round.state == RoundState::Promoted {
+            // To watch takes as long as requests take to come: no place that others need.
+            drop(self.place.take());
             watch(&self.state, round, &mut self.waiter).await;
         }
     }
