@@ -25,7 +25,7 @@ use super::{
     building::build,
     ending,
     examiner::Examiner,
-    gating::gate,
+    gating::{gate, name_of},
     progress::Progress,
     promotion::{canary, watch},
     rollouts::Rollouts,
@@ -170,6 +170,8 @@ impl Follower {
 
     async fn step(&self, round: &StoredRound) -> Result<Next, StepError> {
         let progress = Progress::of(round)?;
+        // Another process may have made the name, or moved it.
+        self.state.adapters.refresh(name_of(round)).await?;
         match round.state {
             RoundState::Building => build(&self.state, round, progress).await,
             RoundState::Training => train(&self.state, round, progress).await,
@@ -258,7 +260,7 @@ impl Follower {
     }
 
     fn leave(&self, round: &StoredRound) {
-        let space = super::gating::name_of(round).space();
+        let space = name_of(round).space();
         self.state.learning.rollouts.end(&space, &round.name, &round.id);
     }
 

@@ -40,6 +40,10 @@ pub async fn begin(
     begin: Begin,
 ) -> Result<Option<StoredRound>, StoreError> {
     let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
+    // Another process may have made the name, or moved it.
+    if let Err(error) = state.adapters.refresh(target.clone()).await {
+        tracing::warn!(%owner, adapter = name, %error, "a round begins where the name was known to point");
+    }
     let alias = state.adapters.kept(&target);
     // One of another base serves nobody.
     let alias = alias.filter(|alias| alias.generation.other_base().is_none());
