@@ -73,13 +73,21 @@ impl AdapterService {
         if let Some(alias) = self.kept(&target) {
             return Ok(Some(alias));
         }
-        let (changes, name) = (Arc::clone(&self.changes), target.clone());
+        self.refresh(target.clone()).await?;
+        Ok(self.kept(&target))
+    }
+
+    /// Takes over what another process has made of a name since.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn refresh(&self, target: Target) -> Result<(), ServiceError> {
+        let changes = Arc::clone(&self.changes);
         apart(async move {
             let _turn = changes.turn().await;
-            Ok(changes.take_over(&name).await?)
+            Ok(changes.take_over(&target).await?)
         })
-        .await?;
-        Ok(self.kept(&target))
+        .await
     }
 
     /// Every hidden name.

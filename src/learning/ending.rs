@@ -34,38 +34,46 @@ pub async fn clean_up(state: &Arc<AppState>, round: &StoredRound) {
 }
 
 /// Points the name back where it pointed before, or removes it if it was not there, if it was this round that moved it to
-/// the candidate and nobody has moved it since.
+/// the candidate and nobody has moved it since; then removes the candidate's own name, also if whoever did the first did
+/// not come to the second.
 async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceError> {
     let Some(candidate) = round.candidate else { return Ok(()) };
     let target = name_of(round);
     let last = state.store.alias_moves(&round.owner, &round.name, None, 1).await?;
     let is_ours =
         last.first().is_some_and(|last| last.who == target.who && last.to == Some(candidate));
-    if Some(candidate) == round.parent || !is_ours {
+    let expect = Expect::Generation(GenerationDigest(candidate.0));
+    if Some(candidate) != round.parent && is_ours {
+        let back = match round.parent.map(|parent| GenerationDigest(parent.0)) {
+            Some(parent) => state.adapters.roll_back(target, Some(parent), expect).await.map(drop),
+            None => state.adapters.remove(target, expect).await.map(drop),
+        };
+        match back {
+            // Or it does not point there.
+            Ok(())
+            | Err(
+                ServiceError::Registry(
+                    RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
+                )
+                | ServiceError::Store(
+                    StoreError::AliasMoved { .. } | StoreError::UnknownAlias { .. },
+                ),
+            ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let named = own_name(state, round);
+    if state.adapters.kept(&named).is_none() {
         return Ok(());
     }
-    let candidate = GenerationDigest(candidate.0);
-    let expect = Expect::Generation(candidate);
-    let back = match round.parent.map(|parent| GenerationDigest(parent.0)) {
-        Some(parent) => state.adapters.roll_back(target, Some(parent), expect).await,
-        None => state.adapters.remove(target, expect).await,
-    };
-    match back {
-        // Or it does not point there.
+    match state.adapters.remove(named, expect).await {
         Ok(_)
         | Err(
             ServiceError::Registry(
                 RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
             )
             | ServiceError::Store(StoreError::AliasMoved { .. } | StoreError::UnknownAlias { .. }),
-        ) => {}
-        Err(error) => return Err(error),
-    }
-    match state.adapters.remove(own_name(state, round), expect).await {
-        Ok(_)
-        | Err(ServiceError::Registry(
-            RegistryError::Mismatch { .. } | RegistryError::UnknownAlias { .. },
-        )) => Ok(()),
+        ) => Ok(()),
         Err(error) => Err(error),
     }
 }

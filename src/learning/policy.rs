@@ -7,7 +7,10 @@ use pleach_trainer::{TrainerError, gate::GateSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::training::Hyperparameters;
+use crate::{
+    http::wire::training_method::{BATCH_SIZES, BETAS, EPOCHS, RANKS},
+    training::{Auto, Hyperparameters},
+};
 
 /// Most folds: each is a training.
 const FOLDS_MAX: u32 = 16;
@@ -279,6 +282,7 @@ impl Policy {
                 "it is a setting of reinforcement, and nobody grades the answers of a round";
             return Err(PolicyProblem::new(format!("hyperparameters.{name}"), reason));
         }
+        check_hyperparameters(&self.hyperparameters)?;
         self.gate.check().map_err(|error| {
             let field = if let TrainerError::Setting { setting, .. } = &error {
                 format!("gate.{setting}")
@@ -362,6 +366,30 @@ impl Rollout {
         within(&field("length_ratio"), least, 0.0, 1.0)?;
         within(&field("length_ratio"), most, 1.0, f64::MAX)
     }
+}
+
+/// Counts within the bounds of jobs: a training without end would keep those of all others waiting.
+fn check_hyperparameters(asked: &Hyperparameters) -> Result<(), PolicyProblem> {
+    let counts = [
+        ("batch_size", asked.batch_size, BATCH_SIZES),
+        ("n_epochs", asked.n_epochs, EPOCHS),
+        ("lora_rank", asked.lora_rank, RANKS),
+    ];
+    for (name, asked, bounds) in counts {
+        let Auto::Set(count) = asked else { continue };
+        let field = format!("hyperparameters.{name}");
+        within(&field, f64::from(count), *bounds.start() as f64, *bounds.end() as f64)?;
+    }
+    if let Auto::Set(beta) = asked.beta {
+        let (least, most) = (f64::from(*BETAS.start()), f64::from(*BETAS.end()));
+        within("hyperparameters.beta", beta, least, most)?;
+    }
+    // However large it is, the gate sees what comes of it.
+    if let Auto::Set(factor) = asked.learning_rate_multiplier {
+        let field = "hyperparameters.learning_rate_multiplier";
+        within(field, factor, f64::MIN_POSITIVE, f64::MAX)?;
+    }
+    Ok(())
 }
 
 fn within(field: &str, value: f64, least: f64, most: f64) -> Result<(), PolicyProblem> {
@@ -463,6 +491,14 @@ mod tests {
                 "signals.metrics.score",
             ),
             (json!({"hyperparameters": {"n_epochs": "some"}}), "hyperparameters.n_epochs"),
+            (json!({"hyperparameters": {"n_epochs": 51}}), "hyperparameters.n_epochs"),
+            (json!({"hyperparameters": {"batch_size": 0}}), "hyperparameters.batch_size"),
+            (json!({"hyperparameters": {"lora_rank": 257}}), "hyperparameters.lora_rank"),
+            (json!({"hyperparameters": {"beta": 0.0}}), "hyperparameters.beta"),
+            (
+                json!({"hyperparameters": {"learning_rate_multiplier": -1.0}}),
+                "hyperparameters.learning_rate_multiplier",
+            ),
         ] {
             let problem = read(&document).unwrap_err();
             assert_eq!(problem.field, field, "{document}: {problem}");

@@ -146,6 +146,10 @@ pub(super) async fn watch(state: &Arc<AppState>, round: &StoredRound, waiter: &m
     while state.is_serving() {
         let Some(on_trial) = rollouts.of_round(&space, &round.name, &round.id) else { return };
         let trial = on_trial.trial();
+        // Another process may have taken it back.
+        if let Err(error) = state.adapters.refresh(name_of(round)).await {
+            tracing::warn!(round = round.id, %error, "where its name points is looked at later");
+        }
         let here = state.adapters.kept(&name_of(round)).map(|alias| alias.generation.digest);
         if trial.phase == TrialPhase::Settled || here != Some(on_trial.candidate.digest) {
             rollouts.end(&space, &round.name, &round.id);

@@ -25,7 +25,7 @@ use super::{
     building::build,
     ending,
     examiner::Examiner,
-    gating::{first_of_trial, gate},
+    gating::{first_of_trial, gate, name_of},
     progress::Progress,
     promotion::{canary, watch},
     rollouts::Rollouts,
@@ -47,7 +47,7 @@ const REST: Duration = Duration::from_millis(100);
 const LOOKS_ONE_PART_IN: u32 = 10;
 /// How long a round rests that failed for the store's sake.
 const STORE_REST: Duration = Duration::from_secs(5);
-/// Rounds that a process looks after at a time: most of them only wait.
+/// Rounds that a process looks after at a time: most of them only wait. Those that it only watches do not count.
 const ROUNDS_MAX: usize = 256;
 
 /// The loop's part of what every handler shares.
@@ -126,7 +126,7 @@ async fn look(
             examiner: Arc::clone(examiner),
             runner: Arc::clone(runner),
             waiter: state.learning.wake.waiter(),
-            _place: place,
+            place: Some(place),
         };
         tokio::spawn(follower.follow(round));
     }
@@ -139,7 +139,7 @@ struct Follower {
     examiner: Arc<dyn Examiner>,
     runner: Arc<str>,
     waiter: Waiter,
-    _place: OwnedSemaphorePermit,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Follower {
@@ -176,6 +176,8 @@ impl Follower {
 
     async fn step(&self, round: &StoredRound) -> Result<Next, StepError> {
         let progress = Progress::of(round)?;
+        // Another process may have made the name, or moved it.
+        self.state.adapters.refresh(name_of(round)).await?;
         match round.state {
             RoundState::Building => build(&self.state, round, progress).await,
             RoundState::Training => train(&self.state, round, progress).await,
@@ -237,6 +239,8 @@ impl Follower {
         // What waits for the end of a round may begin now.
         self.state.learning.wake.all();
         if round.state == RoundState::Promoted {
+            // To watch takes as long as requests take to come: no place that others need.
+            drop(self.place.take());
             watch(&self.state, round, &mut self.waiter).await;
         }
     }
@@ -261,7 +265,7 @@ impl Follower {
     }
 
     fn leave(&self, round: &StoredRound) {
-        let space = super::gating::name_of(round).space();
+        let space = name_of(round).space();
         self.state.learning.rollouts.end(&space, &round.name, &round.id);
     }
 

@@ -41,6 +41,10 @@ pub async fn begin(
     begin: Begin,
 ) -> Result<Option<StoredRound>, StoreError> {
     let target = Target { owner: owner.clone(), name: name.to_owned(), who: String::new() };
+    // Another process may have made the name, or moved it.
+    if let Err(error) = state.adapters.refresh(target.clone()).await {
+        tracing::warn!(%owner, adapter = name, %error, "a round begins where the name was known to point");
+    }
     let parent = match state.adapters.kept(&target) {
         // One of another base serves nobody.
         Some(alias) if alias.generation.other_base().is_some() => return Ok(None),
@@ -67,34 +71,47 @@ pub async fn begin(
     Ok(Some(made))
 }
 
-/// Begins the rounds whose time has come.
+/// Begins the rounds whose time has come. What keeps one from it is no other's business, unless it is the database.
 pub(super) async fn look(state: &AppState) -> Result<(), StoreError> {
     if !state.training.is_on() {
         return Ok(());
     }
     for stored in all(state).await? {
-        let StoredPolicy { owner, name, .. } = &stored;
-        let Some(policy) = read(&stored).filter(|policy| policy.is_on) else { continue };
-        let last = newest_round(state, owner, name).await?;
-        if last.as_ref().is_some_and(|round| !round.state.is_final()) {
-            continue;
-        }
-        let seen = last.and_then(|round| Progress::of(&round).ok()?.newest_feedback);
-        let new = state.store.count_labelled(owner, name, seen.as_deref()).await?;
-        let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
-        let Some(trigger) = due(policy.train_when, new.feedback, new.oldest_ms, now_ms) else {
-            continue;
-        };
-        match begin(state, owner, name, Begin { policy, trigger, rebuild_of: None }).await {
-            Ok(Some(round)) => {
-                tracing::info!(round = round.id, %owner, adapter = name, ?trigger, "a round begins");
+        match begin_if_due(state, &stored).await {
+            Ok(()) => {}
+            Err(error @ StoreError::Database { .. }) => return Err(error),
+            Err(error) => {
+                let StoredPolicy { owner, name, .. } = &stored;
+                tracing::warn!(%owner, adapter = name, %error, "no round of it can begin");
             }
-            // Its name is not there; or another process was faster.
-            Ok(None) | Err(StoreError::RoundOpen { .. }) => {}
-            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+/// Begins the round of a policy, if its time has come.
+async fn begin_if_due(state: &AppState, stored: &StoredPolicy) -> Result<(), StoreError> {
+    let StoredPolicy { owner, name, .. } = stored;
+    let Some(policy) = read(stored).filter(|policy| policy.is_on) else { return Ok(()) };
+    let last = newest_round(state, owner, name).await?;
+    if last.as_ref().is_some_and(|round| !round.state.is_final()) {
+        return Ok(());
+    }
+    let seen = last.and_then(|round| Progress::of(&round).ok()?.newest_feedback);
+    let new = state.store.count_labelled(owner, name, seen.as_deref()).await?;
+    let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
+    let Some(trigger) = due(policy.train_when, new.feedback, new.oldest_ms, now_ms) else {
+        return Ok(());
+    };
+    match begin(state, owner, name, Begin { policy, trigger, rebuild_of: None }).await {
+        Ok(Some(round)) => {
+            tracing::info!(round = round.id, %owner, adapter = name, ?trigger, "a round begins");
+            Ok(())
+        }
+        // Its name is not there; or another process was faster.
+        Ok(None) | Err(StoreError::RoundOpen { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// What makes a round begin now, of so much new feedback of which the oldest came then.

@@ -118,6 +118,7 @@ impl Run {
     /// When it cannot be had any more.
     pub fn parent(&self) -> Result<Option<Parent>, RunError> {
         let Some(digest) = self.spec.parent else { return Ok(None) };
+        self.runtime.block_on(self.refresh_parent())?;
         let (registry, spec) = (self.state.adapters.registry(), self.state.engine.spec());
         let found = find_parent(registry, &self.job.owner, digest);
         let read = found.and_then(|generation| read_parent(&generation, spec));
@@ -125,6 +126,17 @@ impl Run {
             let message = format!("{:?} cannot be trained on: {error}", self.job.model);
             RunError::job("invalid_model", message, Some("model"))
         })
+    }
+
+    /// Learns of the name that has the parent, which another process may have made.
+    async fn refresh_parent(&self) -> Result<(), RunError> {
+        let owner = self.job.owner.clone();
+        let name = match &self.spec.round {
+            Some(round) => self.state.store.round(&owner, round).await?.name,
+            None => self.job.model.clone(),
+        };
+        let who = format!("job {}", self.job.id);
+        Ok(self.state.adapters.refresh(Target { owner, name, who }).await?)
     }
 
     /// The server.

@@ -34,28 +34,46 @@ pub struct Erased {
     pub rounds: Vec<String>,
 }
 
-/// Episodes of which nothing is left.
-const ORPHANS: &str = "DELETE FROM feedback WHERE episode IS NOT NULL AND NOT EXISTS \
-     (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
-      AND completions.episode = feedback.episode)";
+/// Feedback on episodes of which nothing is left.
+macro_rules! orphans_where {
+    ($condition:literal) => {
+        concat!(
+            "DELETE FROM feedback WHERE ",
+            $condition,
+            "episode IS NOT NULL AND NOT EXISTS \
+             (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
+              AND completions.episode = feedback.episode)"
+        )
+    };
+}
+
+const ORPHANS: &str = orphans_where!("");
+/// Those of one owner's: no erasure reads, or locks, what is another's.
+const OWN_ORPHANS: &str = orphans_where!("owner = $1 AND ");
 const GIVEN: &str = "DELETE FROM feedback WHERE owner = $1 AND user_sha256 = $2";
 const FORGET: &str =
     "UPDATE round_examples SET user_sha256 = NULL WHERE owner = $1 AND user_sha256 = $2";
 
-/// Deletes completions by a condition, and what hangs on them. Each text is a whole query, in order.
+/// Deletes completions by a condition, and what hangs on them. Each text is a whole query, in order, and begins with the
+/// completions, whose condition has an index: from feedback with OR, or with EXISTS, SQLite would read all feedback there is.
 macro_rules! delete_where {
     ($condition:literal) => {
         [
             concat!(
-                "DELETE FROM feedback WHERE EXISTS (SELECT 1 FROM completions \
-                 WHERE completions.owner = feedback.owner AND (completions.id = feedback.completion \
-                 OR completions.id = feedback.rejected) AND ",
+                "DELETE FROM feedback WHERE (owner, completion) IN \
+                 (SELECT owner, id FROM completions WHERE ",
                 $condition,
                 ")"
             ),
             concat!(
-                "DELETE FROM metadata WHERE EXISTS (SELECT 1 FROM completions \
-                 WHERE completions.owner = metadata.owner AND completions.id = metadata.object AND ",
+                "DELETE FROM feedback WHERE (owner, rejected) IN \
+                 (SELECT owner, id FROM completions WHERE ",
+                $condition,
+                ")"
+            ),
+            concat!(
+                "DELETE FROM metadata WHERE (owner, object) IN \
+                 (SELECT owner, id FROM completions WHERE ",
                 $condition,
                 ")"
             ),
@@ -121,7 +139,7 @@ impl Store {
         let failed = |source| StoreError::database(action, source);
         let mut change = self.database.begin(action).await?;
         let mut n_deleted = 0;
-        // All three mean the same rows.
+        // All of them mean the same rows; the last one deletes these.
         let now_ms = now_ms();
         for query in delete_where!("completions.expires_ms <= $1") {
             let done = sqlx::query(query).bind(now_ms).execute(&mut *change).await;
@@ -138,18 +156,21 @@ async fn erase(
     change: &mut Transaction<'static, Any>,
     owner: &Owner,
     key: &str,
-    [feedback, pairs, completions]: &[&'static str; 3],
+    [feedback, compared, pairs, completions]: &[&'static str; 4],
     action: &str,
 ) -> Result<Erased, StoreError> {
     let failed = |source| StoreError::database(action, source);
     let mut erased = Erased::default();
     let bound = |query: &'static str| sqlx::query(query).bind(owner.as_str()).bind(key.to_owned());
-    let done = bound(feedback).execute(&mut **change).await.map_err(failed)?;
-    erased.feedback = done.rows_affected();
+    for query in [*feedback, *compared] {
+        let done = bound(query).execute(&mut **change).await.map_err(failed)?;
+        erased.feedback += done.rows_affected();
+    }
     bound(pairs).execute(&mut **change).await.map_err(failed)?;
     let done = bound(completions).execute(&mut **change).await.map_err(failed)?;
     erased.completions = done.rows_affected();
-    let done = sqlx::query(ORPHANS).execute(&mut **change).await.map_err(failed)?;
+    let orphans = sqlx::query(OWN_ORPHANS).bind(owner.as_str());
+    let done = orphans.execute(&mut **change).await.map_err(failed)?;
     erased.feedback += done.rows_affected();
     Ok(erased)
 }

@@ -54,8 +54,21 @@ pub struct StoredFile {
 
 const NEW: &str = "INSERT INTO files (owner, id, filename, purpose, sha256, bytes, created_ms, \
      expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-const ONE: &str = "SELECT * FROM files WHERE owner = $1 AND id = $2 \
-     AND (expires_ms IS NULL OR expires_ms > $3)";
+/// Whether the time `$3` of a file is not over. What a job or a round that has not ended needs is there until that ends: a
+/// training may take longer than what it learns from is kept.
+macro_rules! has_time {
+    () => {
+        "(expires_ms IS NULL OR expires_ms > $3 \
+         OR EXISTS (SELECT 1 FROM jobs WHERE jobs.owner = files.owner \
+         AND (jobs.training_file = files.id OR jobs.validation_file = files.id) \
+         AND jobs.status IN ('validating_files', 'queued', 'running', 'paused')) \
+         OR EXISTS (SELECT 1 FROM rounds WHERE rounds.owner = files.owner \
+         AND rounds.file = files.id AND rounds.ended_ms IS NULL))"
+    };
+}
+pub(crate) use has_time;
+
+const ONE: &str = concat!("SELECT * FROM files WHERE owner = $1 AND id = $2 AND ", has_time!());
 /// An empty purpose is any.
 const OLDEST: &str = "SELECT * FROM files WHERE owner = $1 AND id > $2 \
      AND ($3 = '' OR purpose = $3) AND (expires_ms IS NULL OR expires_ms > $4) \
@@ -93,7 +106,7 @@ impl Store {
     /// One file of an owner.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], also if it is another's or its time is over.
+    /// [`StoreError::NotFound`], also if it is another's, or its time is over and nothing that runs needs it.
     pub async fn file(&self, owner: &Owner, id: &str) -> Result<StoredFile, StoreError> {
         let row = sqlx::query(ONE)
             .bind(owner.as_str())

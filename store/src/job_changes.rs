@@ -179,7 +179,8 @@ impl Store {
                 .map_err(failed)?;
             // Another process may have been first.
             if claimed.rows_affected() == 1 {
-                return Ok(Some(job));
+                // It may have changed between the two: who had it before may have told of a later state.
+                return self.job(&job.owner, &job.id).await.map(Some);
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::{
     clock::now_ms,
     digest::BlobDigest,
     error::StoreError,
+    files::has_time,
     job_changes::add_event,
     job_records::JobEvent,
     metadata::{self, Metadata},
@@ -144,8 +145,7 @@ pub struct StoredJob {
 const NEW: &str = "INSERT INTO jobs (owner, id, status, model, training_file, validation_file, \
      spec, metadata, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
 const ONE: &str = "SELECT * FROM jobs WHERE owner = $1 AND id = $2";
-const FILE: &str = "SELECT id FROM files WHERE owner = $1 AND id = $2 \
-     AND (expires_ms IS NULL OR expires_ms > $3)";
+const FILE: &str = concat!("SELECT id FROM files WHERE owner = $1 AND id = $2 AND ", has_time!());
 const OPEN: &str = "SELECT CAST(COUNT(*) AS BIGINT) AS jobs FROM jobs WHERE owner = $1 \
      AND status IN ('validating_files', 'queued', 'running', 'paused')";
 

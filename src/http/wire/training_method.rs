@@ -13,11 +13,11 @@ use crate::{
     training::{Auto, Hyperparameters, JobSpec, Method},
 };
 
-const BATCH_SIZES: RangeInclusive<i64> = 1..=1024;
-const EPOCHS: RangeInclusive<i64> = 1..=50;
-const RANKS: RangeInclusive<i64> = 1..=256;
+pub(crate) const BATCH_SIZES: RangeInclusive<i64> = 1..=1024;
+pub(crate) const EPOCHS: RangeInclusive<i64> = 1..=50;
+pub(crate) const RANKS: RangeInclusive<i64> = 1..=256;
 const RATE_MULTIPLIERS: RangeInclusive<f32> = 0.0001..=1000.0;
-const BETAS: RangeInclusive<f32> = 0.0001..=10.0;
+pub(crate) const BETAS: RangeInclusive<f32> = 0.0001..=10.0;
 const COMPUTE_MULTIPLIERS: RangeInclusive<f32> = 0.0001..=10.0;
 const EVAL_INTERVALS: RangeInclusive<i64> = 1..=1_000_000;
 const EVAL_SAMPLES: RangeInclusive<i64> = 1..=64;

@@ -333,6 +333,11 @@ async fn the_data_set_of_an_open_round_stays(place: Place) {
     go(&store, &round, &step).await;
     tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     assert_eq!(store.sweep_expired().await.unwrap().files, 0);
+    assert_eq!(
+        store.file(&owner, &file).await.unwrap().id,
+        file,
+        "its time is over, the round not"
+    );
     let raw = place.raw().await;
     sqlx::query("UPDATE files SET expires_ms = NULL").execute(&raw).await.unwrap();
     let refused = store.delete_file(&owner, &file).await.unwrap_err();
