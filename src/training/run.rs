@@ -262,7 +262,7 @@ impl Run {
 
     /// What a generation of this job came from.
     fn lineage(&self, generation: GenerationDigest, data_sha256: &str) -> NewLineage {
-        let JobSpec { method, hyperparameters, seed, .. } = &self.spec;
+        let JobSpec { method, hyperparameters, seed, precision, .. } = &self.spec;
         NewLineage {
             generation,
             base_sha256: self.state.adapters.base_digest().to_owned(),
@@ -270,7 +270,11 @@ impl Run {
             round: None,
             job: Some(self.job.id.clone()),
             data_sha256: Some(data_sha256.to_owned()),
-            recipe: json!({ "method": method, "hyperparameters": hyperparameters }),
+            recipe: json!({
+                "method": method,
+                "hyperparameters": hyperparameters,
+                "precision": precision.name(),
+            }),
             seed: *seed,
         }
     }

@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 
+use pleach_engine::train::ProductPrecision;
 use pleach_store::{JobError, Metadata, StoredCheckpoint, StoredEvent, StoredJob};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -83,6 +84,8 @@ impl JobRequest {
                 method,
                 hyperparameters,
                 seed,
+                // Of the server, when the job is made.
+                precision: ProductPrecision::default(),
                 suffix,
                 round: None,
                 early_stopping,
