@@ -1,12 +1,13 @@
 //! Speed of supervised fine-tuning on one model: rows and multiply-adds per second, and what it takes of memory.
 //!
 //! `cargo bench -p pleach-trainer --bench train_step -- MODEL.gguf [--threads N] [--isa NAME] [--rank R] [--batch N]
-//! [--length TOKENS] [--rows ROWS] [--activation-mib MIB] [--steps N] [--cpu-time]`
+//! [--length TOKENS] [--rows ROWS] [--activation-mib MIB] [--steps N] [--precision f32|bf16|both] [--cpu-time]`
 //!
 //! A step is `--batch` sequences of `--length` tokens, all but the first eighth of them targets, in micro-batches of at
 //! most `--rows` rows; all linears are trained. `benches/peers/peft_sft.py` does the same with transformers and PEFT.
 //! `--cpu-time` divides by the processor time of the process instead of the wall clock: meaningful with one thread on a
-//! machine that is never quiet.
+//! machine that is never quiet. With `--precision both`, a step of f32 and one of bf16 take turns, and the median of the
+//! ratios of neighbours is told: what other programs take away, they take from both.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a command-line tool")]
 
 use std::time::Instant;
@@ -15,7 +16,7 @@ use pleach_engine::{
     cpu::Isa,
     gguf::GgufFile,
     model::{Activations, CpuOptions, load_cpu},
-    train::TrainOptions,
+    train::{ProductPrecision, TrainOptions},
 };
 use pleach_trainer::{
     Learner, LearnerSettings, LoraSettings, Objective, OptimizerSettings, Sample, Targeted,
@@ -71,8 +72,14 @@ fn main() {
         };
         load_cpu(&file, options).unwrap().frozen_base()
     };
-    let options = TrainOptions {
+    let precisions = match argument("--precision").as_deref() {
+        None => vec![ProductPrecision::F32],
+        Some("both") => ProductPrecision::ALL.to_vec(),
+        Some(name) => vec![name.parse().unwrap()],
+    };
+    let options = |precision| TrainOptions {
         isa,
+        precision,
         threads,
         rows_max: number("--rows", 1024),
         activation_bytes: number("--activation-mib", 1024) << 20,
@@ -92,47 +99,94 @@ fn main() {
         dropout: 0.0,
         seed: 1,
     };
-    let mut learner = Learner::new(&base, adapter, None, settings, options).unwrap();
-    let memory = learner.pass().memory();
+    let learner = |precision| {
+        let options = options(precision);
+        Learner::new(&base, adapter.clone(), None, settings, options).unwrap()
+    };
+    let mut courses: Vec<_> =
+        precisions.iter().map(|&precision| Course::new(precision, learner(precision))).collect();
+    let memory = courses[0].learner.pass().memory();
     println!(
         "{isa}, {threads} threads, rank {rank}, {batch} sequences of {length} tokens; activations of {} layers kept, \
          {} MiB reserved",
         memory.kept_layers,
         memory.total_bytes() >> 20
     );
-    learner.step(samples(0)).unwrap();
-    let (mut times, mut work, mut units, mut longest) = (Vec::new(), 0u64, 0u64, 0f64);
-    let mut rows = 0;
+    for course in &mut courses {
+        course.learner.step(samples(0)).unwrap();
+    }
     for step in 1..=steps {
-        learner.begin(samples(step)).unwrap();
+        for course in &mut courses {
+            course.step(samples(step), cpu_time);
+        }
+    }
+    courses.iter().for_each(Course::print);
+    if let [first, second] = courses.as_slice() {
+        let pairs = first.times.iter().zip(&second.times);
+        let ratios: Vec<f64> = pairs.map(|(first, second)| first / second).collect();
+        println!(
+            "{} is {:.2} times as fast as {}",
+            second.precision,
+            median(&ratios),
+            first.precision
+        );
+    }
+    println!("peak memory {:.0} MiB", peak_mib());
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// Steps in one precision.
+struct Course {
+    precision: ProductPrecision,
+    learner: Learner,
+    /// Seconds of each step.
+    times: Vec<f64>,
+    work: u64,
+    units: u64,
+    /// Seconds of the longest unit.
+    longest: f64,
+    rows: usize,
+}
+
+impl Course {
+    fn new(precision: ProductPrecision, learner: Learner) -> Self {
+        Self { precision, learner, times: Vec::new(), work: 0, units: 0, longest: 0.0, rows: 0 }
+    }
+
+    fn step(&mut self, samples: Vec<Sample>, cpu_time: bool) {
+        self.learner.begin(samples).unwrap();
         let begun = now(cpu_time);
         let mut last = Instant::now();
-        let mut slice = 0f64;
-        learner
+        self.learner
             .advance(|unit| {
-                work += unit.work;
-                units += 1;
-                slice = slice.max(last.elapsed().as_secs_f64());
+                self.work += unit.work;
+                self.units += 1;
+                self.longest = self.longest.max(last.elapsed().as_secs_f64());
                 last = Instant::now();
                 true
             })
             .unwrap();
-        times.push(now(cpu_time) - begun);
-        longest = longest.max(slice);
-        rows = learner.finish().unwrap().rows;
+        self.times.push(now(cpu_time) - begun);
+        self.rows = self.learner.finish().unwrap().rows;
     }
-    let total: f64 = times.iter().sum();
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
-    println!(
-        "{:.0} tokens/s (median step {:.3} s, {} rows), {:.1} GFLOP/s, {units} units, longest {:.2} ms, mean {:.3} ms, \
-         peak memory {:.0} MiB",
-        rows as f64 / median,
-        median,
-        rows,
-        2e-9 * work as f64 / total,
-        longest * 1e3,
-        total / units as f64 * 1e3,
-        peak_mib()
-    );
+
+    fn print(&self) {
+        let (total, median) = (self.times.iter().sum::<f64>(), median(&self.times));
+        println!(
+            "{}: {:.0} tokens/s (median step {:.3} s, {} rows), {:.1} GFLOP/s, {} units, longest {:.2} ms, mean {:.3} ms",
+            self.precision,
+            self.rows as f64 / median,
+            median,
+            self.rows,
+            2e-9 * self.work as f64 / total,
+            self.units,
+            self.longest * 1e3,
+            total / self.units as f64 * 1e3,
+        );
+    }
 }

@@ -16,6 +16,7 @@ use pleach_engine::{
     gguf::GgufFile,
     model::{self, Activations, CpuOptions},
     spec::ModelSpec,
+    train::ProductPrecision,
 };
 use pleach_store::{Blobs, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
@@ -131,6 +132,8 @@ pub struct LoadSettings {
     pub capture: bool,
     /// The operator's key; tenants' are in the store.
     pub operator_key: Option<OperatorKey>,
+    /// Of the products of trainings.
+    pub training_precision: ProductPrecision,
     /// What trainings may take of what is served.
     pub training: TrainingLimits,
 }
@@ -215,7 +218,7 @@ pub async fn load(
         tenants,
         cpu: CpuWork::default(),
         capture,
-        training: Training::new(opened.trainer),
+        training: Training::new(opened.trainer, settings.training_precision),
         learning: Learning::new(opened.examiner),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),

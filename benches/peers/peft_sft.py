@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The steps of benches/train_step.rs with transformers and PEFT: supervised fine-tuning, all linears, AdamW.
 
-usage: peft_sft.py MODEL_FOLDER [--threads 2] [--rank 16] [--batch 4] [--length 256] [--steps 5] [--dtype float32|bfloat16]
+usage: peft_sft.py MODEL_FOLDER [--threads 2] [--rank 16] [--batch 4] [--length 256] [--steps 5] [--dtype float32|bfloat16|autocast]
 MODEL_FOLDER is a Hugging Face folder, for the default model the one that tests/fixtures/reference/scripts/convert.py
 writes. Needs torch, transformers and peft. Run it and the other on the same quiet machine, one after the other.
 """
@@ -16,14 +16,14 @@ p = argparse.ArgumentParser()
 p.add_argument("model")
 for name, default in (("threads", 2), ("rank", 16), ("batch", 4), ("length", 256), ("steps", 5)):
     p.add_argument("--" + name, type=int, default=default)
-p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "autocast"], help="autocast: float32 weights, bfloat16 products")
 p.add_argument("--cpu-time", action="store_true", help="processor time of the process instead of the wall clock")
 p.add_argument("--attention", default="sdpa", choices=["sdpa", "eager"])
 a = p.parse_args()
 clock = time.process_time if a.cpu_time else time.perf_counter
 torch.set_num_threads(a.threads)
 torch.manual_seed(1)
-base = AutoModelForCausalLM.from_pretrained(a.model, dtype=getattr(torch, a.dtype), attn_implementation=a.attention)
+base = AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.bfloat16 if a.dtype == "bfloat16" else torch.float32, attn_implementation=a.attention)
 linears = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 model = get_peft_model(base, LoraConfig(r=a.rank, lora_alpha=2 * a.rank, target_modules=linears, task_type="CAUSAL_LM"))
 model.train()
@@ -37,8 +37,9 @@ def step(index):
                         for n in range(index * a.batch, (index + 1) * a.batch)])
     first = a.length // 8
     # Only the rows that predict a target go through the head, as in the other program.
-    hidden = model.base_model.model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[:, first - 1:]
-    logits = model.base_model.model.lm_head(hidden).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=a.dtype == "autocast"):
+        hidden = model.base_model.model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[:, first - 1:]
+        logits = model.base_model.model.lm_head(hidden).float()
     loss = F.cross_entropy(logits.flatten(0, 1), ids[:, first:].flatten())
     optimizer.zero_grad()
     loss.backward()

@@ -17,7 +17,7 @@ use self::{compare::Comparison, timing::Timing};
 use super::train::{
     base::{ComputeArgs, OpenBase},
     load_parent,
-    recipe_args::RecipeArgs,
+    recipe_args::{RecipeArgs, check_precision},
     rows::{RowFile, read_rows},
     show_time,
 };
@@ -70,6 +70,7 @@ struct Plan {
     settings: pleach_trainer::recipe::Resolved,
     threads: usize,
     isa: String,
+    precision: &'static str,
     examples: usize,
     rows_of_an_epoch: usize,
     steps: u64,
@@ -121,6 +122,7 @@ impl Memory {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(!args.compare || args.data.is_some(), "--compare needs --data");
     let compute = args.compute.read()?;
+    check_precision(args.recipe.precision.into(), compute.isa)?;
     let model = resolve(&args.model, std::io::stderr().is_terminal()).await?;
     tokio::task::spawn_blocking(move || {
         let base = OpenBase::open(&model, compute)?;
@@ -145,7 +147,8 @@ fn prepare(args: &Args, base: &OpenBase) -> anyhow::Result<(Prepared, Option<Str
         hyperparameters.beta == Auto::Auto || method != Method::Supervised,
         "--beta is a setting of dpo and kto"
     );
-    let recipe = Recipe { method, hyperparameters, seed: args.recipe.seed };
+    let (seed, precision) = (args.recipe.seed, args.recipe.precision.into());
+    let recipe = Recipe { method, hyperparameters, seed, precision };
     let parent = args.recipe.adapter.as_deref().map(|folder| load_parent(folder, base));
     let (parent, digest): (Option<Parent>, _) = parent.transpose()?.unzip();
     let spec = base.spec();
@@ -209,6 +212,7 @@ fn plan(
         settings: *prepared.resolved(),
         threads: compute.threads,
         isa: compute.isa.to_string(),
+        precision: prepared.recipe().precision.name(),
         examples: prepared.samples().len(),
         rows_of_an_epoch: rows.iter().take(prepared.steps_per_epoch() as usize).sum(),
         steps: prepared.total_steps(),
@@ -233,7 +237,10 @@ fn finish(args: &Args, mut plan: Plan) -> anyhow::Result<()> {
 fn print(plan: &Plan) {
     let Plan { memory, time, settings, .. } = plan;
     let bytes = |bytes: usize| show_bytes(bytes as u64);
-    println!("model       {}; {} threads, {} kernels", plan.model, plan.threads, plan.isa);
+    println!(
+        "model       {}; {} threads, {} kernels, products in {}",
+        plan.model, plan.threads, plan.isa, plan.precision
+    );
     println!(
         "training    {}: rank {}, {} parameters; {} epochs, {} steps of {} rows; {} examples, {} tokens an epoch",
         plan.method.name(),

@@ -30,7 +30,7 @@ use self::{
     base::{ComputeArgs, OpenBase},
     course::{Course, Ended},
     finish::Facts,
-    recipe_args::RecipeArgs,
+    recipe_args::{RecipeArgs, check_precision},
     rows::{print_report, read_rows, refuse_failures},
     screen::Screen,
     setup::{Setup, model_of},
@@ -43,7 +43,7 @@ use crate::{memory, models};
 const EXIT_INTERRUPTED: i32 = 130;
 
 /// A training is gone on with as it began.
-const BESIDE_RESUME: [&str; 13] = [
+const BESIDE_RESUME: [&str; 14] = [
     "data",
     "validation",
     "method",
@@ -54,6 +54,7 @@ const BESIDE_RESUME: [&str; 13] = [
     "learning_rate_multiplier",
     "beta",
     "seed",
+    "precision",
     "suffix",
     "validate_every",
     "patience",
@@ -105,6 +106,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     // Before anything takes time.
     let compute = args.compute.read()?;
     let (work, setup) = begin(&args)?;
+    check_precision(setup.precision, compute.isa)?;
     let model = models::resolve(&setup.model, std::io::stderr().is_terminal()).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let of_thread = Arc::clone(&stop);

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     tenants::Caller,
-    training::{Auto, read_parent},
+    training::{Auto, JobSpec, read_parent},
 };
 
 /// Rows of a page unless told otherwise (`OpenAI`'s default).
@@ -44,7 +44,7 @@ pub async fn create(
         let hint = ": it trains on the CPU only (--device cpu)";
         return Err(ApiError::Unsupported { param: "fine_tuning".to_owned(), hint });
     }
-    let mut spec = request.spec;
+    let mut spec = JobSpec { precision: state.training.precision(), ..request.spec };
     if let Some((digest, rank)) = parent(&state, &caller, &request.model).await? {
         spec.parent = Some(digest);
         if let Auto::Set(asked) = spec.hyperparameters.lora_rank

@@ -14,7 +14,7 @@ use pleach_engine::{
     adapter_weights::AdapterWeights,
     cpu::FrozenBase,
     engine::EngineHandle,
-    train::{Progress, TrainOptions},
+    train::{ProductPrecision, Progress, TrainOptions},
 };
 use pleach_text::{ChatTemplate, Tokenizer};
 use pleach_trainer::{
@@ -230,6 +230,8 @@ impl CpuExaminer {
     ) -> Result<Vec<SampleScore>, ExamError> {
         let options = TrainOptions {
             isa: self.options.isa,
+            // Whatever trained it: what is judged must not depend on that.
+            precision: ProductPrecision::F32,
             threads: self.options.threads,
             rows_max,
             activation_bytes: 0,

@@ -136,6 +136,7 @@ async fn begin(
         method,
         hyperparameters,
         seed: progress.policy.seed,
+        precision: state.training.precision(),
         suffix: None,
         round: Some(round.id.clone()),
         early_stopping: None,
@@ -255,6 +256,7 @@ async fn result_of(
         Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
     let Progress { policy, method, counts, .. } = progress;
+    let spec: JobSpec = serde_json::from_str(&job.spec)?;
     let lineage = NewLineage {
         generation,
         base_sha256: state.adapters.base_digest().to_owned(),
@@ -265,6 +267,7 @@ async fn result_of(
         recipe: json!({
             "method": method,
             "hyperparameters": policy.hyperparameters,
+            "precision": spec.precision.name(),
             "fold": fold,
             "data": counts,
         }),

@@ -8,6 +8,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use pleach_engine::train::ProductPrecision;
 use pleach_store::{JobEnd, JobReport, NewFile, StoreError, StoredJob};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
@@ -40,13 +41,19 @@ pub trait Trainer: fmt::Debug + Send + Sync + 'static {
 #[derive(Debug, Default)]
 pub struct Training {
     trainer: Option<Arc<dyn Trainer>>,
+    precision: ProductPrecision,
     wake: Notify,
 }
 
 impl Training {
-    /// With a trainer, or without: then jobs are refused.
-    pub fn new(trainer: Option<Arc<dyn Trainer>>) -> Self {
-        Self { trainer, wake: Notify::new() }
+    /// With a trainer, or without: then jobs are refused. `precision` is that of jobs to come.
+    pub fn new(trainer: Option<Arc<dyn Trainer>>, precision: ProductPrecision) -> Self {
+        Self { trainer, precision, wake: Notify::new() }
+    }
+
+    /// Precision of jobs that are made here.
+    pub fn precision(&self) -> ProductPrecision {
+        self.precision
     }
 
     /// Whether jobs are taken.

@@ -288,8 +288,12 @@ impl Run {
 
     /// What a generation of this job came from.
     fn lineage(&self, generation: GenerationDigest, data_sha256: &str) -> NewLineage {
-        let JobSpec { method, hyperparameters, seed, grader, .. } = &self.spec;
-        let mut recipe = json!({ "method": method, "hyperparameters": hyperparameters });
+        let JobSpec { method, hyperparameters, seed, grader, precision, .. } = &self.spec;
+        let mut recipe = json!({
+            "method": method,
+            "hyperparameters": hyperparameters,
+            "precision": precision.name(),
+        });
         if let Some(grader) = grader {
             recipe["grader"] = grader.clone();
         }

@@ -1,7 +1,8 @@
 //! What a job was asked to do: method, settings, seed. Kept with the job as JSON.
 
+use pleach_engine::train::ProductPrecision;
 use pleach_store::GenerationDigest;
-use pleach_trainer::recipe::{Hyperparameters, Method, Recipe};
+use pleach_trainer::recipe::{Hyperparameters, Method, Recipe, precision_name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,6 +17,9 @@ pub struct JobSpec {
     pub hyperparameters: Hyperparameters,
     /// Of everything that is random.
     pub seed: u64,
+    /// Of products with frozen weights: that of the server that took the job, whoever goes on with it.
+    #[serde(default, with = "precision_name")]
+    pub precision: ProductPrecision,
     /// Part of the model's name.
     #[serde(default)]
     pub suffix: Option<String>,
@@ -45,8 +49,8 @@ impl JobSpec {
 
     /// What of it does not depend on who asks.
     pub fn recipe(&self) -> Recipe {
-        let Self { method, hyperparameters, seed, .. } = *self;
-        Recipe { method, hyperparameters, seed }
+        let Self { method, hyperparameters, seed, precision, .. } = *self;
+        Recipe { method, hyperparameters, seed, precision }
     }
 }
 
@@ -78,10 +82,22 @@ mod tests {
         let spec: JobSpec = serde_json::from_value(text).unwrap();
         assert_eq!(spec.hyperparameters.batch_size, Auto::Set(4));
         assert_eq!(spec.hyperparameters.lora_rank, Auto::Auto);
+        // As jobs of before have none.
+        assert_eq!(spec.precision, ProductPrecision::F32);
         let written = serde_json::to_value(&spec).unwrap();
         assert_eq!(written["hyperparameters"]["learning_rate_multiplier"], "auto");
         assert_eq!(written["hyperparameters"]["beta"], 0.5);
-        assert_eq!(serde_json::from_value::<JobSpec>(written).unwrap(), spec);
+        assert_eq!(serde_json::from_value::<JobSpec>(written.clone()).unwrap(), spec);
+        let mut rounded = written;
+        rounded["precision"] = json!("bf16");
+        let rounded: JobSpec = serde_json::from_value(rounded).unwrap();
+        assert_eq!(rounded.recipe().precision, ProductPrecision::Bf16);
+        let unknown = serde_json::from_value::<JobSpec>(json!({
+            "method": "dpo", "seed": 3, "hyperparameters": {}, "precision": "f16",
+        }));
+        assert!(
+            unknown.unwrap_err().to_string().contains("unknown precision \"f16\": f32 or bf16")
+        );
         assert!(serde_json::from_value::<Auto<u32>>(json!("many")).is_err());
     }
 

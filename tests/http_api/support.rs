@@ -40,6 +40,7 @@ use pleach_engine::{
     sampler::SamplingParams,
     spec::{Architecture, ModelSpec, RopeScaling},
     step_batch::{AdapterSlot, StepBatch},
+    train::ProductPrecision,
 };
 use pleach_store::{BlobDigest, Blobs, Owner, Page, RemoteFolder, Store};
 use pleach_text::{ChatTemplate, Tokenizer};
@@ -357,7 +358,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         tenants,
         cpu: CpuWork::default(),
         capture,
-        training: Training::new(setup.trainer),
+        training: Training::new(setup.trainer, ProductPrecision::F32),
         learning: Learning::new(setup.examiner),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),

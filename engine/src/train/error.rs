@@ -1,5 +1,6 @@
 //! Why a pass cannot be run.
 
+use super::NoBf16;
 use crate::{adapter_weights::AdapterWeightsError, cpu::CpuError, site::Site};
 
 /// Why a pass cannot be run.
@@ -8,6 +9,9 @@ pub enum TrainError {
     /// The processor, or the model's shape.
     #[error(transparent)]
     Cpu(#[from] CpuError),
+    /// The precision.
+    #[error(transparent)]
+    Precision(#[from] NoBf16),
     /// The adapter does not fit the model, or is of a kind that cannot be trained.
     #[error(transparent)]
     Adapter(#[from] AdapterWeightsError),

@@ -16,4 +16,7 @@ mod options;
 pub use error::TrainError;
 pub use gradients::{AdapterGradients, AdapterShape, SiteGradients};
 pub use micro_batch::{MicroBatch, Target};
-pub use options::{Dropout, Likely, MemoryNeed, Progress, Purpose, Slopes, TrainOptions, UnitCost};
+pub use options::{
+    Dropout, Likely, MemoryNeed, NoBf16, ProductPrecision, Progress, Purpose, Slopes, TrainOptions,
+    UnitCost, UnknownProductPrecision,
+};

@@ -1,12 +1,77 @@
 //! Settings of a pass, and what it says about its work.
 
+use std::{fmt, str::FromStr};
+
 use crate::cpu::Isa;
+
+/// What the factors of products with frozen weights are rounded to. Everything else is f32: sums, residual stream, norms,
+/// attention, the adapter's products, gradients and optimizer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ProductPrecision {
+    /// To nothing: exact weights, f32 activations and gradients.
+    #[default]
+    F32,
+    /// To bf16, the nearest one. Faster, and another result.
+    Bf16,
+}
+
+impl ProductPrecision {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// # Errors
+    /// [`NoBf16`] where kernels or processor lack what it takes.
+    pub fn check(self, isa: Isa) -> Result<(), NoBf16> {
+        match self {
+            Self::F32 => Ok(()),
+            Self::Bf16 => isa.lacks_for_bf16().map_or(Ok(()), |lacks| Err(NoBf16 { lacks })),
+        }
+    }
+}
+
+impl fmt::Display for ProductPrecision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The name is none of [`ProductPrecision::ALL`].
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("unknown precision {0:?}: f32 or bf16")]
+pub struct UnknownProductPrecision(String);
+
+impl FromStr for ProductPrecision {
+    type Err = UnknownProductPrecision;
+
+    fn from_str(name: &str) -> Result<Self, UnknownProductPrecision> {
+        let found = Self::ALL.into_iter().find(|precision| precision.name() == name);
+        found.ok_or_else(|| UnknownProductPrecision(name.to_owned()))
+    }
+}
+
+/// Products of bf16 cannot be computed.
+#[derive(Clone, Copy, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("products in bf16 need {lacks}; f32 works everywhere")]
+pub struct NoBf16 {
+    /// What is missing, in words.
+    pub lacks: &'static str,
+}
 
 /// How passes are run.
 #[derive(Clone, Copy, Debug)]
 pub struct TrainOptions {
     /// Kernels.
     pub isa: Isa,
+    /// Of products with frozen weights.
+    pub precision: ProductPrecision,
     /// Threads that compute; at least one.
     pub threads: usize,
     /// Most rows of a micro-batch.

@@ -5,15 +5,14 @@ use std::sync::Arc;
 use pleach_engine::{
     adapter_weights::AdapterWeights,
     cpu::{FrozenBase, Isa, TrainPass},
-    train::{AdapterGradients, Dropout, MicroBatch, Progress, Purpose, TrainOptions},
+    train::{
+        AdapterGradients, Dropout, MicroBatch, ProductPrecision, Progress, Purpose, TrainOptions,
+    },
 };
 
 use crate::{
-    Example, adapter, base, learn, micro_batch, options, pass, sequences, slopes,
-    support::{
-        isas,
-        random::{Random, case_seed},
-    },
+    Example, adapter, base, kernels, learn, micro_batch, options, pass, sequences, slopes,
+    support::random::{Random, case_seed},
 };
 
 const MODELS: [&str; 3] = ["llama-plain", "qwen2", "qwen3"];
@@ -26,17 +25,18 @@ struct Case {
     examples: Vec<Example>,
     weights: Vec<f32>,
     isa: Isa,
+    precision: ProductPrecision,
 }
 
 impl Case {
-    fn new(name: &str, isa: Isa, seed: usize) -> Self {
+    fn new(name: &str, (isa, precision): (Isa, ProductPrecision), seed: usize) -> Self {
         let mut random = Random::new(case_seed(seed));
         let base = base(name, isa);
         let adapter = Arc::new(adapter(&mut random, base.spec(), 20));
         let examples = sequences(&mut random, base.spec(), &LENGTHS);
         let n_targets = micro_batch(&examples.iter().collect::<Vec<_>>()).targets().len();
         let weights = random.units(n_targets);
-        Self { base, adapter, examples, weights, isa }
+        Self { base, adapter, examples, weights, isa, precision }
     }
 
     fn batch(&self) -> MicroBatch {
@@ -44,7 +44,7 @@ impl Case {
     }
 
     fn options(&self) -> TrainOptions {
-        options(self.isa, 1, usize::MAX)
+        TrainOptions { precision: self.precision, ..options(self.isa, 1, usize::MAX) }
     }
 
     fn run(&self, options: TrainOptions, dropout: Option<Dropout>) -> (Vec<u32>, Vec<u32>) {
@@ -54,6 +54,11 @@ impl Case {
             learn(&mut pass, &self.adapter, self.batch(), &self.weights, zeros, dropout);
         (bits(&logps), gradient_bits(&gradients))
     }
+}
+
+/// The fastest kernels with the least precision.
+fn best() -> (Isa, ProductPrecision) {
+    kernels().into_iter().next_back().unwrap()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -67,8 +72,8 @@ fn gradient_bits(gradients: &AdapterGradients) -> Vec<u32> {
 #[test]
 fn on_any_number_of_threads_with_activations_kept_or_not() {
     for (index, name) in MODELS.into_iter().enumerate() {
-        for isa in isas() {
-            let case = Case::new(name, isa, 600 + index);
+        for kernels in kernels() {
+            let case = Case::new(name, kernels, 600 + index);
             for dropout in [None, Some(Dropout { probability: 0.25, seed: 3 })] {
                 let expected = case.run(case.options(), dropout);
                 let all = case.options();
@@ -81,7 +86,7 @@ fn on_any_number_of_threads_with_activations_kept_or_not() {
                     let options = TrainOptions { threads, activation_bytes, ..all };
                     assert!(
                         case.run(options, dropout) == expected,
-                        "{name} {isa}: {threads} threads, {activation_bytes} bytes, {dropout:?}"
+                        "{name} {kernels:?}: {threads} threads, {activation_bytes} bytes, {dropout:?}"
                     );
                 }
             }
@@ -95,7 +100,12 @@ fn shape(case: &Case) -> pleach_engine::train::AdapterShape {
 
 #[test]
 fn in_slices_of_any_size() {
-    let case = Case::new("qwen3", Isa::detect(), 610);
+    for kernels in kernels().into_iter().filter(|(isa, _)| *isa == Isa::detect()) {
+        check_slices(&Case::new("qwen3", kernels, 610));
+    }
+}
+
+fn check_slices(case: &Case) {
     let expected = case.run(case.options(), None);
     for unit_work in [1, 100_000] {
         let options = TrainOptions { unit_work, threads: 2, ..case.options() };
@@ -134,8 +144,8 @@ fn in_slices_of_any_size() {
 #[test]
 fn packed_and_one_by_one() {
     for (index, name) in MODELS.into_iter().enumerate() {
-        for isa in isas() {
-            let case = Case::new(name, isa, 620 + index);
+        for kernels in kernels() {
+            let case = Case::new(name, kernels, 620 + index);
             for dropout in [None, Some(Dropout { probability: 0.25, seed: 3 })] {
                 let expected = case.run(case.options(), dropout);
                 let mut pass = pass(&case.base, &case.adapter, case.options());
@@ -153,7 +163,7 @@ fn packed_and_one_by_one() {
                 }
                 assert!(
                     (logps, gradient_bits(&gradients)) == expected,
-                    "{name} {isa} {dropout:?}: packed and alone differ"
+                    "{name} {kernels:?} {dropout:?}: packed and alone differ"
                 );
             }
         }
@@ -162,7 +172,7 @@ fn packed_and_one_by_one() {
 
 #[test]
 fn scores_alone_equal_those_of_learning_and_a_new_adapter_is_the_base() {
-    let case = Case::new("qwen2", Isa::detect(), 630);
+    let case = Case::new("qwen2", best(), 630);
     let mut pass = pass(&case.base, &case.adapter, case.options());
     let mut score = |adapter: Option<&Arc<AdapterWeights>>| {
         pass.begin(case.batch(), adapter.cloned(), Purpose::Score).unwrap();
@@ -178,7 +188,7 @@ fn scores_alone_equal_those_of_learning_and_a_new_adapter_is_the_base() {
 
 #[test]
 fn the_base_is_as_it_was() {
-    let case = Case::new("llama-plain", Isa::detect(), 640);
+    let case = Case::new("llama-plain", best(), 640);
     let before = case.base.weights_digest();
     case.run(case.options(), None);
     assert_eq!(case.base.weights_digest(), before);
@@ -186,7 +196,7 @@ fn the_base_is_as_it_was() {
 
 #[test]
 fn dropout_depends_on_seed_and_stream_and_its_gradient_is_that_of_the_masked_adapter() {
-    let case = Case::new("llama-plain", Isa::detect(), 650);
+    let case = Case::new("llama-plain", (Isa::detect(), ProductPrecision::F32), 650);
     let dropout = |probability, seed| Some(Dropout { probability, seed });
     let of = |dropout| case.run(case.options(), dropout).0;
     assert_eq!(of(None), of(dropout(0.0, 1)));

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use pleach_engine::{cpu::Isa, train::AdapterGradients};
+use pleach_engine::{
+    cpu::Isa,
+    train::{AdapterGradients, ProductPrecision, TrainOptions},
+};
 
 use crate::{
-    adapter, base, learn, micro_batch, options, pass,
+    adapter, base, kernels, learn, micro_batch, options, pass,
     plain::{Plain, PlainSite, plain_sites, widen},
     sequences,
     support::{
@@ -132,4 +135,54 @@ fn every_instruction_set_against_finite_differences() {
         check("qwen3", isa, 540, 20);
         check("llama-plain", isa, 541, 20);
     }
+}
+
+/// Largest difference of a gradient with products of bf16, as a share of its norm: a rounding is of 2⁻⁹, and layers add
+/// theirs up (0.035 seen).
+const BF16_TOLERANCE: f64 = 0.05;
+/// Of a log-probability.
+const BF16_LOGP_TOLERANCE: f64 = 0.1;
+
+#[test]
+fn in_bf16_they_are_those_of_f32_but_for_rounding() {
+    let mut largest = (0.0f64, 0.0f64);
+    for (index, name) in ["llama-plain", "qwen2", "qwen3", "format-q4_k"].into_iter().enumerate() {
+        let mut random = Random::new(case_seed(550 + index));
+        let base = base(name, Isa::detect());
+        let weights = Arc::new(adapter(&mut random, base.spec(), 10));
+        let examples = sequences(&mut random, base.spec(), &[7, 31]);
+        let batch = || micro_batch(&examples.iter().collect::<Vec<_>>());
+        let loss_weights = random.units(batch().targets().len());
+        let run = |isa, precision| {
+            let options = TrainOptions { precision, ..options(isa, 2, usize::MAX) };
+            let mut pass = pass(&base, &weights, options);
+            let zeros = AdapterGradients::zeros(&weights);
+            learn(&mut pass, &weights, batch(), &loss_weights, zeros, None)
+        };
+        let (exact_logps, exact) = run(Isa::detect(), ProductPrecision::F32);
+        for (isa, precision) in kernels() {
+            if precision == ProductPrecision::F32 {
+                continue;
+            }
+            let (logps, gradients) = run(isa, precision);
+            for (found, expected) in logps.iter().zip(&exact_logps) {
+                let error = f64::from((found - expected).abs());
+                largest.0 = largest.0.max(error);
+                assert!(error <= BF16_LOGP_TOLERANCE, "{name} {isa}: {found}, f32 {expected}");
+            }
+            assert!(logps != exact_logps, "{name} {isa}: nothing was rounded");
+            for (site, of_site) in gradients.sites.iter().zip(&exact.sites) {
+                for (found, expected) in [(&site.a, &of_site.a), (&site.b, &of_site.b)] {
+                    let difference: Vec<f64> =
+                        found.iter().zip(expected).map(|(a, b)| f64::from(a - b)).collect();
+                    let expected = widen(expected);
+                    let share = dot(&difference, &difference) / dot(&expected, &expected);
+                    largest.1 = largest.1.max(share.sqrt());
+                    let what = format!("{name} {isa} {}", site.site);
+                    assert!(share.sqrt() <= BF16_TOLERANCE, "{what}: off by {}", share.sqrt());
+                }
+            }
+        }
+    }
+    eprintln!("off by at most {:.3} (log-probability), {:.4} (gradient)", largest.0, largest.1);
 }

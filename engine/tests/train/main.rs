@@ -17,7 +17,10 @@ use pleach_engine::{
     model::Activations,
     site::{Site, TargetModule},
     spec::ModelSpec,
-    train::{AdapterGradients, AdapterShape, Dropout, MicroBatch, Purpose, Slopes, TrainOptions},
+    train::{
+        AdapterGradients, AdapterShape, Dropout, MicroBatch, ProductPrecision, Purpose, Slopes,
+        TrainOptions,
+    },
 };
 use support::random::Random;
 
@@ -31,9 +34,21 @@ pub(crate) fn base(name: &str, isa: Isa) -> FrozenBase {
     support::load(&tiny(name), isa, 1, Activations::Int8).frozen_base()
 }
 
+/// Kernels of this processor, and the precisions that they have.
+pub(crate) fn kernels() -> Vec<(Isa, ProductPrecision)> {
+    let all = support::isas().into_iter().flat_map(|isa| ProductPrecision::ALL.map(|p| (isa, p)));
+    let (here, missing): (Vec<_>, Vec<_>) =
+        all.partition(|(isa, precision)| precision.check(*isa).is_ok());
+    for (isa, precision) in missing {
+        eprintln!("skipped: no {precision} with {isa} here");
+    }
+    here
+}
+
 pub(crate) fn options(isa: Isa, threads: usize, activation_bytes: usize) -> TrainOptions {
     TrainOptions {
         isa,
+        precision: ProductPrecision::F32,
         threads,
         rows_max: 160,
         activation_bytes,

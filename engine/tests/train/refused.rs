@@ -7,7 +7,8 @@ use pleach_engine::{
     cpu::{Isa, TrainPass},
     site::Site,
     train::{
-        AdapterGradients, AdapterShape, Dropout, MicroBatch, Purpose, TrainError, TrainOptions,
+        AdapterGradients, AdapterShape, Dropout, MicroBatch, ProductPrecision, Purpose, TrainError,
+        TrainOptions,
     },
 };
 
@@ -137,4 +138,24 @@ fn settings_out_of_range() {
         let error = TrainPass::new(&base, &shape, options).unwrap_err();
         assert_eq!(error.to_string(), expected);
     }
+}
+
+#[test]
+fn a_precision_that_the_kernels_lack() {
+    assert_eq!(ProductPrecision::Bf16.check(Isa::Portable), Ok(()));
+    if !Isa::Avx2.is_available() {
+        eprintln!("skipped: no AVX2 here");
+        return;
+    }
+    let base = base("llama-plain", Isa::Avx2);
+    let weights = adapter(&mut Random::new(case_seed(706)), base.spec(), 0);
+    let options = TrainOptions { precision: ProductPrecision::Bf16, ..options(Isa::Avx2, 1, 0) };
+    let error = TrainPass::new(&base, &AdapterShape::of(&weights), options).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "products in bf16 need kernels with AVX512-BF16, which avx2 are not; f32 works everywhere"
+    );
+    assert_eq!("bf16".parse(), Ok(ProductPrecision::Bf16));
+    let unknown = "f16".parse::<ProductPrecision>().unwrap_err();
+    assert_eq!(unknown.to_string(), "unknown precision \"f16\": f32 or bf16");
 }

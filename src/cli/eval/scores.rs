@@ -1,7 +1,7 @@
 //! Every sample under every generation.
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pleach_engine::train::TrainOptions;
+use pleach_engine::train::{ProductPrecision, TrainOptions};
 use pleach_trainer::{
     Sample, SampleScore, Scorer,
     recipe::{Compute, rows_of},
@@ -28,6 +28,7 @@ pub(super) fn score(
     let longest = samples.iter().map(rows_of).max().unwrap_or(0);
     let options = TrainOptions {
         isa: compute.isa,
+        precision: ProductPrecision::F32,
         threads: compute.threads,
         rows_max: longest.max(PASS_ROWS),
         activation_bytes: 0,

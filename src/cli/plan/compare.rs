@@ -72,6 +72,7 @@ fn arguments(args: &Args) -> Vec<OsString> {
     let number = |value: Option<u32>| value.map(|value| value.to_string().into());
     let real = |value: Option<f64>| value.map(|value| value.to_string().into());
     let [threads, isa, activation_memory] = args.compute.flags();
+    let precision = pleach_engine::train::ProductPrecision::from(recipe.precision);
     let method = recipe.method.map(|name| pleach_trainer::recipe::Method::from(name).name());
     for (flag, value) in [
         ("--data", args.data.clone().map(Into::into)),
@@ -84,6 +85,7 @@ fn arguments(args: &Args) -> Vec<OsString> {
         ("--learning-rate-multiplier", real(recipe.learning_rate_multiplier)),
         ("--beta", real(recipe.beta)),
         ("--seed", Some(recipe.seed.to_string().into())),
+        ("--precision", Some(precision.name().into())),
         ("--threads", threads),
         ("--isa", isa),
         ("--activation-memory", activation_memory),

@@ -103,6 +103,9 @@ pub struct Args {
     /// Most memory of a training, such as 2GiB; one that needs more is refused [default: half of what is free when it begins].
     #[arg(long, env = "PLEACH_TRAINING_MEMORY", value_name = "BYTES")]
     pub training_memory: Option<String>,
+    /// Products of trainings with frozen weights: f32, or bf16, which takes AVX512-BF16 [default: f32].
+    #[arg(long, env = "PLEACH_TRAINING_PRECISION", value_name = "NAME")]
+    pub training_precision: Option<String>,
     /// Listen beyond this machine without a key.
     #[arg(long, env = "PLEACH_INSECURE", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", value_parser = clap::builder::FalseyValueParser::new())]
     pub insecure: Option<bool>,
@@ -175,6 +178,7 @@ impl Args {
             capture: self.capture.or(file.capture),
             training_itl_budget: self.training_itl_budget.or(file.training_itl_budget),
             training_memory: self.training_memory.or(file.training_memory),
+            training_precision: self.training_precision.or(file.training_precision),
             insecure: self.insecure.or(file.insecure),
             shutdown_grace: self.shutdown_grace.or(file.shutdown_grace),
             config: self.config,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use pleach_engine::{cpu::Isa, engine::EngineConfig, model::Activations};
+use pleach_engine::{cpu::Isa, engine::EngineConfig, model::Activations, train::ProductPrecision};
 
 use super::{adapter_args, args::Args};
 use crate::{
@@ -69,6 +69,7 @@ pub struct Settings {
     operator_key: Option<OperatorKey>,
     capture: bool,
     training: TrainingLimits,
+    training_precision: ProductPrecision,
 }
 
 impl Settings {
@@ -90,6 +91,7 @@ impl Settings {
         } else {
             args.served_model_name.clone()
         };
+        let isa = read_isa(args.isa.as_deref())?;
         Ok(Self {
             address: SocketAddr::new(host, args.port.unwrap_or(PORT_DEFAULT)),
             grace: read_grace(args.shutdown_grace)?,
@@ -104,7 +106,7 @@ impl Settings {
                 .map(|text| read_bytes("--adapter-memory", text))
                 .transpose()?,
             device,
-            isa: read_isa(args.isa.as_deref())?,
+            isa,
             threads: read_threads(args.threads)?,
             activations,
             kv_bytes: args
@@ -117,6 +119,7 @@ impl Settings {
             limits: read_limits(args)?,
             capture: args.capture == Some(true),
             training: read_training(args)?,
+            training_precision: read_precision(args, isa)?,
             operator_key: args.api_key.as_deref().map(|key| OperatorKey::new(key.trim())),
             model,
         })
@@ -176,6 +179,7 @@ impl Settings {
             operator_key: self.operator_key.clone(),
             capture: self.capture,
             training: self.training,
+            training_precision: self.training_precision,
         }
     }
 }
@@ -292,6 +296,16 @@ fn read_training(args: &Args) -> anyhow::Result<TrainingLimits> {
     Ok(TrainingLimits { itl_budget: itl_budget.transpose()?, memory_bytes: memory })
 }
 
+/// # Errors
+/// A name that is none, and a precision that kernels or processor lack.
+fn read_precision(args: &Args, isa: Isa) -> anyhow::Result<ProductPrecision> {
+    let flag = "--training-precision";
+    let Some(name) = args.training_precision.as_deref() else { return Ok(ProductPrecision::F32) };
+    let precision: ProductPrecision = name.parse().context(flag)?;
+    precision.check(isa).with_context(|| format!("{flag} {name}"))?;
+    Ok(precision)
+}
+
 fn read_grace(seconds: Option<f64>) -> anyhow::Result<Duration> {
     let Some(seconds) = seconds else { return Ok(GRACE_DEFAULT) };
     ensure!(
@@ -355,6 +369,10 @@ mod tests {
                 "--training-itl-budget NaN",
             ),
             (Args { training_memory: text("much"), ..Args::default() }, "--training-memory"),
+            (
+                Args { training_precision: text("f16"), ..Args::default() },
+                "--training-precision: unknown precision \"f16\": f32 or bf16",
+            ),
         ] {
             let message = error(&args);
             assert!(message.contains(expected), "{message}");

@@ -112,6 +112,7 @@ fn report(
         "settings": prepared.resolved(),
         "asked": setup.hyperparameters,
         "seed": setup.seed,
+        "precision": setup.precision.name(),
         "data": {
             "files": {"training": setup.data, "validation": setup.validation},
             "sha256": hex(&prepared.data_sha256()),

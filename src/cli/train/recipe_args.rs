@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+use pleach_engine::{cpu::Isa, train::ProductPrecision};
 use pleach_trainer::recipe::{Auto, Hyperparameters, Method};
 
 /// How to train.
@@ -31,6 +33,31 @@ pub(in crate::cli) struct RecipeArgs {
     /// Of everything that is random: the same seed comes to the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(in crate::cli) seed: u64,
+    /// Products with frozen weights: exact, or of factors rounded to bf16, which takes AVX512-BF16 and less time
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(in crate::cli) precision: PrecisionName,
+}
+
+/// Of products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(in crate::cli) enum PrecisionName {
+    F32,
+    Bf16,
+}
+
+impl From<PrecisionName> for ProductPrecision {
+    fn from(name: PrecisionName) -> Self {
+        match name {
+            PrecisionName::F32 => Self::F32,
+            PrecisionName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+/// # Errors
+/// What it takes and is not there, with the flag's name.
+pub(in crate::cli) fn check_precision(precision: ProductPrecision, isa: Isa) -> anyhow::Result<()> {
+    precision.check(isa).with_context(|| format!("--precision {precision}"))
 }
 
 /// What to learn.

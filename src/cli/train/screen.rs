@@ -66,11 +66,12 @@ impl Screen {
     ) {
         let settings = prepared.resolved();
         self.say(&format!(
-            "model       {}, {}; {} threads, {} kernels",
+            "model       {}, {}; {} threads, {} kernels, products in {}",
             setup.model,
             show_bytes(base.file_bytes),
             compute.threads,
             compute.isa,
+            setup.precision,
         ));
         let beta = match setup.method {
             Method::Supervised => String::new(),

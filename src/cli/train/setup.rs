@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
-use pleach_trainer::recipe::{Auto, Hyperparameters, Method, Recipe};
+use pleach_engine::train::ProductPrecision;
+use pleach_trainer::recipe::{Auto, Hyperparameters, Method, Recipe, precision_name};
 use serde::{Deserialize, Serialize};
 
 use super::{Args, rows::RowFile};
@@ -26,6 +27,8 @@ pub(super) struct Setup {
     pub(super) method: Method,
     pub(super) hyperparameters: Hyperparameters,
     pub(super) seed: u64,
+    #[serde(default, with = "precision_name")]
+    pub(super) precision: ProductPrecision,
     pub(super) suffix: Option<String>,
     pub(super) validate_every: Option<u64>,
     pub(super) patience: u32,
@@ -63,6 +66,7 @@ impl Setup {
             method,
             hyperparameters,
             seed: recipe.seed,
+            precision: recipe.precision.into(),
             suffix: args.suffix.clone(),
             validate_every: args.validate_every,
             patience: args.patience,
@@ -70,8 +74,8 @@ impl Setup {
     }
 
     pub(super) fn recipe(&self) -> Recipe {
-        let Self { method, hyperparameters, seed, .. } = *self;
-        Recipe { method, hyperparameters, seed }
+        let Self { method, hyperparameters, seed, precision, .. } = *self;
+        Recipe { method, hyperparameters, seed, precision }
     }
 
     /// # Errors

@@ -1,5 +1,6 @@
 //! Fine-tuning jobs, as `OpenAI` has them.
 
+use pleach_engine::train::ProductPrecision;
 use pleach_store::{JobError, Metadata, StoredCheckpoint, StoredEvent, StoredJob};
 use serde::Serialize;
 use serde_json::Value;
@@ -78,6 +79,8 @@ impl JobRequest {
                 method,
                 hyperparameters,
                 seed,
+                // Of the server, when the job is made.
+                precision: ProductPrecision::default(),
                 suffix,
                 round: None,
                 early_stopping,

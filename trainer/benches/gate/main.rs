@@ -34,7 +34,7 @@ use pleach_engine::{
     sampler::SamplingParams,
     site::{Site, TargetModule},
     step_batch::{SampleRow, StepBatch, StepSequence},
-    train::TrainOptions,
+    train::{ProductPrecision, TrainOptions},
 };
 use pleach_text::Tokenizer;
 use pleach_trainer::{
@@ -337,6 +337,7 @@ fn main() {
         decoder,
         tokenizer: Tokenizer::from_gguf(&file).unwrap(),
         options: TrainOptions {
+            precision: ProductPrecision::F32,
             isa,
             threads,
             rows_max: 512,

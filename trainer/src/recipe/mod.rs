@@ -1,7 +1,7 @@
 //! How an adapter is trained, whoever asks for it: a job of the server, or the command line.
 //!
 //! ```text
-//! Recipe: method, settings or `auto`, seed
+//! Recipe: method, settings or `auto`, seed, precision
 //!    │            rows ── load ──> Loaded: items, report
 //!    └──────────────────────────────┴─ Prepared: samples, batches, settings as numbers
 //!                                         └─ learner ──> steps, in Prepared's order ──> Place, Results
@@ -14,6 +14,7 @@
 mod memory;
 mod parent;
 mod place;
+pub mod precision_name;
 mod prepared;
 mod results;
 mod rows;

@@ -249,7 +249,8 @@ impl Prepared {
     /// Settings of the engine's passes.
     pub fn train_options(&self, compute: Compute) -> TrainOptions {
         let Compute { isa, threads, activation_bytes, unit_work } = compute;
-        TrainOptions { isa, threads, rows_max: self.rows_max, activation_bytes, unit_work }
+        let (precision, rows_max) = (self.recipe.precision, self.rows_max);
+        TrainOptions { isa, precision, threads, rows_max, activation_bytes, unit_work }
     }
 
     /// A learner before its first step: of the parent's weights or fresh ones.

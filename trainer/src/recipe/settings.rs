@@ -1,5 +1,6 @@
 //! What is asked for: method, settings, seed.
 
+use pleach_engine::train::ProductPrecision;
 use serde::{Deserialize, Serialize, Serializer};
 
 /// How an adapter is trained.
@@ -11,6 +12,8 @@ pub struct Recipe {
     pub hyperparameters: Hyperparameters,
     /// Of everything that is random.
     pub seed: u64,
+    /// Of products with frozen weights. A training that goes on must have that it began with.
+    pub precision: ProductPrecision,
 }
 
 /// What is minimized.
@@ -242,7 +245,12 @@ mod tests {
 
     #[test]
     fn what_is_chosen_follows_rows_size_and_method() {
-        let recipe = |method, hyperparameters| Recipe { method, hyperparameters, seed: 1 };
+        let recipe = |method, hyperparameters| Recipe {
+            method,
+            hyperparameters,
+            seed: 1,
+            precision: ProductPrecision::F32,
+        };
         let auto = Hyperparameters::default();
         let small = recipe(Method::Supervised, auto).resolve(10, 2000);
         assert_eq!((small.batch_size, small.n_epochs, small.lora_rank), (1, 3, 16));

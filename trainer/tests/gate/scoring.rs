@@ -12,7 +12,7 @@ use pleach_engine::{
     sampler::SamplingParams,
     site::{Site, TargetModule},
     step_batch::{AdapterSlot, SampleRow, StepBatch, StepSequence},
-    train::{Progress, TrainOptions},
+    train::{ProductPrecision, Progress, TrainOptions},
 };
 use pleach_trainer::{
     Learner, LearnerSettings, LoraSettings, Objective, OptimizerSettings, Sample, SampleScore,
@@ -37,6 +37,7 @@ fn model() -> Decoder<CpuBackend> {
 
 fn options(rows_max: usize) -> TrainOptions {
     TrainOptions {
+        precision: ProductPrecision::F32,
         isa: Isa::detect(),
         threads: 2,
         rows_max,

@@ -1,7 +1,11 @@
 //! Training curves of the default model against transformers and PEFT, step by step, with the tolerances that the
 //! reference states (`tests/fixtures/README.md`).
 
-use pleach_engine::adapter_weights::AdapterWeights;
+use pleach_engine::{
+    adapter_weights::AdapterWeights,
+    cpu::Isa,
+    train::{ProductPrecision, TrainOptions},
+};
 use pleach_trainer::{
     Learner, LearnerSettings, Objective, OptimizerSettings, Sample,
     objective::{Dpo, Kto},
@@ -31,6 +35,10 @@ fn steps(n: usize, all: usize) -> usize {
 }
 
 fn learner(objective: Objective) -> Learner {
+    learner_in(objective, ProductPrecision::F32)
+}
+
+fn learner_in(objective: Objective, precision: ProductPrecision) -> Learner {
     let base = base(&pleach_test_setup::default_model());
     let adapter = initial_adapter(base.spec());
     let settings = LearnerSettings {
@@ -39,7 +47,7 @@ fn learner(objective: Objective) -> Learner {
         dropout: 0.0,
         seed: 0,
     };
-    let mut options = options(512);
+    let mut options = TrainOptions { precision, ..options(512) };
     if objective == Objective::Sft {
         // Enough for the logits too; the others compute them again.
         options.activation_bytes = 1 << 30;
@@ -131,6 +139,39 @@ fn sft_equals_transformers_and_peft() {
     }
     if n == rows.len() {
         check_final("sft", &learner, &initial, SFT_FINAL_TOLERANCE);
+    }
+}
+
+/// With products of bf16, in which factors are off by up to 2⁻⁹: loss, relative.
+const BF16_LOSS_TOLERANCE: f64 = 0.01;
+/// Norm of the gradient, relative.
+const BF16_NORM_TOLERANCE: f64 = 0.05;
+/// Norm of the difference of the final updates by norm of the update.
+const BF16_FINAL_TOLERANCE: f64 = 0.2;
+
+#[test]
+fn sft_in_bf16_stays_near_the_reference() {
+    if ProductPrecision::Bf16.check(Isa::detect()).is_err() {
+        eprintln!("skipped: no AVX512-BF16 on this processor");
+        return;
+    }
+    let golden = curve("sft");
+    let mut learner = learner_in(Objective::Sft, ProductPrecision::Bf16);
+    let initial = AdapterWeights::clone(learner.adapter());
+    let rows = golden["curve"].as_array().unwrap();
+    let n = steps(6, rows.len());
+    for (step, row) in rows.iter().take(n).enumerate() {
+        let examples = indices(&row["examples"]).into_iter();
+        let batch = examples.map(|i| Sample::Supervised(targeted(&golden["tokens"][i]))).collect();
+        let report = learner.step(batch).unwrap();
+        let off = |found: f64, name: &str| found / row[name].as_f64().unwrap() - 1.0;
+        let (loss, norm) = (off(report.loss, "loss"), off(report.grad_norm, "grad_norm"));
+        eprintln!("step {step}: loss off by {loss:+.1e}, norm of the gradient by {norm:+.1e}");
+        assert!(loss.abs() <= BF16_LOSS_TOLERANCE, "loss at step {step}: {loss:+.1e}");
+        assert!(norm.abs() <= BF16_NORM_TOLERANCE, "gradient norm at step {step}: {norm:+.1e}");
+    }
+    if n == rows.len() {
+        check_final("sft", &learner, &initial, BF16_FINAL_TOLERANCE);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The learner: equal to a public implementation on the default model, equal to itself however it is run, and files
 //! that are read back.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
 mod curves;
 mod files;
@@ -15,7 +15,7 @@ use pleach_engine::{
     cpu::{FrozenBase, Isa},
     gguf::GgufFile,
     model::{Activations, CpuOptions, load_cpu},
-    train::TrainOptions,
+    train::{ProductPrecision, TrainOptions},
 };
 use pleach_trainer::{
     Learner, LearnerSettings, LoraSettings, Objective, OptimizerSettings, Sample, Targeted,
@@ -42,6 +42,7 @@ pub(crate) fn tiny() -> FrozenBase {
 pub(crate) fn options(rows_max: usize) -> TrainOptions {
     TrainOptions {
         isa: Isa::detect(),
+        precision: ProductPrecision::F32,
         threads: 2,
         rows_max,
         activation_bytes: 256 << 20,
@@ -54,10 +55,22 @@ pub(crate) fn settings(objective: Objective, dropout: f32) -> LearnerSettings {
     LearnerSettings { objective, optimizer, dropout, seed: 11 }
 }
 
+/// With products of bf16 where this processor has them, in plain Rust elsewhere.
+pub(crate) fn bf16_options(rows_max: usize) -> TrainOptions {
+    let precision = ProductPrecision::Bf16;
+    let isa = Isa::detect();
+    let isa = if precision.check(isa).is_ok() { isa } else { Isa::Portable };
+    TrainOptions { isa, precision, ..options(rows_max) }
+}
+
 pub(crate) fn learner(settings: LearnerSettings, rows_max: usize) -> Learner {
+    learner_with(settings, options(rows_max))
+}
+
+pub(crate) fn learner_with(settings: LearnerSettings, options: TrainOptions) -> Learner {
     let base = tiny();
     let adapter = LoraSettings::all_linear(4).fresh(base.spec(), 7).unwrap();
-    Learner::new(&base, adapter, None, settings, options(rows_max)).unwrap()
+    Learner::new(&base, adapter, None, settings, options).unwrap()
 }
 
 /// A sequence that goes on from `first` by `step`; targets are tokens from `prompt` on.

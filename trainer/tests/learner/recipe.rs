@@ -7,7 +7,7 @@ use pleach_engine::{
     adapter_weights::{AdapterWeights, OwnMatrix, SiteWeights},
     cpu::Isa,
     site::{Site, TargetModule},
-    train::TrainOptions,
+    train::{ProductPrecision, TrainOptions},
 };
 use pleach_text::{ChatTemplate, Tokenizer};
 use pleach_trainer::{
@@ -29,7 +29,7 @@ fn recipe(method: Method) -> Recipe {
         lora_rank: Auto::Set(4),
         ..Hyperparameters::default()
     };
-    Recipe { method, hyperparameters, seed: 5 }
+    Recipe { method, hyperparameters, seed: 5, precision: ProductPrecision::F32 }
 }
 
 fn compute() -> Compute {

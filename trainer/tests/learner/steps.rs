@@ -10,8 +10,8 @@ use pleach_trainer::{
 };
 
 use crate::{
-    labelled, learner, options, preferences, rated, rollouts, scored, sequence, settings,
-    supervised, tiny,
+    bf16_options, labelled, learner, learner_with, options, preferences, rated, rollouts, scored,
+    sequence, settings, supervised, tiny,
 };
 
 const DISTILLATION: Distillation = Distillation { top_k: 5, kl_weight: 0.5, nll_weight: 1.0 };
@@ -135,6 +135,31 @@ fn equal_bits_in_slices_and_in_micro_batches_of_any_size() {
         }
         assert!(bits(sliced.adapter()) == expected, "{objective:?}: slices differ");
         assert!(pauses > 30, "{objective:?}: {pauses} pauses");
+    }
+}
+
+#[test]
+fn in_bf16_equal_bits_in_micro_batches_of_any_size_and_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let spec = tiny().spec().clone();
+    for (objective, batch) in objectives() {
+        let new = |rows_max| learner_with(settings(objective, 0.1), bf16_options(rows_max));
+        let (reports, expected) = after(&mut new(256), &batch, 4);
+        assert!(reports[3].loss < reports[0].loss, "{objective:?}: {reports:?}");
+        let small = after(&mut new(30), &batch, 4).1;
+        assert!(small == expected, "{objective:?}: micro-batches differ");
+        let exact = after(&mut learner(settings(objective, 0.1), 256), &batch, 4).1;
+        assert!(exact != expected, "{objective:?}: nothing was rounded");
+        let mut first = new(256);
+        after(&mut first, &batch, 2);
+        first.state("").save(&path, &spec).unwrap();
+        let mut second = new(30);
+        let n_outputs = second.head().map(Head::n_outputs);
+        let state = TrainState::load(&path, &spec, second.adapter(), n_outputs).unwrap();
+        second.restore(state);
+        let gone_on = after(&mut second, &batch, 2).1;
+        assert!(gone_on == expected, "{objective:?}: a restart differs");
     }
 }
 

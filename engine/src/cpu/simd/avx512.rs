@@ -200,24 +200,24 @@ unsafe impl Simd for Avx512 {
         let mut out = r;
         unsafe {
             // Pairs of rows, then 4 × 4 squares within the 128-bit quarters: quarter q of `squares[g][c]` is column
-            // 4q + c of rows 4g..4g + 4.
-            let squares: [[__m512; 4]; 4] = std::array::from_fn(|g| {
+            // 4q + c of rows 4g..4g + 4. (No closures: one that is not inlined has not the instructions of its caller.)
+            let mut squares = [[_mm512_setzero_ps(); 4]; 4];
+            for g in 0..4 {
                 let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
-                let [ab, cd] = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)]
-                    .map(|v| _mm512_castps_pd(v));
-                let [ab_high, cd_high] = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)]
-                    .map(|v| _mm512_castps_pd(v));
-                [
-                    _mm512_unpacklo_pd(ab, cd),
-                    _mm512_unpackhi_pd(ab, cd),
-                    _mm512_unpacklo_pd(ab_high, cd_high),
-                    _mm512_unpackhi_pd(ab_high, cd_high),
-                ]
-                .map(|v| _mm512_castpd_ps(v))
-            });
+                let ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+                let cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+                let ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+                let cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+                squares[g] = [
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)),
+                ];
+            }
             // Then the quarters themselves: 0x88 takes the even ones of two vectors, 0xdd the odd ones.
             for c in 0..4 {
-                let [a, b, d, e] = squares.map(|square| square[c]);
+                let [a, b, d, e] = [squares[0][c], squares[1][c], squares[2][c], squares[3][c]];
                 let even = [_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(d, e)];
                 let odd = [_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(d, e)];
                 out[c] = _mm512_shuffle_f32x4::<0x88>(even[0], even[1]);

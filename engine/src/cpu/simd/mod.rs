@@ -10,9 +10,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 mod portable;
 
 use super::Isa;
+pub(crate) use bf16::{Bf16, Bf16Kernel};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;

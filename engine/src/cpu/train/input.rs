@@ -7,13 +7,17 @@ use crate::{
     backend::HeadNorms,
     cpu::{Isa, packed::PackedMatrix},
     rope::RopeTable,
+    train::{ProductPrecision, TrainOptions},
 };
 
 use super::{
     base::{Frozen, FrozenLinear},
     dropout::Masks,
-    linear::Dropped,
+    linear::{Dropped, Inputs},
+    memory::{BufferId, Memory},
     plan::BatchPlan,
+    product::Rows,
+    product_bf16::PairRows,
     program::{LinearAt, Norm, SiteAt},
 };
 
@@ -52,6 +56,7 @@ impl Angles {
 pub(super) struct PassInput {
     pub(super) base: Arc<Frozen>,
     pub(super) isa: Isa,
+    pub(super) precision: ProductPrecision,
     pub(super) angles: Angles,
     pub(super) plan: BatchPlan,
     pub(super) adapter: Option<Arc<AdapterWeights>>,
@@ -59,10 +64,12 @@ pub(super) struct PassInput {
 }
 
 impl PassInput {
-    /// For sequences of at most `rows_max` rows.
-    pub(super) fn new(base: Arc<Frozen>, isa: Isa, rows_max: usize) -> Self {
+    /// For a pass with these options.
+    pub(super) fn new(base: Arc<Frozen>, options: &TrainOptions) -> Self {
+        let &TrainOptions { isa, precision, rows_max, .. } = options;
         let angles = Angles::new(&base.rope, rows_max.min(base.spec.context));
-        Self { base, isa, angles, plan: BatchPlan::default(), adapter: None, masks: None }
+        let plan = BatchPlan::default();
+        Self { base, isa, precision, angles, plan, adapter: None, masks: None }
     }
 
     /// Cosine and sine of a row's position.
@@ -103,6 +110,25 @@ impl PassInput {
     /// `1 / sqrt(head_dim)`, which queries are multiplied by.
     pub(super) fn softmax_scale(&self) -> f32 {
         1.0 / (self.base.spec.head_dim as f32).sqrt()
+    }
+
+    /// What products with frozen weights read of a buffer from a column on: itself, or what
+    /// [`Op::Round`](super::program::Op::Round) made of it just before.
+    pub(super) fn inputs<'a>(
+        &self,
+        memory: &'a Memory,
+        buffer: BufferId,
+        column: usize,
+    ) -> Inputs<'a> {
+        match self.precision {
+            ProductPrecision::F32 => {
+                let buffer = &memory[buffer];
+                Inputs::F32(Rows::new(&buffer.values[column..], buffer.stride))
+            }
+            ProductPrecision::Bf16 => {
+                Inputs::Bf16(PairRows { pairs: &memory.rounded, stride: memory.rounded_stride })
+            }
+        }
     }
 
     /// Dropout of a site's input.

@@ -19,7 +19,7 @@ use crate::{
     cpu::{packed::BLOCK, simd::LANES},
     site::TargetModule,
     spec::ModelSpec,
-    train::{AdapterShape, MemoryNeed, TrainOptions},
+    train::{AdapterShape, MemoryNeed, ProductPrecision, TrainOptions},
 };
 
 use super::{attention::QUERY_ROWS, panel::panel_values};
@@ -156,6 +156,9 @@ pub(crate) struct Memory {
     pub(crate) packed: [[BufferId; 2]; PARTS],
     /// Weights of a group of query tiles.
     pub(crate) group: BufferId,
+    /// Inputs of linears in bf16, `[T, rounded_stride]` pairs; empty with f32.
+    pub(crate) rounded: Vec<u32>,
+    pub(crate) rounded_stride: usize,
     /// Per thread: a panel, or scores of a tile.
     pub(crate) scratch: Vec<Vec<f32>>,
     pub(crate) widths: Widths,
@@ -261,22 +264,31 @@ impl Memory {
                 [take(widths.widest, widths.rank), take(widths.widest, widths.rank)]
             }),
             group: take(1, group_floats),
+            rounded: Vec::new(),
+            rounded_stride: 0,
             scratch: Vec::new(),
             buffers: Vec::new(),
             widths,
             need: MemoryNeed::default(),
         };
-        let panel = panel_values(memory.widths.widest.max(VOCAB_CHUNK));
+        let widest = memory.widths.widest.max(VOCAB_CHUNK);
+        let n_pairs =
+            if options.precision == ProductPrecision::Bf16 { rows * widest / 2 } else { 0 };
+        let panel = panel_values(widest);
         let scratch = panel.max(QUERY_ROWS * turned);
         let scratch_bytes = options.threads.max(1) * scratch * size_of::<f32>();
         let kept_bytes = kept_layers * record_bytes;
+        let rounded_bytes = n_pairs * size_of::<u32>();
         memory.need = MemoryNeed {
             residual_bytes,
             kept_bytes,
             kept_layers,
-            working_bytes: taker.bytes - residual_bytes - kept_bytes + scratch_bytes,
+            working_bytes: taker.bytes - residual_bytes - kept_bytes
+                + scratch_bytes
+                + rounded_bytes,
         };
         if allocate {
+            (memory.rounded, memory.rounded_stride) = (vec![0; n_pairs], widest / 2);
             memory.scratch = (0..options.threads.max(1)).map(|_| vec![0.0; scratch]).collect();
         }
         memory.buffers = taker.buffers;

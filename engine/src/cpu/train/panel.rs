@@ -2,7 +2,7 @@
 //!
 //! Forward, lanes are output features and the panel of two tiles is all of K. Backward, lanes are input features: the
 //! panel is one block of 32 of them over some tiles, turned round sixteen by sixteen. Values are bit-equal to the
-//! format's definition in both.
+//! format's definition in both; panels of pairs hold the same values rounded to bf16.
 #![expect(unsafe_code, reason = "vector kernel over packed tiles")]
 
 use std::ops::Range;
@@ -10,10 +10,10 @@ use std::ops::Range;
 use crate::cpu::{
     matmul_f32::{dequantize_block, dequantize_tile},
     packed::{BLOCK, Dense, PackedMatrix, Storage},
-    simd::{LANES, Simd},
+    simd::{Bf16, LANES, Simd},
 };
 
-use super::product::Panel;
+use super::{product::Panel, product_bf16::PairPanel};
 
 /// Output features of a forward panel, and input features of a backward one.
 pub(crate) const PANEL: usize = 2 * LANES;
@@ -69,20 +69,9 @@ pub(crate) unsafe fn backward_panel<'a, S: Simd>(
     assert!(scratch.len() >= tiles.len() * LANES * PANEL && (block + 1) * BLOCK <= matrix.n_in);
     let mut values = [0.0; BLOCK * LANES];
     for (tile, out) in tiles.zip(scratch.chunks_exact_mut(LANES * PANEL)) {
-        let bytes = matrix.tile(tile);
         // SAFETY: the instruction set is the caller's; a tile has the block by the assertion, `out` is `[16, 32]`.
         unsafe {
-            match matrix.storage {
-                Storage::Codes(layout) => {
-                    dequantize_block::<S>(layout, matrix.n_in, bytes, block, &mut values);
-                }
-                Storage::Dense(dense) => {
-                    for (k, out) in values.chunks_exact_mut(LANES).enumerate() {
-                        let value = load_dense::<S>(dense, bytes, block * BLOCK + k);
-                        S::store(out.as_mut_ptr(), value);
-                    }
-                }
-            }
+            block_values::<S>(matrix, tile, block, &mut values);
             for half in 0..2 {
                 let mut square = [S::splat(0.0); LANES];
                 for (k, vector) in square.iter_mut().enumerate() {
@@ -95,6 +84,100 @@ pub(crate) unsafe fn backward_panel<'a, S: Simd>(
         }
     }
     Panel { values: scratch, stride: PANEL, vector_stride: LANES }
+}
+
+/// The values of inputs `32 * block..` of a tile, `[32, 16]`.
+#[inline(always)]
+unsafe fn block_values<S: Simd>(
+    matrix: &PackedMatrix,
+    tile: usize,
+    block: usize,
+    values: &mut [f32; BLOCK * LANES],
+) {
+    let bytes = matrix.tile(tile);
+    // SAFETY: the instruction set is the caller's, and the tile has the block; `values` holds it.
+    unsafe {
+        match matrix.storage {
+            Storage::Codes(layout) => {
+                dequantize_block::<S>(layout, matrix.n_in, bytes, block, values);
+            }
+            Storage::Dense(dense) => {
+                for (k, out) in values.chunks_exact_mut(LANES).enumerate() {
+                    let value = load_dense::<S>(dense, bytes, block * BLOCK + k);
+                    S::store(out.as_mut_ptr(), value);
+                }
+            }
+        }
+    }
+}
+
+/// Scratch for pairs of bf16.
+fn as_pairs(scratch: &mut [f32]) -> &mut [u32] {
+    // SAFETY: the two types have one size and alignment, and every pattern of bits is a value of both.
+    unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast(), scratch.len()) }
+}
+
+/// As [`forward_panel`], rounded to bf16: row `k / 2` holds the weights of inputs `k` and `k + 1` in pairs.
+///
+/// # Safety
+/// The processor must have the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn forward_pairs<'a, S: Bf16>(
+    matrix: &PackedMatrix,
+    tiles: Range<usize>,
+    scratch: &'a mut [f32],
+) -> PairPanel<'a> {
+    let (per_tile, scratch) = (matrix.n_in / 2 * LANES, as_pairs(scratch));
+    assert!(tiles.len() * LANES <= PANEL && scratch.len() >= tiles.len() * per_tile);
+    let mut values = [0.0; BLOCK * LANES];
+    for (tile, out) in tiles.zip(scratch.chunks_exact_mut(per_tile)) {
+        for (block, out) in out.chunks_exact_mut(BLOCK / 2 * LANES).enumerate() {
+            // SAFETY: the instruction set is the caller's; a tile has `n_in / 32` blocks, `out` is `[16, 16]`.
+            unsafe {
+                block_values::<S>(matrix, tile, block, &mut values);
+                for pair in 0..BLOCK / 2 {
+                    let row = values.as_ptr().add(2 * pair * LANES);
+                    let pairs = S::pair(S::load(row), S::load(row.add(LANES)));
+                    S::store_pairs(out.as_mut_ptr().add(pair * LANES), pairs);
+                }
+            }
+        }
+    }
+    PairPanel { pairs: scratch, stride: LANES, vector_stride: per_tile }
+}
+
+/// As [`backward_panel`], rounded to bf16: row `n / 2` holds the weights of output features `n` and `n + 1` in pairs.
+///
+/// # Safety
+/// The processor must have the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn backward_pairs<'a, S: Bf16>(
+    matrix: &PackedMatrix,
+    block: usize,
+    tiles: Range<usize>,
+    scratch: &'a mut [f32],
+) -> PairPanel<'a> {
+    let (per_tile, scratch) = (LANES / 2 * PANEL, as_pairs(scratch));
+    assert!(scratch.len() >= tiles.len() * per_tile && (block + 1) * BLOCK <= matrix.n_in);
+    let mut values = [0.0; BLOCK * LANES];
+    for (tile, out) in tiles.zip(scratch.chunks_exact_mut(per_tile)) {
+        // SAFETY: the instruction set is the caller's; a tile has the block by the assertion, `out` is `[8, 32]`.
+        unsafe {
+            block_values::<S>(matrix, tile, block, &mut values);
+            for half in 0..2 {
+                let mut square = [S::splat(0.0); LANES];
+                for (k, vector) in square.iter_mut().enumerate() {
+                    *vector = S::load(values.as_ptr().add((half * LANES + k) * LANES));
+                }
+                let square = S::transpose(square);
+                for (n, two) in square.chunks_exact(2).enumerate() {
+                    let to = out.as_mut_ptr().add(n * PANEL + half * LANES);
+                    S::store_pairs(to, S::pair(two[0], two[1]));
+                }
+            }
+        }
+    }
+    PairPanel { pairs: scratch, stride: PANEL, vector_stride: LANES }
 }
 
 /// The sixteen values of input `k` of a dense tile.

@@ -81,7 +81,7 @@ impl TrainPass {
     ///
     /// # Errors
     /// [`TrainError::Cpu`] where the processor lacks the instruction set or a thread cannot be started,
-    /// [`TrainError::Setting`].
+    /// [`TrainError::Precision`], [`TrainError::Setting`].
     pub fn new(
         base: &FrozenBase,
         shape: &AdapterShape,
@@ -90,6 +90,7 @@ impl TrainPass {
         if !options.isa.is_available() {
             return Err(CpuError::NoSuchIsa(options.isa).into());
         }
+        options.precision.check(options.isa)?;
         for (setting, value) in [("rows_max", options.rows_max), ("threads", options.threads)] {
             if value == 0 {
                 return Err(TrainError::Setting { setting, value: 0.0, expected: "at least 1" });
@@ -99,7 +100,7 @@ impl TrainPass {
         Ok(Self {
             memory: Memory::new(spec, shape, &options),
             need: Memory::need(spec, shape, &options),
-            input: PassInput::new(Arc::clone(&base.0), options.isa, options.rows_max),
+            input: PassInput::new(Arc::clone(&base.0), &options),
             shape: shape.clone(),
             team: Team::new(options.threads).map_err(CpuError::Thread)?,
             options,
@@ -336,6 +337,7 @@ impl TrainPass {
             has_targets: !self.input.plan.batch.targets().is_empty(),
             has_features: !self.input.plan.batch.features().is_empty(),
             dropout: self.input.masks.is_some(),
+            precision: self.input.precision,
         }
     }
 

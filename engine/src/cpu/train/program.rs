@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
-use crate::{cpu::simd::LANES, site::TargetModule as M, train::AdapterShape};
+use crate::{
+    cpu::simd::LANES,
+    site::TargetModule as M,
+    train::{AdapterShape, ProductPrecision},
+};
 
 use super::memory::{BufferId, Memory, Record, VOCAB_CHUNK};
 
@@ -38,6 +42,19 @@ pub(crate) struct LinearAt {
     pub(crate) module: M,
 }
 
+/// What a product with frozen weights reads: its width, and whether its rows are those of the head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Side {
+    /// Inputs of a linear, and of those that share them.
+    In(LinearAt),
+    /// Gradients of its outputs.
+    Out(LinearAt),
+    /// Inputs of the head.
+    Head,
+    /// Gradients of the logits of so many tiles.
+    Logits(usize),
+}
+
 /// One operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
@@ -59,6 +76,11 @@ pub(crate) enum Op {
         norm: Norm,
         dy: BufferId,
         dx: BufferId,
+    },
+    /// Rounds to bf16 what the products that follow read.
+    Round {
+        from: Columns,
+        side: Side,
     },
     /// `out (+)= W x + bias + B v`.
     Linear {
@@ -178,6 +200,7 @@ pub(crate) struct Builder<'a> {
     pub(crate) has_targets: bool,
     pub(crate) has_features: bool,
     pub(crate) dropout: bool,
+    pub(crate) precision: ProductPrecision,
 }
 
 const QKV: [M; 3] = [M::QProj, M::KProj, M::VProj];
@@ -186,15 +209,17 @@ const GATE_UP: [M; 2] = [M::GateProj, M::UpProj];
 impl Builder<'_> {
     /// From tokens to log-probabilities of the targets, and to features.
     pub(crate) fn forward(&self) -> Vec<Op> {
+        let memory = self.memory;
         let mut ops = vec![Op::Embed];
         for layer in 0..self.n_layers {
-            let (record, out) = (self.memory.record(layer), self.memory.residual[layer + 1]);
+            let (record, out) = (memory.record(layer), memory.residual[layer + 1]);
             self.layer(&mut ops, layer);
             ops.push(Op::SwiGlu { gate_up: record.gate_up });
             ops.push(Op::Copy { from: record.middle, to: out });
-            self.linears(&mut ops, layer, &[M::DownProj], self.memory.product, out, true);
+            self.linears(&mut ops, layer, &[M::DownProj], memory.product, out, true);
         }
         ops.push(Op::HeadInput);
+        self.round(&mut ops, memory.head_input, 0, Side::Head);
         for tiles in self.vocab_chunks() {
             ops.push(Op::Logits { tiles: tiles.clone() });
             ops.push(Op::FoldLogits { tiles });
@@ -233,9 +258,11 @@ impl Builder<'_> {
         let mut ops = vec![Op::Zero(memory.d_head_input), Op::Zero(memory.d_residual)];
         for tiles in self.vocab_chunks() {
             if !memory.keeps_logits {
+                self.round(&mut ops, memory.head_input, 0, Side::Head);
                 ops.push(Op::Logits { tiles: tiles.clone() });
             }
             ops.push(Op::LogitsBack { tiles: tiles.clone() });
+            self.round(&mut ops, memory.logits(tiles.start), 0, Side::Logits(tiles.len()));
             ops.push(Op::HeadBack { tiles });
         }
         if self.has_features {
@@ -305,6 +332,9 @@ impl Builder<'_> {
         out: BufferId,
         accumulate: bool,
     ) {
+        if let Some(&module) = modules.first() {
+            self.round(ops, x, 0, Side::In(LinearAt { layer, module }));
+        }
         for (part, &module) in modules.iter().enumerate() {
             let site = self.site(layer, module, part);
             self.shrink(ops, site, x);
@@ -343,7 +373,14 @@ impl Builder<'_> {
         let Some(dx) = dx else { return };
         for (part, &module) in modules.iter().enumerate() {
             let (at, site) = (LinearAt { layer, module }, self.site(layer, module, part));
+            self.round(ops, dy(module).buffer, dy(module).column, Side::Out(at));
             ops.push(Op::LinearBack { at, site, dy: dy(module), dx, accumulate: part > 0 });
+        }
+    }
+
+    fn round(&self, ops: &mut Vec<Op>, buffer: BufferId, column: usize, side: Side) {
+        if self.precision == ProductPrecision::Bf16 {
+            ops.push(Op::Round { from: Columns { buffer, column }, side });
         }
     }
 

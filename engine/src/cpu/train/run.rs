@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::train::ProductPrecision;
+
 use super::{
     memory::VOCAB_CHUNK,
     panel::PANEL,
@@ -29,10 +31,12 @@ impl TrainPass {
         let (rows, n_head_rows) = (plan.n_rows(), plan.head_rows().len());
         let by_rows =
             |rows: usize, width: usize| (rows.div_ceil(ROWS), rows.min(ROWS) * width * VALUE_WORK);
-        // Panels of `outer` features by blocks of rows.
+        // Panels of `outer` features by blocks of rows; two products of bf16 take the time of one.
+        let at_once = if input.precision == ProductPrecision::Bf16 { 2 } else { 1 };
         let by_panels = |rows: usize, outer: usize, inner: usize| {
             let panels = outer.div_ceil(PANEL);
-            (panels * rows.div_ceil(PANEL_ROWS), (rows.min(PANEL_ROWS) + 8) * PANEL * inner)
+            let work = (rows.min(PANEL_ROWS) / at_once + 8) * PANEL * inner;
+            (panels * rows.div_ceil(PANEL_ROWS), work)
         };
         let shrink = |site: &SiteAt, inner| {
             let rank = super::lora::padded(input.site_weights(*site).rank);
@@ -51,6 +55,10 @@ impl TrainPass {
                 by_rows(rows, spec.hidden)
             }
             Op::Zero(buffer) => by_rows(rows, self.memory[*buffer].stride),
+            Op::Round { side, .. } => {
+                let (n_rows, width) = self.side(*side);
+                by_rows(n_rows, width.div_ceil(VALUE_WORK))
+            }
             Op::Linear { at, .. } => {
                 let matrix = input.matrix(*at);
                 by_panels(rows, matrix.n_out, matrix.n_in)
@@ -103,6 +111,7 @@ impl TrainPass {
             Op::Zero(buffer) => self.zero(chunks, buffer),
             Op::Norm { x, norm, out } => self.norm(chunks, x, norm, out),
             Op::NormBack { x, norm, dy, dx } => self.norm_back(chunks, x, norm, dy, dx),
+            Op::Round { from, side } => self.round(chunks, from, side),
             Op::Linear { at, site, x, out, accumulate } => {
                 self.linear(chunks, at, site, x, out, accumulate);
             }

@@ -10,7 +10,7 @@ use super::{
     linear::{LinearBackPanel, LinearPanel},
     panel::PANEL,
     pass::TrainPass,
-    product::{Rows, Sum, Target},
+    product::{Sum, Target},
     run_products::panel_and_rows,
     run_rows::for_rows,
 };
@@ -45,8 +45,7 @@ impl TrainPass {
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, out.stride);
         let n_rows = self.input.plan.head_rows().len();
-        let x = &self.memory[self.memory.head_input];
-        let x = Rows::new(&x.values, x.stride);
+        let x = self.input.inputs(&self.memory, self.memory.head_input, 0);
         let (parts, scratch_parts) = (Parts::new(&mut out.values), Parts::new(&mut scratch));
         let per_panel = PANEL / LANES;
         let (first, n_panels) = (chunks.start, super::memory::VOCAB_CHUNK / PANEL);
@@ -55,7 +54,7 @@ impl TrainPass {
             let from = tiles.start + panel * per_panel;
             // The last chunk of the vocabulary may have fewer panels.
             if from < tiles.end {
-                isa.run(LinearPanel {
+                let panel = LinearPanel {
                     matrix,
                     tiles: from..tiles.end.min(from + per_panel),
                     rows,
@@ -65,7 +64,8 @@ impl TrainPass {
                     out: Target { parts: &parts, start: panel * PANEL, stride },
                     accumulate: false,
                     scratch: &mut scratch_parts.row(thread, 1)[0],
-                });
+                };
+                panel.run(isa);
             }
         });
         self.memory.scratch = scratch;
@@ -146,13 +146,12 @@ impl TrainPass {
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, dx.stride);
         let n_rows = self.input.plan.head_rows().len();
-        let dy = &self.memory[self.memory.logits(tiles.start)];
-        let dy = Rows::new(&dy.values, dy.stride);
+        let dy = self.input.inputs(&self.memory, self.memory.logits(tiles.start), 0);
         let (parts, scratch_parts) = (Parts::new(&mut dx.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_in / BLOCK);
         self.team.run(chunks.len(), |chunk, thread| {
             let (block, rows) = panel_and_rows(first + chunk, n_panels, n_rows);
-            isa.run(LinearBackPanel {
+            let panel = LinearBackPanel {
                 matrix,
                 tiles: tiles.clone(),
                 block,
@@ -164,7 +163,8 @@ impl TrainPass {
                 // Over the whole vocabulary, what many unlikely tokens add would be lost in one chain.
                 sum: Sum::Added,
                 scratch: &mut scratch_parts.row(thread, 1)[0],
-            });
+            };
+            panel.run(isa);
         });
         self.memory.scratch = scratch;
         self.memory.put(id, dx);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::cpu::{packed::BLOCK, threads::Parts};
+use crate::cpu::{packed::BLOCK, simd::LANES, threads::Parts};
 
 use super::{
     linear::{LinearBackPanel, LinearPanel, LowRank},
@@ -11,12 +11,13 @@ use super::{
     panel::PANEL,
     pass::TrainPass,
     product::{Rows, Sum, Target},
-    program::{Columns, LinearAt, SiteAt},
-    run::{PACK_FEATURES, PANEL_ROWS, SHRINK_ROWS},
+    product_bf16::RoundRows,
+    program::{Columns, LinearAt, Side, SiteAt},
+    run::{PACK_FEATURES, PANEL_ROWS, ROWS, SHRINK_ROWS},
 };
 
 /// Tiles of a forward panel.
-const TILES: usize = PANEL / crate::cpu::simd::LANES;
+const TILES: usize = PANEL / LANES;
 
 /// The panel and the rows of a chunk, of `n_panels` panels.
 pub(super) fn panel_and_rows(
@@ -29,6 +30,33 @@ pub(super) fn panel_and_rows(
 }
 
 impl TrainPass {
+    /// Rows and columns of what is rounded.
+    pub(super) fn side(&self, side: Side) -> (usize, usize) {
+        let (input, n_head_rows) = (&self.input, self.input.plan.head_rows().len());
+        let n_rows = input.plan.n_rows();
+        match side {
+            Side::In(at) => (n_rows, input.matrix(at).n_in),
+            Side::Out(at) => (n_rows, input.matrix(at).n_tiles() * LANES),
+            Side::Head => (n_head_rows, input.base.head.n_in),
+            Side::Logits(n_tiles) => (n_head_rows, n_tiles * LANES),
+        }
+    }
+
+    pub(super) fn round(&mut self, chunks: Range<usize>, from: Columns, side: Side) {
+        let (n_rows, n_columns) = self.side(side);
+        let mut to = std::mem::take(&mut self.memory.rounded);
+        let (isa, stride) = (self.input.isa, self.memory.rounded_stride);
+        let buffer = &self.memory[from.buffer];
+        let from = Rows::new(&buffer.values[from.column..], buffer.stride);
+        let (parts, first) = (Parts::new(&mut to), chunks.start);
+        self.team.run(chunks.len(), |chunk, _| {
+            let start = (first + chunk) * ROWS;
+            let rows = start..n_rows.min(start + ROWS);
+            isa.run_bf16(RoundRows { rows, n_columns, from, to: &parts, stride });
+        });
+        self.memory.rounded = to;
+    }
+
     pub(super) fn linear(
         &mut self,
         chunks: Range<usize>,
@@ -51,12 +79,12 @@ impl TrainPass {
                 factor: Rows::new(&factor.values, memory.widths.widest),
             }
         });
-        let x = Rows::new(&memory[x].values, memory[x].stride);
+        let x = input.inputs(memory, x, 0);
         let (parts, scratch_parts) = (Parts::new(&mut to.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_out.div_ceil(PANEL));
         self.team.run(chunks.len(), |chunk, thread| {
             let (panel, rows) = panel_and_rows(first + chunk, n_panels, n_rows);
-            isa.run(LinearPanel {
+            let panel = LinearPanel {
                 matrix,
                 tiles: panel * TILES..matrix.n_tiles().min((panel + 1) * TILES),
                 rows,
@@ -66,7 +94,8 @@ impl TrainPass {
                 out: Target { parts: &parts, start: out.column + panel * PANEL, stride },
                 accumulate,
                 scratch: &mut scratch_parts.row(thread, 1)[0],
-            });
+            };
+            panel.run(isa);
         });
         self.memory.scratch = scratch;
         self.memory.put(out.buffer, to);
@@ -94,13 +123,12 @@ impl TrainPass {
             }
         });
         let dropped = site.and_then(|site| input.dropped(site));
-        let dy_rows = &memory[dy.buffer];
-        let dy = Rows::new(&dy_rows.values[dy.column..], dy_rows.stride);
+        let dy = input.inputs(memory, dy.buffer, dy.column);
         let (parts, scratch_parts) = (Parts::new(&mut to.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_in / BLOCK);
         self.team.run(chunks.len(), |chunk, thread| {
             let (block, rows) = panel_and_rows(first + chunk, n_panels, n_rows);
-            isa.run(LinearBackPanel {
+            let panel = LinearBackPanel {
                 matrix,
                 tiles: 0..matrix.n_tiles(),
                 block,
@@ -111,7 +139,8 @@ impl TrainPass {
                 dx: Target { parts: &parts, start: 0, stride },
                 sum: Sum::goes_on(accumulate),
                 scratch: &mut scratch_parts.row(thread, 1)[0],
-            });
+            };
+            panel.run(isa);
         });
         self.memory.scratch = scratch;
         self.memory.put(dx, to);

@@ -3,4 +3,5 @@
 
 mod attention;
 mod products;
+mod products_bf16;
 mod rows;
