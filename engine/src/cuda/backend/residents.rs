@@ -279,13 +279,13 @@ mod tests {
         let mut device = device();
         device.reserve(512 << 20).unwrap();
         let residents = Residents::new(&mut device, &spec, 256 << 20).unwrap();
-        let packer = CudaPacker {
+        let of_device = CudaPacker {
             spec: spec.clone(),
             capacity_bytes: residents.capacity_bytes(),
             base: None,
         };
         let packed: Vec<_> =
-            (1..7).map(|seed| packer.pack(&weights(&spec, seed)).unwrap()).collect();
+            (1..7).map(|seed| of_device.pack(&weights(&spec, seed)).unwrap()).collect();
         let n_bytes = packed[0].n_bytes();
         assert!(n_bytes > 2 * LANE_BUFFER_BYTES && !n_bytes.is_multiple_of(LANE_BUFFER_BYTES));
 
@@ -329,8 +329,8 @@ mod tests {
         let mut residents = Residents::new(&mut device, &spec, 64 << 20).unwrap();
         // Beyond what the device gave out.
         residents.memory = residents.memory.at(128 << 20);
-        let packer = CudaPacker { spec: spec.clone(), capacity_bytes: 64 << 20, base: None };
-        let packed = packer.pack(&weights(&spec, 1)).unwrap();
+        let of_device = CudaPacker { spec: spec.clone(), capacity_bytes: 64 << 20, base: None };
+        let packed = of_device.pack(&weights(&spec, 1)).unwrap();
         let error = residents.install(&packed).unwrap_err();
         assert!(matches!(error, RunError::Device(_)), "{error}");
         assert_eq!(residents.books().pool.free_bytes(), residents.capacity_bytes());

@@ -79,7 +79,7 @@ fn a_lane_copies_from_another_thread_to_what_was_given_before() {
     let ptr = device.alloc("adapter", 1024).unwrap();
     let mut lane = device.upload_lane(100).unwrap();
     let later = device.alloc("later", 256).unwrap();
-    let bytes: Vec<u8> = (0..1024).map(|i| (i % 251) as u8).collect();
+    let bytes: Vec<u8> = (0..=250).cycle().take(1024).collect();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             lane.upload(&bytes, ptr).unwrap();
