@@ -18,6 +18,7 @@ mod ending;
 mod examiner;
 mod gating;
 mod material;
+mod more_often;
 mod policy;
 mod probes;
 mod probing;

@@ -9,7 +9,10 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::policy::{Guardrails, Rollout};
+use super::{
+    more_often::{Counted, is_more_often, look_between},
+    policy::{Guardrails, Rollout},
+};
 
 /// Answers of each side from which shares and means are compared.
 const ANSWERS_MIN: u64 = 20;
@@ -206,6 +209,7 @@ impl Trial {
 
     /// Takes in what became of a request. What follows is in `phase` and `breach`.
     pub fn ended(&mut self, side: Side, end: RequestEnd) {
+        let before = self.candidate.answers;
         let counts = match side {
             Side::Current => &mut self.current,
             Side::Candidate => &mut self.candidate,
@@ -223,21 +227,24 @@ impl Trial {
             self.in_phase += 1;
             self.errors_in_phase += u64::from(end.failed);
         }
-        self.look();
+        let look = look_between(before, self.candidate.answers, ANSWERS_MIN);
+        self.look(|trial| trial.shifts(look));
     }
 
     /// Takes in what somebody said of an answer.
     pub fn judged(&mut self, side: Side, is_negative: bool) {
+        let before = self.candidate.judged;
         let counts = match side {
             Side::Current => &mut self.current,
             Side::Candidate => &mut self.candidate,
         };
         counts.judged += 1;
         counts.negative += u64::from(is_negative);
-        self.look();
+        let look = look_between(before, self.candidate.judged, JUDGEMENTS_MIN);
+        self.look(|trial| trial.disliked(look));
     }
 
-    fn look(&mut self) {
+    fn look(&mut self, others: impl FnOnce(&Self) -> Option<Breach>) {
         if self.breach.is_some() || self.phase == TrialPhase::Settled {
             return;
         }
@@ -249,7 +256,7 @@ impl Trial {
             TrialPhase::Watched => self.rollout.watch_requests,
             TrialPhase::Done | TrialPhase::Settled => u64::MAX,
         };
-        self.breach = self.failures(n_requests).or_else(|| self.shifts());
+        self.breach = self.failures(n_requests).or_else(|| others(self));
         if self.breach.is_some() || self.in_phase < n_requests {
             return;
         }
@@ -275,43 +282,53 @@ impl Trial {
         Some(Breach { guardrail: "error_share_max".to_owned(), value, bound, message })
     }
 
-    /// Answers that are slower, longer, shorter, or less liked than the current generation's.
-    fn shifts(&self) -> Option<Breach> {
+    /// Answers that are less liked than what is usual: by more than the bound, and by more than chance.
+    fn disliked(&self, look: Option<u32>) -> Option<Breach> {
+        let of = |side: &SideCounts| Counted { part: side.negative, whole: side.judged };
+        let (current, candidate) = (of(&self.current), of(&self.candidate));
+        if current.whole < JUDGEMENTS_MIN || candidate.whole < JUDGEMENTS_MIN {
+            return None;
+        }
+        let bound = self.rollout.guardrails.negative_share_more_max;
+        let more = candidate.share() - current.share();
+        if more <= bound || !is_more_often(candidate, current, look?) {
+            return None;
+        }
+        let what = "the share of negative feedback above the usual";
+        Some(Breach::new("negative_share_more_max", what, more, bound))
+    }
+
+    /// Answers that are slower, longer, shorter, or refuse more often than the current generation's.
+    fn shifts(&self, look: Option<u32>) -> Option<Breach> {
         let Guardrails {
             latency_ratio_max,
-            negative_share_more_max,
             refusals_more_max,
             length_ratio: [shortest, longest],
+            negative_share_more_max: _,
             error_share_max: _,
         } = self.rollout.guardrails;
         let (current, candidate) = (&self.current, &self.candidate);
-        let breach = |guardrail: &str, what: &str, value: f64, bound: f64| {
-            let message = format!("{what} is {value:.3}, the bound {bound:.3}");
-            Some(Breach { guardrail: guardrail.to_owned(), value, bound, message })
-        };
-        if current.judged >= JUDGEMENTS_MIN && candidate.judged >= JUDGEMENTS_MIN {
-            let more = share(candidate.negative, candidate.judged)
-                - share(current.negative, current.judged);
-            if more > negative_share_more_max {
-                let what = "the share of negative feedback above the usual";
-                return breach("negative_share_more_max", what, more, negative_share_more_max);
-            }
-        }
         if current.answers < ANSWERS_MIN || candidate.answers < ANSWERS_MIN {
             return None;
         }
-        let more =
-            share(candidate.refusals, candidate.answers) - share(current.refusals, current.answers);
-        if more > refusals_more_max {
+        let refusing = |side: &SideCounts| Counted { part: side.refusals, whole: side.answers };
+        let more = refusing(candidate).share() - refusing(current).share();
+        if more > refusals_more_max
+            && look.is_some_and(|look| is_more_often(refusing(candidate), refusing(current), look))
+        {
             let what = "the share of refusals above the current generation's";
-            return breach("refusals_more_max", what, more, refusals_more_max);
+            return Some(Breach::new("refusals_more_max", what, more, refusals_more_max));
         }
         let length = |counts: &SideCounts| share(counts.tokens, counts.answers).max(1.0);
         let ratio = length(candidate) / length(current);
         if ratio < shortest || ratio > longest {
             let bound = if ratio < shortest { shortest } else { longest };
             let what = "the length of answers in terms of the current generation's";
-            return breach("length_ratio", what, ratio, bound);
+            return Some(Breach::new("length_ratio", what, ratio, bound));
+        }
+        if self.phase == TrialPhase::Watched {
+            // The current generation serves nobody any more: its times are those of another hour.
+            return None;
         }
         let time = |counts: &SideCounts| {
             counts.token_seconds / (counts.requests - counts.errors).max(1) as f64
@@ -320,9 +337,16 @@ impl Trial {
         // Of no time at all there is no ratio.
         if ratio.is_finite() && ratio > latency_ratio_max {
             let what = "the time for a token in terms of the current generation's";
-            return breach("latency_ratio_max", what, ratio, latency_ratio_max);
+            return Some(Breach::new("latency_ratio_max", what, ratio, latency_ratio_max));
         }
         None
+    }
+}
+
+impl Breach {
+    fn new(guardrail: &str, what: &str, value: f64, bound: f64) -> Self {
+        let message = format!("{what} is {value:.3}, the bound {bound:.3}");
+        Self { guardrail: guardrail.to_owned(), value, bound, message }
     }
 }
 
@@ -517,7 +541,15 @@ mod tests {
         }
         trial.judged(Side::Candidate, false);
         assert_eq!(trial.breach, None, "a fifth");
-        trial.judged(Side::Candidate, true);
+        for n in 6..=8 {
+            assert_eq!(trial.breach, None, "no look before the eighth: {n}");
+            trial.judged(Side::Candidate, true);
+        }
+        assert_eq!(trial.breach, None, "half of eight may be chance");
+        for n in 9..=12 {
+            assert_eq!(trial.breach, None, "{n}");
+            trial.judged(Side::Candidate, true);
+        }
         assert_eq!(trial.breach.as_ref().unwrap().guardrail, "negative_share_more_max");
         // Watched, it is compared with the same.
         let mut trial = Trial::new("salt".to_owned(), rollout(&[], 10), 100, 20);
@@ -525,6 +557,26 @@ mod tests {
         trial.watch();
         (0..5).for_each(|_| trial.judged(Side::Candidate, true));
         assert!(trial.breach.is_some());
+    }
+
+    /// After promotion nobody has the generation before any more: a busy hour is nobody's fault.
+    #[test]
+    fn times_are_not_compared_with_those_of_another_hour() {
+        let mut trial = trial(&[(1.0, 200)]);
+        for _ in 0..200 {
+            trial.ended(Side::Current, good());
+            trial.ended(Side::Candidate, good());
+        }
+        trial.rollout.watch_requests = 1000;
+        trial.watch();
+        for _ in 0..100 {
+            trial.ended(Side::Candidate, RequestEnd { seconds: 9.0, ..good() });
+        }
+        assert_eq!((trial.breach.clone(), trial.phase), (None, TrialPhase::Watched));
+        for _ in 0..300 {
+            trial.ended(Side::Candidate, RequestEnd { refusals: 1, ..good() });
+        }
+        assert_eq!(trial.breach.unwrap().guardrail, "refusals_more_max");
     }
 
     #[test]
