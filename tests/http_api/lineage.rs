@@ -78,7 +78,7 @@ async fn what_a_job_trained_has_a_lineage_and_a_card() {
         "generation": generation, "object": "adapter.lineage", "adapter": model,
         "base_digest": "ab".repeat(32), "parent": null, "ancestors": [], "round": null, "job": job,
         "data_sha256": "00", "examples": null, "seed": 7, "verdict": null,
-        "recipe": {"method": "supervised", "hyperparameters": {
+        "recipe": {"method": "supervised", "precision": "f32", "hyperparameters": {
             "batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": 2,
             "beta": "auto", "lora_rank": "auto",
         }},

@@ -70,6 +70,8 @@ pub(crate) struct Script {
     pub(crate) tokens: Vec<u32>,
     /// How long a step takes.
     pub(crate) step: Duration,
+    /// How long an adapter is on its way to the device.
+    pub(crate) install: Duration,
     /// Fail every step.
     pub(crate) fail: bool,
     /// What the last step's first sampled row asked.
@@ -100,7 +102,7 @@ impl StepRunner for ScriptedRunner {
     }
 
     fn step(&mut self, batch: &StepBatch) -> Result<Vec<SampledToken>, RunError> {
-        let residents = self.letters.0.lock().unwrap();
+        let residents = self.letters.residents.lock().unwrap();
         let mut script = self.script.lock().unwrap();
         let pause = script.step;
         if script.fail {
@@ -147,8 +149,11 @@ impl StepRunner for ScriptedRunner {
 
 /// The letters that each resident adapter says in turn instead of what the script says, if it has any: the first row of
 /// its `B`, so that a sum says what its parts say. No slot is used twice.
-#[derive(Debug, Default)]
-struct Letters(Mutex<(u32, HashMap<AdapterSlot, Vec<u32>>)>);
+#[derive(Debug)]
+struct Letters {
+    script: Arc<Mutex<Script>>,
+    residents: Mutex<(u32, HashMap<AdapterSlot, Vec<u32>>)>,
+}
 
 impl ResidentAdapters for Letters {
     fn install(&self, packed: &PackedAdapter) -> Result<AdapterSlot, RunError> {
@@ -156,7 +161,9 @@ impl ResidentAdapters for Letters {
         let first_row = weights.sites.first().map_or(&[][..], |site| &site.b[..site.rank]);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "letters")]
         let letters = first_row.iter().map(|value| *value as u32).collect();
-        let mut residents = self.0.lock().unwrap();
+        let pause = self.script.lock().unwrap().install;
+        std::thread::sleep(pause);
+        let mut residents = self.residents.lock().unwrap();
         residents.0 += 1;
         let slot = AdapterSlot(residents.0);
         residents.1.insert(slot, letters);
@@ -164,7 +171,7 @@ impl ResidentAdapters for Letters {
     }
 
     fn remove(&self, slot: AdapterSlot) {
-        self.0.lock().unwrap().1.remove(&slot).expect("it was resident");
+        self.residents.lock().unwrap().1.remove(&slot).expect("it was resident");
     }
 }
 
@@ -287,6 +294,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let script = Arc::new(Mutex::new(Script {
         tokens: setup.tokens,
         step: Duration::ZERO,
+        install: Duration::ZERO,
         fail: false,
         seen: None,
         adapters: Vec::new(),
@@ -296,7 +304,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         kv_blocks: setup.kv_blocks,
         script: Arc::clone(&script),
         adapter_bytes: setup.adapter_bytes,
-        letters: Arc::default(),
+        letters: Arc::new(Letters { script: Arc::clone(&script), residents: Mutex::default() }),
     };
     let flows = Arc::new(FlowSettings::default());
     let policy = Box::new(FairOrder::new(Arc::clone(&flows), TokenPrices::default()));
