@@ -153,10 +153,8 @@ async fn who_floods_leaves_room_in_the_queue() {
     for _ in 0..QUIET_REQUESTS {
         assert_eq!(quiet.chat(&server, request()).await.status, 200);
     }
-    until("what was taken is answered", async || {
-        answered.load(Ordering::Relaxed) >= MAX_BATCH + 16
-    })
-    .await;
+    // Its half of the queue at least; more if some were admitted while others came.
+    until("what was taken is answered", async || answered.load(Ordering::Relaxed) >= 16).await;
 }
 
 /// Every adapter is cold, as the device has room for one. The quiet tenant's is behind few of the flood's, and not behind
@@ -219,5 +217,5 @@ async fn what_waits_in_the_queue_does_not_hold_every_adapter() {
     let passed = answered.load(Ordering::Relaxed) - before;
     // What ran, what waited in the engine with the adapter that had to go, and what went on with the other meanwhile.
     // More the busier the machine: each hand-over between threads lets some pass.
-    assert!(passed <= 12 * MAX_BATCH, "{passed} of {FLOOD} were answered before");
+    assert!(passed <= 6 * MAX_BATCH, "{passed} of {FLOOD} were answered before");
 }
