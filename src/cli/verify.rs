@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use pleach_engine::{gguf::GgufFile, model::read_spec};
 use pleach_export::{
-    Manifest,
+    Manifest, Precision,
     verify::{Report, Runtime, VerifyOptions, verify_onnx},
 };
 
@@ -129,6 +129,7 @@ fn folders(args: &OnnxArgs, manifest: &Manifest) -> Vec<AdapterFolder> {
 }
 
 fn print(report: &Report) {
+    let is_rounded = report.precision != Precision::F32 && report.accuracy_level > 0;
     let exact = &report.f32_activations;
     println!(
         "{} as {} {}, accuracy level {}{}; pleach {} ({}) beside ONNX Runtime {}, {} threads, spinning {}",
@@ -136,7 +137,7 @@ fn print(report: &Report) {
         report.form,
         report.precision,
         report.accuracy_level,
-        if exact.is_empty() || report.accuracy_level == 0 {
+        if exact.is_empty() || !is_rounded {
             String::new()
         } else {
             format!(" (0: {})", exact.join(", "))
