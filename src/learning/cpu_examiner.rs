@@ -26,7 +26,7 @@ use pleach_trainer::{
 use serde_json::Value;
 
 use super::{
-    examiner::{Exam, ExamError, Examiner, Stop},
+    examiner::{Exam, ExamError, ExamRow, Examiner, FoldExam, Stop},
     probing::{self, Answer},
 };
 use crate::{
@@ -75,14 +75,17 @@ impl Examiner for CpuExaminer {
         async move {
             let answers =
                 probing::ask(&state, &self.tokenizer, self.template.as_deref(), &exam).await?;
-            let examiner = self.clone();
-            let scored =
-                tokio::task::spawn_blocking(move || examiner.evidence(&exam, &answers)).await;
-            scored.unwrap_or_else(|_| {
-                Err(ExamError::failed("server_error", "the examination panicked"))
-            })
+            self.aside(move |examiner| examiner.evidence(&exam, &answers)).await
         }
         .boxed()
+    }
+
+    fn gains(
+        &self,
+        _: Arc<AppState>,
+        exam: FoldExam,
+    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>> {
+        self.aside(move |examiner| examiner.gains_of_folds(&exam)).boxed()
     }
 }
 
@@ -98,6 +101,55 @@ struct Rows {
 type Scores = BTreeMap<usize, (f64, usize)>;
 
 impl CpuExaminer {
+    /// Does what takes long on a thread for it.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, ExamError> + Send + 'static,
+    ) -> Result<T, ExamError> {
+        let examiner = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&examiner)).await;
+        done.unwrap_or_else(|_| Err(ExamError::failed("server_error", "the examination panicked")))
+    }
+
+    fn gains_of_folds(&self, exam: &FoldExam) -> Result<Vec<f64>, ExamError> {
+        let values: Vec<&Value> = exam.rows.iter().map(|row| &row.value).collect();
+        let rows = self.samples(&values)?;
+        let longest = rows.samples.iter().map(n_tokens).max().unwrap_or_default();
+        let score = |weights: Option<Arc<AdapterWeights>>, rows: &Rows| {
+            let rows_max = longest.max(PASS_ROWS_MIN);
+            let scores = self.score(weights, rows.samples.clone(), rows_max, &exam.stop)?;
+            Ok(by_row(&scores, &rows.row_of))
+        };
+        let before = exam.before.as_ref().map(|generation| self.weights(generation)).transpose()?;
+        let before = score(before, &rows)?;
+        let after = self.under_folds(&rows, &exam.rows, &exam.folds, score)?;
+        let gain = |row| Some(after.get(&row)?.0 - before.get(&row)?.0);
+        Ok((0..exam.rows.len()).map(|row| gain(row).unwrap_or(f64::NAN)).collect())
+    }
+
+    /// Scores of rows, each under the adapter of its fold.
+    fn under_folds(
+        &self,
+        rows: &Rows,
+        exam_rows: &[ExamRow],
+        folds: &[Arc<Generation>],
+        score: impl Fn(Option<Arc<AdapterWeights>>, &Rows) -> Result<Scores, ExamError>,
+    ) -> Result<Scores, ExamError> {
+        let mut scores = Scores::new();
+        for (fold, generation) in (0_u32..).zip(folds) {
+            let is_held = |sample: &usize| exam_rows[rows.row_of[*sample]].fold == fold;
+            let held: Vec<_> = (0..rows.samples.len()).filter(is_held).collect();
+            let part = Rows {
+                samples: held.iter().map(|&sample| rows.samples[sample].clone()).collect(),
+                row_of: held.iter().map(|&sample| rows.row_of[sample]).collect(),
+            };
+            if !part.samples.is_empty() {
+                scores.extend(score(Some(self.weights(generation)?), &part)?);
+            }
+        }
+        Ok(scores)
+    }
+
     fn evidence(&self, exam: &Exam, answers: &[[Answer; 2]]) -> Result<Evidence, ExamError> {
         let values: Vec<&Value> = exam.rows.iter().map(|row| &row.value).collect();
         let rows = self.samples(&values)?;
@@ -135,19 +187,9 @@ impl CpuExaminer {
             None => of_base.clone(),
         };
         let of_best = best.as_ref().map(|best| of_rows(Some(best), &rows)).transpose()?;
-        let mut of_folds = Scores::new();
-        for (fold, generation) in (0_u32..).zip(&exam.folds) {
-            let is_held = |row: &usize| exam.rows[*row].fold == fold;
-            let held: Vec<_> =
-                (0..rows.samples.len()).filter(|&s| is_held(&rows.row_of[s])).collect();
-            let part = Rows {
-                samples: held.iter().map(|&sample| rows.samples[sample].clone()).collect(),
-                row_of: held.iter().map(|&sample| rows.row_of[sample]).collect(),
-            };
-            if !part.samples.is_empty() {
-                of_folds.extend(of_rows(Some(&self.weights(generation)?), &part)?);
-            }
-        }
+        let of_folds = self.under_folds(&rows, &exam.rows, &exam.folds, |weights, rows| {
+            of_rows(weights.as_ref(), rows)
+        })?;
         let group = |row: usize| exam.rows[row].group.clone();
         let held_out = evidence(group, &of_base, &of_current, of_best.as_ref(), &of_folds);
         let anchors = match anchors {

@@ -54,6 +54,19 @@ pub struct Exam {
     pub stop: Stop,
 }
 
+/// Whose rows gained by what others taught.
+#[derive(Clone, Debug)]
+pub struct FoldExam {
+    /// The rows, each held out with its fold.
+    pub rows: Vec<ExamRow>,
+    /// By fold, what was trained without it.
+    pub folds: Vec<Arc<Generation>>,
+    /// What these trainings went on from; `None` is the base.
+    pub before: Option<Arc<Generation>>,
+    /// Set when nobody wants to know any more.
+    pub stop: Stop,
+}
+
 /// Whether to go on.
 #[derive(Clone, Debug, Default)]
 pub struct Stop(Arc<AtomicBool>);
@@ -99,4 +112,14 @@ pub trait Examiner: fmt::Debug + Send + Sync + 'static {
         state: Arc<AppState>,
         exam: Exam,
     ) -> BoxFuture<'_, Result<Evidence, ExamError>>;
+
+    /// Of each row, its score under the adapter of its fold less that before the training, in nats; NaN where there is none.
+    ///
+    /// # Errors
+    /// [`ExamError`].
+    fn gains(
+        &self,
+        state: Arc<AppState>,
+        exam: FoldExam,
+    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>>;
 }

@@ -2,9 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use pleach_adapters::Generation;
 use pleach_store::{RoundState, StoredRound};
 use pleach_trainer::gate::{CheckName, GateSettings, Verdict, judge};
+use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
@@ -35,25 +37,8 @@ pub(super) async fn gate(
     let exam = exam(state, round, &progress).await?;
     let stop = exam.stop.clone();
     let examination = examiner.examine(Arc::clone(state), exam);
-    tokio::pin!(examination);
-    let mut looks = interval(LOOK_EVERY);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut examination => break outcome,
-            _ = looks.tick() => {
-                // A store that fails says nothing about what is wanted.
-                let now = state.store.round(&round.owner, &round.id).await;
-                if !state.is_serving() || now.is_ok_and(|now| now.state.is_final()) {
-                    stop.stop();
-                }
-            }
-        }
-    };
-    let evidence = match outcome {
-        Ok(evidence) => evidence,
-        Err(ExamError::Interrupted) => return Ok(Next::Wait),
-        Err(ExamError::Failed(error)) => return Err(StepError::Failed(error)),
+    let Some(evidence) = while_wanted(state, round, &stop, examination).await? else {
+        return Ok(Next::Wait);
     };
     let verdict = judge(&evidence, &settings(round, &progress), round.look.unwrap_or(1));
     tracing::info!(
@@ -72,6 +57,34 @@ pub(super) async fn gate(
     let mut change = goes_to(state, &progress)?;
     change.verdict = Some(serde_json::to_value(&verdict)?);
     Ok(Next::Change(Box::new(change)))
+}
+
+/// What an examination comes to; `None` if it was interrupted, and is to be done again if the round goes on.
+pub(super) async fn while_wanted<T>(
+    state: &AppState,
+    round: &StoredRound,
+    stop: &Stop,
+    examination: BoxFuture<'_, Result<T, ExamError>>,
+) -> Result<Option<T>, StepError> {
+    tokio::pin!(examination);
+    let mut looks = interval(LOOK_EVERY);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            outcome = &mut examination => return match outcome {
+                Ok(found) => Ok(Some(found)),
+                Err(ExamError::Interrupted) => Ok(None),
+                Err(ExamError::Failed(error)) => Err(StepError::Failed(error)),
+            },
+            _ = looks.tick() => {
+                // A store that fails says nothing about what is wanted.
+                let now = state.store.round(&round.owner, &round.id).await;
+                if !state.is_serving() || now.is_ok_and(|now| now.state.is_final()) {
+                    stop.stop();
+                }
+            }
+        }
+    }
 }
 
 /// The state in which a candidate that may go on begins its trial.
@@ -121,14 +134,7 @@ async fn exam(
     let rows = rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await;
     let rows = rows.map_err(data_gone)?;
     let (held, _) = held_out(&rows);
-    let groups = groups(held);
-    let folds = building::folds_of(&groups, progress);
-    let row = |((value, group), fold): ((&serde_json::Value, &&str), &usize)| ExamRow {
-        value: value.clone(),
-        group: (*group).to_owned(),
-        fold: u32::try_from(*fold).unwrap_or_default(),
-    };
-    let held_out = held.iter().zip(&groups).zip(&folds.of_rows).map(row).collect();
+    let held_out = exam_rows(held, progress);
     let anchors = if progress.policy.anchors.is_some() {
         let anchors = building::anchors(state, round, progress).await?;
         let share = progress.policy.anchor_share;
@@ -136,16 +142,12 @@ async fn exam(
     } else {
         None
     };
-    let mut of_folds = Vec::new();
-    for fold in 0..progress.n_folds {
-        of_folds.push(trained(state, round, progress, Some(fold)).await?);
-    }
     Ok(Exam {
         round: round.id.clone(),
         method,
         rows: held_out,
         anchors,
-        folds: of_folds,
+        folds: of_folds(state, round, progress).await?,
         candidate: trained(state, round, progress, None).await?,
         current: state.adapters.kept(&name_of(round)).map(|alias| alias.generation),
         best: best(state, round).await?,
@@ -153,6 +155,31 @@ async fn exam(
         seed: progress.policy.seed,
         stop: Stop::default(),
     })
+}
+
+/// Rows that are held out once each, with their folds.
+pub(super) fn exam_rows(held: &[Value], progress: &Progress) -> Vec<ExamRow> {
+    let groups = groups(held);
+    let folds = building::folds_of(&groups, progress);
+    let row = |((value, group), fold): ((&Value, &&str), &usize)| ExamRow {
+        value: value.clone(),
+        group: (*group).to_owned(),
+        fold: u32::try_from(*fold).unwrap_or_default(),
+    };
+    held.iter().zip(&groups).zip(&folds.of_rows).map(row).collect()
+}
+
+/// By fold, what was trained without it.
+pub(super) async fn of_folds(
+    state: &AppState,
+    round: &StoredRound,
+    progress: &Progress,
+) -> Result<Vec<Arc<Generation>>, StepError> {
+    let mut of_folds = Vec::new();
+    for fold in 0..progress.n_folds {
+        of_folds.push(trained(state, round, progress, Some(fold)).await?);
+    }
+    Ok(of_folds)
 }
 
 /// Of the generations that the name pointed at before, the one whose gain over the base was found to be the largest.

@@ -3,7 +3,8 @@
 //! ```text
 //! policy ──> triggers ──> runner: one step after the other, each written before the next
 //!     building: material ──> dataset ──> a file of rows
-//!     training: a job for each fold, one for everything       (kept under hidden names)
+//!     training: a job for each fold; sifting: whom all others contradict is left out; a job for the rest
+//!                                                              (kept under hidden names)
 //!     gating:   examiner ──> evidence ──> trainer::gate::judge
 //!     shadow:   shadows: what was answered is run on the candidate once more, for nobody to see
 //!     canary:   rollouts ── trial: who gets the candidate, and whether it may go on
@@ -29,6 +30,7 @@ pub mod refusals;
 pub mod rollouts;
 mod runner;
 pub mod shadows;
+mod sifting;
 mod steps;
 mod training;
 pub mod trial;
@@ -38,11 +40,11 @@ mod wake;
 pub use card::model_card;
 pub use cpu_examiner::CpuExaminer;
 pub use ending::clean_up;
-pub use examiner::{Exam, ExamError, ExamRow, Examiner, Stop};
+pub use examiner::{Exam, ExamError, ExamRow, Examiner, FoldExam, Stop};
 pub use policy::{
     Guardrails, MethodChoice, MetricRule, Policy, PolicyProblem, Rollout, Signals, Stage, TrainWhen,
 };
-pub use progress::{Progress, RoundJob, Trigger};
+pub use progress::{LeftOut, Progress, RoundJob, Trigger};
 pub use provenance::Provenance;
 pub use runner::{Learning, run_rounds};
 pub use triggers::{Begin, begin};

@@ -43,6 +43,8 @@ pub struct Policy {
     pub signals: Signals,
     /// Largest share of the rows that one user may have.
     pub user_share_max: f64,
+    /// Whether nothing is learned from users whom all others contradict.
+    pub leaves_out_contradicted: bool,
     /// A file of trusted rows, in a format for training.
     pub anchors: Option<String>,
     /// Share of the training rows that are anchors.
@@ -70,6 +72,7 @@ impl Default for Policy {
             method: MethodChoice::Auto,
             signals: Signals::default(),
             user_share_max: 0.2,
+            leaves_out_contradicted: true,
             anchors: None,
             anchor_share: 0.1,
             folds: 4,

@@ -34,6 +34,19 @@ pub struct RoundJob {
     pub generation: Option<String>,
 }
 
+/// A group of rows that all others contradict: see [`pleach_trainer::contradicted()`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// As its rows have it: a digest.
+    pub group: String,
+    /// Its rows.
+    pub rows: usize,
+    /// What they gained in the mean by what others taught, in nats.
+    pub gain: f64,
+    /// What that is below.
+    pub bound: f64,
+}
+
 /// See the module. Kept as JSON; fields that come later are optional.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -53,6 +66,9 @@ pub struct Progress {
     /// Parts of its rows.
     #[serde(default)]
     pub n_folds: u32,
+    /// Whose rows the candidate does not learn from; `None`: nobody has looked yet, or nobody is to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<Vec<LeftOut>>,
     /// Answers in its data that were judged by values of metrics, and those of which the judgement was negative.
     #[serde(default)]
     pub usual: (u64, u64),
@@ -77,6 +93,7 @@ impl Progress {
             method: None,
             counts: None,
             n_folds: 0,
+            left_out: None,
             usual: (0, 0),
             jobs: Vec::new(),
             trial: None,

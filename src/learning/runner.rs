@@ -180,7 +180,7 @@ impl Follower {
         self.state.adapters.refresh(name_of(round)).await?;
         match round.state {
             RoundState::Building => build(&self.state, round, progress).await,
-            RoundState::Training => train(&self.state, round, progress).await,
+            RoundState::Training => train(&self.state, &self.examiner, round, progress).await,
             RoundState::Gating => gate(&self.state, &self.examiner, round, progress).await,
             RoundState::AwaitingApproval if round.is_approved() => {
                 let state = Some(first_of_trial(&progress));

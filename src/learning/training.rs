@@ -1,4 +1,4 @@
-//! `training`: a job for each fold, and one for everything, one after the other.
+//! `training`: a job for each fold, and one for everything that nobody contradicts, one after the other.
 
 use std::sync::Arc;
 
@@ -11,8 +11,10 @@ use serde_json::{Value, json};
 
 use super::{
     building::{folds_of, new_file},
+    examiner::Examiner,
     material::rows_of_file,
     progress::{Progress, RoundJob},
+    sifting::{is_left_out, sift},
     steps::{Next, StepError, goes_to, notes},
 };
 use crate::{
@@ -27,17 +29,22 @@ const FOLD: &str = "fold";
 const ALL_FOLDS: &str = "all";
 /// Largest data set that is read.
 pub(super) const DATA_BYTES_MAX: u64 = 1 << 30;
-/// For how long the file of a fold is kept that nobody deleted, ms.
-const FOLD_KEEP_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// For how long a file of a part is kept that nobody deleted, ms.
+const PART_KEEP_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
 /// Begins the next job, looks after the one that runs, or goes on to the gate.
 pub(super) async fn train(
-    state: &AppState,
+    state: &Arc<AppState>,
+    examiner: &Arc<dyn Examiner>,
     round: &StoredRound,
     mut progress: Progress,
 ) -> Result<Next, StepError> {
     for fold in progress.plan() {
         let Some(known) = progress.job(fold).cloned() else {
+            let is_to_sift = progress.policy.leaves_out_contradicted && progress.left_out.is_none();
+            if fold.is_none() && is_to_sift {
+                return sift(state, examiner, round, progress).await;
+            }
             return begin(state, round, progress, fold).await;
         };
         if known.generation.is_some() {
@@ -107,26 +114,24 @@ async fn begin(
     let metadata: Metadata =
         [(ROUND.to_owned(), round.id.clone()), (FOLD.to_owned(), label.clone())].into();
     let known = state.store.jobs(&round.owner, &metadata, &Page::FIRST).await?;
-    if let Some(job) = known.items.into_iter().next() {
-        let file = fold.map(|_| job.training_file.clone());
-        progress.jobs.push(RoundJob { fold, job: job.id, file, generation: None });
-        return notes(&progress);
-    }
     let data_file = round
         .file
         .clone()
         .ok_or_else(|| StepError::server("a round that trains has no data set"))?;
-    let file = match fold {
-        Some(fold) => Some(fold_file(state, round, &progress, &data_file, fold).await?),
-        None => None,
+    if let Some(job) = known.items.into_iter().next() {
+        let file = Some(job.training_file).filter(|file| *file != data_file);
+        progress.jobs.push(RoundJob { fold, job: job.id, file, generation: None });
+        return notes(&progress);
+    }
+    let leaves_out = progress.left_out.as_ref().is_some_and(|left_out| !left_out.is_empty());
+    let file = if fold.is_some() || leaves_out {
+        Some(part_file(state, round, &progress, &data_file, fold).await?)
+    } else {
+        None
     };
     let method =
         progress.method.ok_or_else(|| StepError::server("a round that trains has no method"))?;
-    // What is to forget something begins anew.
-    let parent = match (round.rebuild_of, round.parent) {
-        (None, Some(parent)) if can_go_on(state, round, parent).await? => Some(parent),
-        _ => None,
-    };
+    let parent = goes_on_from(state, round).await?;
     let mut hyperparameters = progress.policy.hyperparameters;
     if parent.is_some() {
         // It has the parent's.
@@ -168,6 +173,18 @@ async fn begin(
     }
 }
 
+/// The generation that trainings of a round go on from; `None` is the base.
+pub(super) async fn goes_on_from(
+    state: &AppState,
+    round: &StoredRound,
+) -> Result<Option<GenerationDigest>, StepError> {
+    match (round.rebuild_of, round.parent) {
+        (None, Some(parent)) if can_go_on(state, round, parent).await? => Ok(Some(parent)),
+        // What is to forget something begins anew.
+        _ => Ok(None),
+    }
+}
+
 /// Whether a training can go on from a generation: from some kinds of adapters none can, which then begins at the base.
 async fn can_go_on(
     state: &AppState,
@@ -187,23 +204,31 @@ async fn can_go_on(
     }
 }
 
-/// A file of the data set without the rows of a fold.
-async fn fold_file(
+/// A file of the data set without the rows of a fold, or, for the training on everything, without those left out.
+async fn part_file(
     state: &AppState,
     round: &StoredRound,
     progress: &Progress,
     data_file: &str,
-    fold: u32,
+    fold: Option<u32>,
 ) -> Result<String, StepError> {
     let rows = rows_of_file(&state.store, &round.owner, data_file, DATA_BYTES_MAX).await;
     let rows = rows.map_err(data_gone)?;
     let (held, trusted) = held_out(&rows);
-    let folds = folds_of(&groups(held), progress);
-    let learned = folds.learned(fold as usize).filter_map(|row| held.get(row));
+    let groups = groups(held);
+    let is_learned: Vec<bool> = match fold {
+        Some(fold) => {
+            let folds = folds_of(&groups, progress);
+            folds.of_rows.iter().map(|of_row| *of_row != fold as usize).collect()
+        }
+        None => groups.iter().map(|group| !is_left_out(progress, group)).collect(),
+    };
+    let learned = held.iter().zip(is_learned).filter_map(|(row, is)| is.then_some(row));
     let lines: Vec<_> = learned.chain(trusted).map(Value::to_string).collect();
     let text = lines.join("\n") + "\n";
-    let name = format!("{}-without-{fold}.jsonl", round.id);
-    new_file(state, round, name, text, Some(FOLD_KEEP_MS)).await
+    let without = fold.map_or_else(|| "contradicted".to_owned(), |fold| fold.to_string());
+    let name = format!("{}-without-{without}.jsonl", round.id);
+    new_file(state, round, name, text, Some(PART_KEEP_MS)).await
 }
 
 pub(super) fn data_gone(error: StoreError) -> StepError {
@@ -255,7 +280,11 @@ async fn result_of(
         Origin::Training { data_sha256, parent, .. } => (Some(data_sha256), parent),
         Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
-    let Progress { policy, method, counts, .. } = progress;
+    let Progress { policy, method, counts, left_out, .. } = progress;
+    let n_left_out = match (fold, left_out) {
+        (None, Some(groups)) => groups.iter().map(|group| group.rows).sum(),
+        _ => 0_usize,
+    };
     let spec: JobSpec = serde_json::from_str(&job.spec)?;
     let lineage = NewLineage {
         generation,
@@ -270,6 +299,7 @@ async fn result_of(
             "precision": spec.precision.name(),
             "fold": fold,
             "data": counts,
+            "rows_left_out": n_left_out,
         }),
         seed: policy.seed,
     };

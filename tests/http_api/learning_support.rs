@@ -10,7 +10,7 @@ use axum::http::Method;
 use futures_util::future::BoxFuture;
 use pleach::{
     http::state::AppState,
-    learning::{Exam, ExamError, Examiner},
+    learning::{Exam, ExamError, Examiner, FoldExam},
     training::{Run, RunError, Trained, Trainer},
 };
 use pleach_store::{JobReport, JobSignal};
@@ -26,6 +26,9 @@ use crate::{
 pub(crate) const NAME: &str = "support";
 pub(crate) const POLICY: &str = "/v1/adapters/support/policy";
 pub(crate) const ROUNDS: &str = "/v1/adapters/support/rounds";
+
+/// What is in the rows of somebody whom all others contradict.
+pub(crate) const LIE: &str = "the earth is flat";
 
 /// A trainer that makes an adapter which says a letter: of jobs without a fold `a`, `b`, …, of that on everything `letter`.
 #[derive(Debug)]
@@ -137,6 +140,18 @@ impl Examiner for Judge {
             self.exams.lock().unwrap().push(exam);
             Ok(evidence)
         })
+    }
+
+    /// Each row gains, but those that say what nobody else does.
+    fn gains(
+        &self,
+        _state: Arc<AppState>,
+        exam: FoldExam,
+    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>> {
+        let gain = |row: &pleach::learning::ExamRow| {
+            if row.value.to_string().contains(LIE) { -3.0 } else { 1.0 }
+        };
+        Box::pin(async move { Ok(exam.rows.iter().map(gain).collect()) })
     }
 }
 

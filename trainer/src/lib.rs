@@ -11,11 +11,12 @@
 //! Answers that are sampled on the way are worth what a [`grader`] says.
 //!
 //! What was trained is scored ([`Scorer`]) on rows that it did not learn from ([`folds()`]) and judged ([`gate`]) before it may
-//! serve.
+//! serve; whoever is [contradicted](`contradicted()`) by all others is not learned from.
 //!
 //! The engine knows no objective and this crate no kernel: they meet at the log-probabilities of target tokens and the
 //! hidden states that a head reads.
 
+mod contradicted;
 pub mod data;
 mod diagnosis;
 mod early_stopping;
@@ -34,6 +35,7 @@ pub mod recipe;
 mod scoring;
 mod state;
 
+pub use contradicted::{Contradicted, contradicted};
 pub use diagnosis::{Diagnosis, Symptom};
 pub use early_stopping::{Better, EarlyStopping, StopSignal};
 pub use error::TrainerError;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::learning::{
-    Progress, RoundJob, Trigger,
+    LeftOut, Progress, RoundJob, Trigger,
     dataset::Counts,
     trial::{Breach, ShadowCounts, SideCounts, TrialPhase},
 };
@@ -80,6 +80,8 @@ pub struct RoundCard {
     pub method: Option<&'static str>,
     /// How its rows came about.
     pub data: Option<Counts>,
+    /// Whose rows the candidate does not learn from, because all others contradict them; `null` before anybody looked.
+    pub left_out: Option<Vec<LeftOut>>,
     /// Its trainings.
     pub jobs: Vec<RoundJob>,
     /// Rounds of this adapter that came to the gate, this one included.
@@ -116,8 +118,8 @@ impl From<StoredRound> for RoundCard {
         // What a later version wrote is shown as far as the store knows it.
         let progress = Progress::of(&round).ok();
         let digest = |digest: Option<GenerationDigest>| digest.map(|digest| digest.to_string());
-        let (trigger, method, data, jobs, trial) = progress
-            .map(|p| (Some(p.trigger), p.method, p.counts, p.jobs, p.trial))
+        let (trigger, method, data, left_out, jobs, trial) = progress
+            .map(|p| (Some(p.trigger), p.method, p.counts, p.left_out, p.jobs, p.trial))
             .unwrap_or_default();
         Self {
             id: round.id,
@@ -134,6 +136,7 @@ impl From<StoredRound> for RoundCard {
             training_file: round.file,
             method: method.map(Method::name),
             data,
+            left_out,
             jobs,
             look: round.look,
             verdict: round.verdict,

@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! opinions ── votes: the last word of each rater, then the majority ──> rows of each method
-//!     ── cap: no user more than a share ──> the method with the most rows ── anchors ──> JSONL
+//!     ── cap: no user more than a share ──> the method with the most rows ── groups ── anchors ──> JSONL
 //! ```
 
 mod anchors;
 mod cap;
+mod groups;
 mod row;
 #[cfg(test)]
 mod tests;
@@ -175,7 +176,8 @@ pub fn build(material: &Material, policy: &Policy) -> LoopData {
     counts.rows = kept.drafts.len();
     counts.users = users.len();
     counts.over_share = kept.n_left_out;
-    let rows: Vec<_> = kept.drafts.into_iter().map(|draft| draft.row).collect();
+    let mut rows: Vec<_> = kept.drafts.into_iter().map(|draft| draft.row).collect();
+    groups::join(&mut rows);
     let (learned, judged) =
         part_anchors(&material.anchors, method, policy.anchor_share, rows.len());
     counts.anchors_learned = learned.len();

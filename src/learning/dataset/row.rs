@@ -6,7 +6,7 @@ use pleach_trainer::data::{ReadLimits, RowReader};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::{hex::hex, training::Method};
+use crate::training::Method;
 
 use super::Answered;
 
@@ -17,7 +17,8 @@ pub struct DataRow {
     pub method: Method,
     /// As the file has it.
     pub value: Value,
-    /// Rows of a group are never on both sides of a fold: the user's who judged, else the episode's, else the completion's.
+    /// Rows of a group are never on both sides of a fold: the user's who judged (of several the first: all rows of those who
+    /// judge together would be one), else the episode's, else the completion's. See [`super::groups`].
     pub group: String,
     /// Completions that it is made of.
     pub completions: BTreeSet<String>,
@@ -58,10 +59,9 @@ impl Lesson<'_> {
     }
 
     /// The row, as the trainer's reader wants it; `None` if it cannot be trained on.
-    pub(super) fn row(&self, asked: &Answered, group: &str) -> Option<Value> {
+    pub(super) fn row(&self, asked: &Answered) -> Option<Value> {
         let answer = |text: &str| json!({"role": "assistant", "content": text});
         let is_empty = |text: &str| text.trim().is_empty();
-        let group = hex(&Sha256::digest(group));
         let value = match *self {
             Self::Demonstrated(text) => {
                 if is_empty(text) {
@@ -74,7 +74,6 @@ impl Lesson<'_> {
                 if let Some(tools) = &asked.tools {
                     row.insert("tools".to_owned(), tools.clone());
                 }
-                row.insert("group".to_owned(), group.into());
                 Value::Object(row)
             }
             Self::Pair { better, worse } => {
@@ -85,16 +84,13 @@ impl Lesson<'_> {
                     "input": input(asked),
                     "preferred_output": [answer(better)],
                     "non_preferred_output": [answer(worse)],
-                    "group": group,
                 })
             }
             Self::Rated { answer: text, good } => {
                 if is_empty(text) {
                     return None;
                 }
-                json!({
-                    "input": input(asked), "output": [answer(text)], "label": good, "group": group,
-                })
+                json!({"input": input(asked), "output": [answer(text)], "label": good})
             }
         };
         is_readable(&value).then_some(value)

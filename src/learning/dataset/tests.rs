@@ -161,6 +161,30 @@ fn groups_are_users_then_episodes_then_completions() {
 }
 
 #[test]
+fn rows_about_one_answer_are_one_group() {
+    let better = OpinionSaid::BetterThan { id: "c3".to_owned(), choice: 0 };
+    let material = of(vec![
+        judged("c1", None, vec![shown("f1", Some("u5"), "so"), shown("f2", Some("u2"), "or so")]),
+        judged("c2", None, vec![shown("f3", Some("u5"), "and so")]),
+        judged("c3", None, vec![shown("f4", Some("u3"), "not so")]),
+        judged("c4", None, vec![opinion("f5", Some("u4"), better)]),
+    ]);
+    let data = build(&material, &any_share(MethodChoice::Supervised));
+    let groups = data.rows.iter().map(|row| (row.feedback.first().unwrap().as_str(), &*row.group));
+    let expected = [("f1", "u2"), ("f2", "u2"), ("f3", "u2"), ("f4", "u3")];
+    assert_eq!(groups.collect::<BTreeMap<_, _>>(), expected.into());
+    // A comparison is about both answers.
+    let data = build(&material, &any_share(MethodChoice::Dpo));
+    let groups = data.rows.iter().map(|row| (row.feedback.first().unwrap().as_str(), &*row.group));
+    let expected = [("f1", "u2"), ("f2", "u2"), ("f3", "u2"), ("f4", "u3"), ("f5", "u3")];
+    assert_eq!(groups.collect::<BTreeMap<_, _>>(), expected.into());
+    // The file tells them apart too.
+    let of_file: BTreeSet<_> =
+        data.rows.iter().map(|row| row.value["group"].as_str().unwrap()).collect();
+    assert_eq!(of_file.len(), 2);
+}
+
+#[test]
 fn some_anchors_are_learned_the_others_judge() {
     let opinions = (0..30).map(|n| {
         judged(&format!("c{n}"), Some(&format!("u{n}")), vec![liked(&format!("f{n}"), None, true)])

@@ -193,7 +193,7 @@ fn push(
             None => own,
         },
     };
-    let Some(value) = lesson.row(asked, &group) else {
+    let Some(value) = lesson.row(asked) else {
         counts.unusable += 1;
         return;
     };

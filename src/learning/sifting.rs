@@ -1,0 +1,70 @@
+//! Between the folds and the candidate: whom all others contradict, nothing is learned from.
+
+use std::sync::Arc;
+
+use pleach_store::StoredRound;
+use pleach_trainer::contradicted;
+
+use super::{
+    examiner::{Examiner, FoldExam, Stop},
+    gating::{exam_rows, of_folds, while_wanted},
+    material::rows_of_file,
+    progress::{LeftOut, Progress},
+    steps::{Next, StepError, notes},
+    training::{DATA_BYTES_MAX, data_gone, goes_on_from, held_out},
+};
+use crate::{http::state::AppState, training::find_parent};
+
+/// Looks whose rows lost by what the folds taught, and notes it. The gate still judges by all rows: to leave out those that
+/// lose would find a gain in anything.
+pub(super) async fn sift(
+    state: &Arc<AppState>,
+    examiner: &Arc<dyn Examiner>,
+    round: &StoredRound,
+    mut progress: Progress,
+) -> Result<Next, StepError> {
+    let file = round.file.as_deref().ok_or_else(|| StepError::server("it has no data set"))?;
+    let rows = rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await;
+    let rows = rows.map_err(data_gone)?;
+    let rows = exam_rows(held_out(&rows).0, &progress);
+    let groups: Vec<String> = rows.iter().map(|row| row.group.clone()).collect();
+    let before = match goes_on_from(state, round).await? {
+        Some(parent) => {
+            let found = find_parent(state.adapters.registry(), &round.owner, parent);
+            Some(found.map_err(|error| StepError::failed("parent_gone", error))?)
+        }
+        None => None,
+    };
+    let stop = Stop::default();
+    let folds = of_folds(state, round, &progress).await?;
+    let exam = FoldExam { rows, folds, before, stop: stop.clone() };
+    let examination = examiner.gains(Arc::clone(state), exam);
+    let Some(gains) = while_wanted(state, round, &stop, examination).await? else {
+        return Ok(Next::Wait);
+    };
+    let found: Vec<_> = contradicted(groups.iter().zip(gains))
+        .into_iter()
+        .map(|found| LeftOut {
+            group: found.group,
+            rows: found.n_rows,
+            gain: found.gain,
+            bound: found.bound,
+        })
+        .collect();
+    for left_out in &found {
+        tracing::warn!(
+            round = round.id,
+            group = left_out.group,
+            rows = left_out.rows,
+            gain = left_out.gain,
+            "all others contradict it: it is not learned from"
+        );
+    }
+    progress.left_out = Some(found);
+    notes(&progress)
+}
+
+/// Whether rows of a group are left out.
+pub(super) fn is_left_out(progress: &Progress, group: &str) -> bool {
+    progress.left_out.iter().flatten().any(|left_out| left_out.group == group)
+}
