@@ -95,7 +95,9 @@ pub(crate) struct Strip {
 }
 
 /// Bytes of a step's terms in a row of `a`.
-pub(crate) const A_STEP: usize = STEP_PAIRS * size_of::<u32>();
+pub(crate) const A_STEP: usize = STEP_PAIRS * WORD;
+/// Bytes of a pair, and of an element of a result.
+const WORD: usize = size_of::<u32>();
 
 impl Strip {
     /// For factors and a result at these places, with strides in elements; `b`'s second stride leads to its second
@@ -122,7 +124,6 @@ impl Strip {
             (a.wrapping_add(upper * a_stride), c.wrapping_add(upper * c_stride))
         };
         let right = if columns == LANES { width } else { b_vector_stride };
-        const WORD: usize = size_of::<u32>();
         Self {
             config: TileConfig::new(upper, (rows - upper).max(1), width, pairs),
             a: [a, lower],
@@ -159,7 +160,7 @@ impl TileConfig {
             palette: 1,
             start_row: 0,
             reserved: [0; 14],
-            row_bytes: std::array::from_fn(|i| (tile(i).1 * size_of::<u32>()) as u16),
+            row_bytes: std::array::from_fn(|i| (tile(i).1 * WORD) as u16),
             rows: std::array::from_fn(|i| tile(i).0 as u8),
         }
     }
