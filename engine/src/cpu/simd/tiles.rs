@@ -2,6 +2,10 @@
 //!
 //! A tile is at most sixteen rows of 64 bytes. A block of a result is always four tiles: where it has fewer than 32 rows
 //! or columns, its tiles are smaller. So there is one sequence of instructions for every size.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "only a processor with tiles reads a strip")
+)]
 
 use super::LANES;
 
