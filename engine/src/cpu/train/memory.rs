@@ -272,8 +272,10 @@ impl Memory {
             need: MemoryNeed::default(),
         };
         let widest = memory.widths.widest.max(VOCAB_CHUNK);
+        // An odd number of cache lines apart: at a power of two, the rows of a block would share one set of the cache.
+        let rounded_stride = widest.div_ceil(2 * LANES).next_multiple_of(2) * LANES + LANES;
         let n_pairs =
-            if options.precision == ProductPrecision::Bf16 { rows * widest / 2 } else { 0 };
+            if options.precision == ProductPrecision::Bf16 { rows * rounded_stride } else { 0 };
         let panel = panel_values(widest);
         let scratch = panel.max(QUERY_ROWS * turned);
         let scratch_bytes = options.threads.max(1) * scratch * size_of::<f32>();
@@ -288,7 +290,7 @@ impl Memory {
                 + rounded_bytes,
         };
         if allocate {
-            (memory.rounded, memory.rounded_stride) = (Lines::zeroed(n_pairs), widest / 2);
+            (memory.rounded, memory.rounded_stride) = (Lines::zeroed(n_pairs), rounded_stride);
             memory.scratch = (0..options.threads.max(1)).map(|_| Lines::zeroed(scratch)).collect();
         }
         memory.buffers = taker.buffers;
