@@ -1,13 +1,14 @@
 //! Speed of supervised fine-tuning on one model: rows and multiply-adds per second, and what it takes of memory.
 //!
-//! `cargo bench -p pleach-trainer --bench train_step -- MODEL.gguf [--threads N] [--isa NAME] [--rank R] [--batch N]
+//! `cargo bench -p pleach-trainer --bench train_step -- MODEL.gguf [--threads N] [--isa NAME[,NAME…]] [--rank R] [--batch N]
 //! [--length TOKENS] [--rows ROWS] [--activation-mib MIB] [--steps N] [--precision f32|bf16|both] [--cpu-time]`
 //!
 //! A step is `--batch` sequences of `--length` tokens, all but the first eighth of them targets, in micro-batches of at
 //! most `--rows` rows; all linears are trained. `benches/peers/peft_sft.py` does the same with transformers and PEFT.
 //! `--cpu-time` divides by the processor time of the process instead of the wall clock: meaningful with one thread on a
-//! machine that is never quiet. With `--precision both`, a step of f32 and one of bf16 take turns, and the median of the
-//! ratios of neighbours is told: what other programs take away, they take from both.
+//! machine that is never quiet. With `--precision both`, or several instruction sets (bf16 by vectors and by tiles:
+//! `--precision bf16 --isa avx512-vnni,avx512-amx`), steps of each take turns, and the median of the ratios of neighbours
+//! is told: what other programs take away, they take from all.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a command-line tool")]
 
 use std::time::Instant;
@@ -55,7 +56,10 @@ fn main() {
         return;
     };
     let threads = number("--threads", 2);
-    let isa = argument("--isa").map_or_else(Isa::detect, |name| name.parse().unwrap());
+    let isas: Vec<Isa> = argument("--isa").map_or_else(
+        || vec![Isa::detect()],
+        |names| names.split(',').map(|name| name.parse().unwrap()).collect(),
+    );
     let (rank, batch, length) =
         (number("--rank", 16), number("--batch", 4), number("--length", 256));
     let steps = number("--steps", 5);
@@ -63,7 +67,7 @@ fn main() {
     let base = {
         let file = GgufFile::open(std::path::Path::new(&path)).unwrap();
         let options = CpuOptions {
-            isa,
+            isa: isas[0],
             threads: 1,
             activations: Activations::Int8,
             kv_bytes: 4 << 20,
@@ -77,7 +81,7 @@ fn main() {
         Some("both") => ProductPrecision::ALL.to_vec(),
         Some(name) => vec![name.parse().unwrap()],
     };
-    let options = |precision| TrainOptions {
+    let options = |isa, precision| TrainOptions {
         isa,
         precision,
         threads,
@@ -99,15 +103,17 @@ fn main() {
         dropout: 0.0,
         seed: 1,
     };
-    let learner = |precision| {
-        let options = options(precision);
+    let learner = |isa, precision| {
+        let options = options(isa, precision);
         Learner::new(&base, adapter.clone(), None, settings, options).unwrap()
     };
-    let mut courses: Vec<_> =
-        precisions.iter().map(|&precision| Course::new(precision, learner(precision))).collect();
+    let kernels = isas.iter().flat_map(|&isa| precisions.iter().map(move |&p| (isa, p)));
+    let mut courses: Vec<_> = kernels
+        .map(|(isa, precision)| Course::new(format!("{isa} {precision}"), learner(isa, precision)))
+        .collect();
     let memory = courses[0].learner.pass().memory();
     println!(
-        "{isa}, {threads} threads, rank {rank}, {batch} sequences of {length} tokens; activations of {} layers kept, \
+        "{threads} threads, rank {rank}, {batch} sequences of {length} tokens; activations of {} layers kept, \
          {} MiB reserved",
         memory.kept_layers,
         memory.total_bytes() >> 20
@@ -121,15 +127,11 @@ fn main() {
         }
     }
     courses.iter().for_each(Course::print);
-    if let [first, second] = courses.as_slice() {
-        let pairs = first.times.iter().zip(&second.times);
-        let ratios: Vec<f64> = pairs.map(|(first, second)| first / second).collect();
-        println!(
-            "{} is {:.2} times as fast as {}",
-            second.precision,
-            median(&ratios),
-            first.precision
-        );
+    let (first, others) = courses.split_first().unwrap();
+    for other in others {
+        let pairs = first.times.iter().zip(&other.times);
+        let ratios: Vec<f64> = pairs.map(|(first, other)| first / other).collect();
+        println!("{} is {:.2} times as fast as {}", other.kernels, median(&ratios), first.kernels);
     }
     println!("peak memory {:.0} MiB", peak_mib());
 }
@@ -140,9 +142,9 @@ fn median(values: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
-/// Steps in one precision.
+/// Steps with one instruction set in one precision.
 struct Course {
-    precision: ProductPrecision,
+    kernels: String,
     learner: Learner,
     /// Seconds of each step.
     times: Vec<f64>,
@@ -154,8 +156,8 @@ struct Course {
 }
 
 impl Course {
-    fn new(precision: ProductPrecision, learner: Learner) -> Self {
-        Self { precision, learner, times: Vec::new(), work: 0, units: 0, longest: 0.0, rows: 0 }
+    fn new(kernels: String, learner: Learner) -> Self {
+        Self { kernels, learner, times: Vec::new(), work: 0, units: 0, longest: 0.0, rows: 0 }
     }
 
     fn step(&mut self, samples: Vec<Sample>, cpu_time: bool) {
@@ -179,7 +181,7 @@ impl Course {
         let (total, median) = (self.times.iter().sum::<f64>(), median(&self.times));
         println!(
             "{}: {:.0} tokens/s (median step {:.3} s, {} rows), {:.1} GFLOP/s, {} units, longest {:.2} ms, mean {:.3} ms",
-            self.precision,
+            self.kernels,
             self.rows as f64 / median,
             median,
             self.rows,

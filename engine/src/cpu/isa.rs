@@ -11,11 +11,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512Vnni,
+    /// The same with AVX512-BF16 and AMX-BF16: differs in products of bf16 alone, which tiles compute.
+    Avx512Amx,
 }
 
 impl Isa {
     /// Slowest first.
-    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512Vnni];
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::Avx512Vnni, Self::Avx512Amx];
 
     /// The name used by `--isa`, `avx512-vnni` for one.
     pub const fn name(self) -> &'static str {
@@ -23,10 +25,11 @@ impl Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512Vnni => "avx512-vnni",
+            Self::Avx512Amx => "avx512-amx",
         }
     }
 
-    /// Whether this processor can run these kernels.
+    /// Whether this processor can run these kernels, and the system lets this process.
     pub fn is_available(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         match self {
@@ -43,6 +46,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
+            }
+            Self::Avx512Amx => {
+                Self::Avx512Vnni.is_available()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && super::simd::tiles_are_granted()
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -65,7 +73,7 @@ impl fmt::Display for Isa {
 
 /// The name is none of [`Isa::ALL`].
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("unknown instruction set {0:?}: one of portable, avx2, avx512-vnni")]
+#[error("unknown instruction set {0:?}: one of portable, avx2, avx512-vnni, avx512-amx")]
 pub struct UnknownIsa(String);
 
 impl FromStr for Isa {

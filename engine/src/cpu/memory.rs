@@ -5,13 +5,20 @@
 //! 2 MiB of those are asked for as huge pages (`madvise(2)`, `MADV_HUGEPAGE`).
 #![expect(unsafe_code, reason = "parts of one allocation have owners of their own")]
 
-use std::{ptr::NonNull, sync::Arc};
+use std::{
+    marker::PhantomData,
+    ops::{Deref, DerefMut},
+    ptr::NonNull,
+    sync::Arc,
+};
 
 use memmap2::MmapMut;
 
 /// Where vectors and cache lines begin.
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a [`Word`].
+const WORD: usize = size_of::<u32>();
 
 /// 64-byte aligned memory, zero at first. Pages that were never written cost nothing.
 #[derive(Debug)]
@@ -47,6 +54,50 @@ impl AlignedBytes {
     pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as above, and nobody else has these bytes.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.n_bytes) }
+    }
+}
+
+/// Values of four bytes, zero at first; sixteen of them, from a multiple of sixteen on, are one cache line.
+#[derive(Debug, Default)]
+pub(crate) struct Lines<T> {
+    bytes: Option<AlignedBytes>,
+    values: PhantomData<T>,
+}
+
+/// A type of which every four bytes are a value.
+///
+/// # Safety
+/// They are, and its alignment is at most theirs.
+pub(crate) unsafe trait Word: Copy {}
+
+// SAFETY: every pattern of bits is a number, or not a number.
+unsafe impl Word for f32 {}
+// SAFETY: every pattern of bits is a number.
+unsafe impl Word for u32 {}
+
+impl<T: Word> Lines<T> {
+    pub(crate) fn zeroed(n_values: usize) -> Self {
+        Self { bytes: Some(AlignedBytes::zeroed(n_values * WORD)), values: PhantomData }
+    }
+}
+
+impl<T: Word> Deref for Lines<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        let Some(bytes) = &self.bytes else { return &[] };
+        let bytes = bytes.as_slice();
+        // SAFETY: aligned, initialized, and a value whatever they are.
+        unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / WORD) }
+    }
+}
+
+impl<T: Word> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let Some(bytes) = &mut self.bytes else { return &mut [] };
+        let bytes = bytes.as_mut_slice();
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / WORD) }
     }
 }
 
@@ -169,6 +220,16 @@ mod tests {
         drop(arena);
         second.as_mut_slice()[99] = 1;
         assert_eq!(second.as_slice().iter().map(|&byte| u32::from(byte)).sum::<u32>(), 1);
+    }
+
+    #[test]
+    fn lines_are_aligned_zero_and_keep_what_is_written() {
+        let mut lines = Lines::<f32>::zeroed(37);
+        assert_eq!(*lines, [0.0; 37]);
+        assert_eq!(lines.as_ptr().align_offset(ALIGN), 0);
+        lines[36] = 1.5;
+        assert_eq!(std::mem::take(&mut lines)[35..], [0.0, 1.5]);
+        assert!(lines.is_empty());
     }
 
     #[test]

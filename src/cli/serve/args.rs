@@ -64,7 +64,7 @@ pub struct Args {
     /// How products treat activations: int8 is fast, f32 is exact [default: int8].
     #[arg(long, env = "PLEACH_ACTIVATIONS", value_name = "int8|f32")]
     pub activations: Option<String>,
-    /// Kernels: portable, avx2 or avx512-vnni [default: the fastest that runs here].
+    /// Kernels: portable, avx2, avx512-vnni or avx512-amx [default: the fastest that runs here].
     #[arg(long, env = "PLEACH_ISA")]
     pub isa: Option<String>,
     /// Threads that compute [default: all cores].
@@ -103,7 +103,7 @@ pub struct Args {
     /// Most memory of a training, such as 2GiB; one that needs more is refused [default: half of what is free when it begins].
     #[arg(long, env = "PLEACH_TRAINING_MEMORY", value_name = "BYTES")]
     pub training_memory: Option<String>,
-    /// Products of trainings with frozen weights: f32, or bf16, which takes AVX512-BF16 [default: f32].
+    /// Products of trainings with frozen weights: f32, or bf16, which takes AVX512-BF16 or AMX [default: f32].
     #[arg(long, env = "PLEACH_TRAINING_PRECISION", value_name = "NAME")]
     pub training_precision: Option<String>,
     /// Listen beyond this machine without a key.

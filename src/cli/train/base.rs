@@ -28,7 +28,7 @@ pub(in crate::cli) struct ComputeArgs {
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Kernels: portable, avx2 or avx512-vnni [default: the best here]
+    /// Kernels: portable, avx2, avx512-vnni or avx512-amx [default: the best here]
     #[arg(long, value_name = "NAME")]
     isa: Option<String>,
     /// Memory for activations that are kept for the backward half; the rest is computed again [default: 256MiB]

@@ -33,7 +33,7 @@ pub(in crate::cli) struct RecipeArgs {
     /// Of everything that is random: the same seed comes to the same bytes
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(in crate::cli) seed: u64,
-    /// Products with frozen weights: exact, or of factors rounded to bf16, which takes AVX512-BF16 and less time
+    /// Products with frozen weights: exact, or of factors rounded to bf16, which takes AVX512-BF16 or AMX and less time
     #[arg(long, value_enum, default_value = "f32")]
     pub(in crate::cli) precision: PrecisionName,
 }

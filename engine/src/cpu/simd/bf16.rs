@@ -11,7 +11,9 @@
 
 use half::bf16;
 
-use super::{LANES, Simd, portable::Portable};
+#[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
+use super::{LANES, Simd, Tiles, portable::Portable, tiles::NoTiles};
 use crate::cpu::Isa;
 
 /// An instruction set with products of bf16.
@@ -36,11 +38,11 @@ pub(crate) unsafe trait Bf16: Simd {
 
 /// Work over [`Bf16`], as [`super::Kernel`] is over [`Simd`]. `run` must be `#[inline(always)]`.
 pub(crate) trait Bf16Kernel {
-    /// Does the work.
+    /// Does the work; products are those of `T`, if it has tiles.
     ///
     /// # Safety
-    /// The processor must have the instruction set `S`.
-    unsafe fn run<S: Bf16>(self);
+    /// The processor must have the instruction set `S` and the tiles `T`.
+    unsafe fn run<S: Bf16, T: Tiles>(self);
 }
 
 impl Isa {
@@ -56,6 +58,7 @@ impl Isa {
             }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Avx512Vnni => Some(NOT_HERE),
+            Self::Avx512Amx => (!self.is_available()).then_some(NO_TILES),
         }
     }
 
@@ -67,16 +70,20 @@ impl Isa {
     pub(crate) fn run_bf16<K: Bf16Kernel>(self, kernel: K) {
         match self {
             // SAFETY: needs no feature.
-            Self::Portable => unsafe { kernel.run::<Portable>() },
+            Self::Portable => unsafe { kernel.run::<Portable, NoTiles>() },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `TrainPass::new` refused an `Isa` for which `lacks_for_bf16` names something.
-            Self::Avx512Vnni => unsafe { avx512::vectorize(kernel) },
+            Self::Avx512Vnni => unsafe { avx512::vectorize::<NoTiles>(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Self::Avx512Amx => unsafe { avx512::vectorize::<Amx>(kernel) },
             _ => unreachable!("refused by TrainPass::new"),
         }
     }
 }
 
 const NOT_HERE: &str = "AVX512-BF16, which this processor lacks";
+const NO_TILES: &str = "AMX-BF16, which this processor lacks or its system refuses";
 
 fn bits(value: f32) -> u32 {
     u32::from(bf16::from_f32(value).to_bits())
@@ -130,13 +137,13 @@ mod avx512 {
     use std::mem::transmute;
 
     use super::{Bf16, Bf16Kernel};
-    use crate::cpu::simd::avx512::Avx512;
+    use crate::cpu::simd::{Tiles, avx512::Avx512};
 
     #[target_feature(
         enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16"
     )]
-    pub(super) unsafe fn vectorize<K: Bf16Kernel>(kernel: K) {
-        unsafe { kernel.run::<Avx512>() }
+    pub(super) unsafe fn vectorize<T: Tiles>(kernel: impl Bf16Kernel) {
+        unsafe { kernel.run::<Avx512, T>() }
     }
 
     /// First the even lanes' places, then the odd ones': from two halves to pairs.

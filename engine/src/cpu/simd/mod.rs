@@ -7,14 +7,24 @@
 #![expect(unsafe_code, reason = "vector intrinsics and raw loads")]
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bf16;
 mod portable;
+mod tiles;
 
 use super::Isa;
+#[cfg(target_arch = "x86_64")]
+pub(super) use amx::tiles_are_granted;
 pub(crate) use bf16::{Bf16, Bf16Kernel};
+#[cfg(test)]
+pub(crate) use portable::Portable;
+#[cfg(test)]
+pub(crate) use tiles::{A_STEP, TileConfig};
+pub(crate) use tiles::{BLOCK_ROWS, STEP_PAIRS, Strip, StripShape, Tiles};
 
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
@@ -169,9 +179,11 @@ impl Isa {
             Self::Avx2 => unsafe { avx2::vectorize(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx512Vnni => unsafe { avx512::vectorize(kernel) },
+            Self::Avx512Vnni | Self::Avx512Amx => unsafe { avx512::vectorize(kernel) },
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512Vnni => unreachable!("refused by CpuBackend::new"),
+            Self::Avx2 | Self::Avx512Vnni | Self::Avx512Amx => {
+                unreachable!("refused by CpuBackend::new")
+            }
         }
     }
 }

@@ -9,14 +9,14 @@ use half::{bf16, f16};
 use super::{Kernel, LANES, Simd};
 
 #[derive(Clone, Copy)]
-pub(super) struct Portable;
+pub(crate) struct Portable;
 
 type F = [f32; LANES];
 
 /// 64 bytes, seen as bytes or as sixteen little-endian i32.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Bytes([u8; 64]);
+pub(crate) struct Bytes([u8; 64]);
 
 impl Bytes {
     #[inline(always)]

@@ -8,7 +8,7 @@ use crate::{
     cpu::{
         Isa,
         packed::{BLOCK, PackedMatrix},
-        simd::{Bf16, Bf16Kernel, Kernel, LANES, Simd},
+        simd::{Bf16, Bf16Kernel, Kernel, LANES, Simd, Tiles},
     },
     site::Site,
 };
@@ -131,13 +131,13 @@ impl<'a> Kernel for LinearPanel<'a, Rows<'a>> {
 
 impl<'a> Bf16Kernel for LinearPanel<'a, PairRows<'a>> {
     #[inline(always)]
-    unsafe fn run<S: Bf16>(self) {
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
         let (size, out, column) = (self.size(), self.target(), self.tiles.start * LANES);
         // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
         unsafe {
             let sum = self.begin::<S>();
             let panel = forward_pairs::<S>(self.matrix, self.tiles, self.scratch);
-            product_bf16::<S>(size, self.x.skip_rows(self.rows.start), panel, out, sum);
+            product_bf16::<S, T>(size, self.x.skip_rows(self.rows.start), panel, out, sum);
             if let Some(low_rank) = self.low_rank {
                 add_low_rank::<S>(low_rank, size, self.rows.start, column, out);
             }
@@ -266,12 +266,12 @@ impl<'a> Kernel for LinearBackPanel<'a, Rows<'a>> {
 
 impl<'a> Bf16Kernel for LinearBackPanel<'a, PairRows<'a>> {
     #[inline(always)]
-    unsafe fn run<S: Bf16>(self) {
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
         let (size, out, column) = (self.size(), self.target(), self.block * BLOCK);
         // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
         unsafe {
             let panel = backward_pairs::<S>(self.matrix, self.block, self.tiles, self.scratch);
-            product_bf16::<S>(size, self.dy.skip_rows(self.rows.start), panel, out, self.sum);
+            product_bf16::<S, T>(size, self.dy.skip_rows(self.rows.start), panel, out, self.sum);
             if let Some(low_rank) = self.low_rank {
                 add_low_rank_back::<S>((low_rank, self.dropped), size, self.rows, column, out);
             }

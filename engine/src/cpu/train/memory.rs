@@ -16,7 +16,7 @@ use std::ops::{Index, IndexMut};
 
 use crate::{
     backend::OUTPUT_ALIGN,
-    cpu::{packed::BLOCK, simd::LANES},
+    cpu::{memory::Lines, packed::BLOCK, simd::LANES},
     site::TargetModule,
     spec::ModelSpec,
     train::{AdapterShape, MemoryNeed, ProductPrecision, TrainOptions},
@@ -34,7 +34,7 @@ const GROUP_BYTES: usize = 4 << 20;
 /// A buffer `[rows_max, stride]`.
 #[derive(Debug, Default)]
 pub(crate) struct Buffer {
-    pub(crate) values: Vec<f32>,
+    pub(crate) values: Lines<f32>,
     pub(crate) stride: usize,
 }
 
@@ -42,7 +42,7 @@ impl Buffer {
     fn new(n_rows: usize, width: usize) -> Self {
         let stride = width.next_multiple_of(BLOCK);
         // Zeroed pages come from the system: what is never written takes no memory.
-        Self { values: vec![0.0; n_rows * stride], stride }
+        Self { values: Lines::zeroed(n_rows * stride), stride }
     }
 
     pub(crate) fn row(&self, row: usize) -> &[f32] {
@@ -157,10 +157,10 @@ pub(crate) struct Memory {
     /// Weights of a group of query tiles.
     pub(crate) group: BufferId,
     /// Inputs of linears in bf16, `[T, rounded_stride]` pairs; empty with f32.
-    pub(crate) rounded: Vec<u32>,
+    pub(crate) rounded: Lines<u32>,
     pub(crate) rounded_stride: usize,
     /// Per thread: a panel, or scores of a tile.
-    pub(crate) scratch: Vec<Vec<f32>>,
+    pub(crate) scratch: Vec<Lines<f32>>,
     pub(crate) widths: Widths,
     need: MemoryNeed,
 }
@@ -264,7 +264,7 @@ impl Memory {
                 [take(widths.widest, widths.rank), take(widths.widest, widths.rank)]
             }),
             group: take(1, group_floats),
-            rounded: Vec::new(),
+            rounded: Lines::default(),
             rounded_stride: 0,
             scratch: Vec::new(),
             buffers: Vec::new(),
@@ -272,8 +272,10 @@ impl Memory {
             need: MemoryNeed::default(),
         };
         let widest = memory.widths.widest.max(VOCAB_CHUNK);
+        // An odd number of cache lines apart: at a power of two, the rows of a block would share one set of the cache.
+        let rounded_stride = widest.div_ceil(2 * LANES).next_multiple_of(2) * LANES + LANES;
         let n_pairs =
-            if options.precision == ProductPrecision::Bf16 { rows * widest / 2 } else { 0 };
+            if options.precision == ProductPrecision::Bf16 { rows * rounded_stride } else { 0 };
         let panel = panel_values(widest);
         let scratch = panel.max(QUERY_ROWS * turned);
         let scratch_bytes = options.threads.max(1) * scratch * size_of::<f32>();
@@ -288,8 +290,8 @@ impl Memory {
                 + rounded_bytes,
         };
         if allocate {
-            (memory.rounded, memory.rounded_stride) = (vec![0; n_pairs], widest / 2);
-            memory.scratch = (0..options.threads.max(1)).map(|_| vec![0.0; scratch]).collect();
+            (memory.rounded, memory.rounded_stride) = (Lines::zeroed(n_pairs), rounded_stride);
+            memory.scratch = (0..options.threads.max(1)).map(|_| Lines::zeroed(scratch)).collect();
         }
         memory.buffers = taker.buffers;
         memory

@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `product`, `panel` | the one dense product, and what it reads of frozen weights |
-//! | `product_bf16` | the same with factors rounded to bf16, for frozen weights |
+//! | `product_bf16`, `product_tiles` | the same with factors rounded to bf16, for frozen weights: by vectors, by tiles |
 //! | `linear`, `lora`, `dropout` | linears with their adapters |
 //! | `attention`, `elementwise`, `head` | the other operations |
 //! | `base`, `memory`, `plan`, `program` | weights, buffers, what varies with the batch, the order of operations |
@@ -30,6 +30,7 @@ mod pass;
 mod plan;
 mod product;
 mod product_bf16;
+mod product_tiles;
 mod program;
 mod run;
 mod run_attention;

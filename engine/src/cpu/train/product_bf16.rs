@@ -1,17 +1,20 @@
 //! The dense product with factors in bf16 and sums in f32: `c[i, n] (+)= Σ_j a(i, j) p[j, n]`.
 //!
 //! As [`super::product`], but that the chain of an element takes two terms at a time (which it has in the same order
-//! wherever it runs: see [`Bf16`]).
+//! wherever it runs: see [`Bf16`]), or 32 where there are tiles (see [`super::product_tiles`]).
 #![expect(unsafe_code, reason = "vector kernel over strided rows")]
 
 use std::ops::Range;
 
 use crate::cpu::{
-    simd::{Bf16, Bf16Kernel, LANES},
+    simd::{Bf16, Bf16Kernel, LANES, Tiles},
     threads::Parts,
 };
 
-use super::product::{Rows, Size, Sum, Target};
+use super::{
+    product::{Rows, Size, Sum, Target},
+    product_tiles::by_tiles,
+};
 
 /// Rows of pairs of bf16; row `r` begins at pair `r * stride`, the first of a pair is its low half.
 #[derive(Clone, Copy, Debug)]
@@ -48,7 +51,7 @@ pub(crate) struct RoundRows<'a> {
 
 impl Bf16Kernel for RoundRows<'_> {
     #[inline(always)]
-    unsafe fn run<S: Bf16>(self) {
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
         let vectors = self.n_columns / LANES;
         for row in self.rows {
             let from = &self.from.values[row * self.from.stride..][..self.n_columns];
@@ -65,12 +68,12 @@ impl Bf16Kernel for RoundRows<'_> {
 /// Computes one product on this thread; `k` is even.
 ///
 /// # Safety
-/// The processor must have the instruction set, and nobody else may use the elements of `c` meanwhile.
+/// The processor must have the instruction set and the tiles, and nobody else may use the elements of `c` meanwhile.
 ///
 /// # Panics
 /// When a factor is smaller than `size` says.
 #[inline(always)]
-pub(crate) unsafe fn product_bf16<S: Bf16>(
+pub(crate) unsafe fn product_bf16<S: Bf16, T: Tiles>(
     size: Size,
     a: PairRows<'_>,
     p: PairPanel<'_>,
@@ -89,6 +92,11 @@ pub(crate) unsafe fn product_bf16<S: Bf16>(
         assert!(last <= p.pairs.len(), "panel: {last} pairs of {}", p.pairs.len());
     }
     let out = c.parts.at(c.start, (m - 1) * c.stride + n);
+    if T::ARE_HERE && k > 0 {
+        // SAFETY: all that the tiles cover lies within the bounds checked above.
+        unsafe { by_tiles::<S, T>(size, a, p, (out, c.stride), sum) };
+        return;
+    }
     let mut vector = 0;
     macro_rules! vectors {
         ($w:literal) => {

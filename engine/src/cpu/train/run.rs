@@ -31,7 +31,7 @@ impl TrainPass {
         let (rows, n_head_rows) = (plan.n_rows(), plan.head_rows().len());
         let by_rows =
             |rows: usize, width: usize| (rows.div_ceil(ROWS), rows.min(ROWS) * width * VALUE_WORK);
-        // Panels of `outer` features by blocks of rows; two products of bf16 take the time of one.
+        // Panels of `outer` features by blocks of rows; two products of bf16 take the time of one, or less.
         let at_once = if input.precision == ProductPrecision::Bf16 { 2 } else { 1 };
         let by_panels = |rows: usize, outer: usize, inner: usize| {
             let panels = outer.div_ceil(PANEL);

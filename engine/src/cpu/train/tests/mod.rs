@@ -2,6 +2,9 @@
 //! a marked NaN first, as for all kernels.
 
 mod attention;
+mod emulated_tiles;
+mod pair_cases;
 mod products;
+mod products_amx;
 mod products_bf16;
 mod rows;
