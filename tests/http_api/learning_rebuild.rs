@@ -26,15 +26,16 @@ async fn it_begins_at_the_base_without_what_was_erased() {
     let school = School::new(0.5).await;
     let server = &school.server;
     let first = json!(server.generation(NAME).await);
-    school.policy(at_once()).await;
     let messages = json!([{"role": "user", "content": "my secret question"}]);
     let chat = json!({"model": NAME, "messages": messages, "safety_identifier": "ann"});
     let answer = server.chat(chat).await.json();
     school.likes(answer["id"].as_str().unwrap(), "ann", true).await;
-    school.judged_by(0..19).await;
+    // More than the policy waits for.
+    school.judged_by(0..23).await;
+    school.policy(at_once()).await;
     let learned = school.becomes("promoted").await;
     let tainted = &learned["candidate"];
-    assert_eq!(learned["data"]["rows"], 20);
+    assert_eq!(learned["data"]["rows"], 24);
     assert_eq!(parents(&school, &learned).await, vec![first; 3]);
 
     let erased = server.delete("/v1/feedback/users/ann").await.json();
@@ -48,7 +49,7 @@ async fn it_begins_at_the_base_without_what_was_erased() {
     rebuild(&school, tainted).await;
     let rebuilt = school.becomes("promoted").await;
     assert_eq!((&rebuilt["rebuild_of"], &rebuilt["parent"]), (tainted, tainted));
-    assert_eq!(rebuilt["data"]["rows"], 19);
+    assert_eq!(rebuilt["data"]["rows"], 23);
     assert_eq!(parents(&school, &rebuilt).await, vec![Value::Null; 3]);
     for (fold, rows) in &school.teacher.learned.lock().unwrap()[n_learned..] {
         assert!(!rows.contains("my secret question"), "of fold {fold}");
@@ -63,7 +64,7 @@ async fn it_begins_at_the_base_without_what_was_erased() {
     );
     let lineage = server.get(&path).await.json();
     assert_eq!((&lineage["parent"], &lineage["ancestors"]), (&Value::Null, &json!([])));
-    assert_eq!(lineage["examples"], json!({"completions": 19, "feedback": 19}));
+    assert_eq!(lineage["examples"], json!({"completions": 23, "feedback": 23}));
     // No generation that learned from her is left to be named but the old one, of which nobody knows any more by whom.
     let again = server.delete("/v1/feedback/users/ann").await.json();
     assert_eq!(again["generations"], json!([]));

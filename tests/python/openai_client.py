@@ -330,12 +330,12 @@ class Graders(unittest.TestCase):
 
 
 # People who ask the model that a job made, and what their rounds of learning are to be like: quick, and without canaries.
-N_PEOPLE = 12
+N_PEOPLE = 20
 POLICY = {
     "train_when": {"examples": N_PEOPLE, "age_hours": None},
     "method": "supervised",
     "folds": 2,
-    "hyperparameters": {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 2},
+    "hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 4},
     "gate": {
         "examples_min": 8, "groups_min": 4, "kl_max": 20, "length_ratio": [0, 100], "refusals_more_max": 1,
         "latency_ratio_max": 1000,
