@@ -136,7 +136,6 @@ impl Folder {
         let weights = |folder: &Path| load_peft(folder, &spec).unwrap().weights;
         let (found, expected) = (weights(out), weights(&self.fixture()));
         let distance = distance(&found, &expected) / distance(&expected, &self.begins_at);
-        eprintln!("{what}: off by {distance:.1e} of the update");
         assert!(distance <= UPDATE_TOLERANCE, "{what}: off by {distance} of the update");
     }
 
