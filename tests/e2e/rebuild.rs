@@ -69,6 +69,7 @@ async fn a_generation_is_made_again_without_an_erased_user() {
         get(&server, &format!("{adapter}/generations/{generation}/lineage")).await
     };
     let first = get(&server, &adapter).await["generation"].clone();
+    // Whatever it loses: what it replaces has learned from the rows that its folds hold out.
     put(&server, &format!("{adapter}/policy"), &policy(20.0)).await;
     let unknown = known(&server, &name, ERASED).await;
     for user in 0..N_USERS {
@@ -106,7 +107,7 @@ async fn a_generation_is_made_again_without_an_erased_user() {
     let serving = get(&server, &adapter).await["generation"].clone();
     assert_eq!(serving, rebuilt["candidate"]);
 
-    // It knows what the others said, and the erased user's word no better than before.
+    // It knows what the others said, and the erased user's word less than what it replaces.
     let forgotten = known(&server, &name, ERASED).await;
     assert!(forgotten < told - 1.0, "it is still known: {told} before, {forgotten} after");
     let kept = known(&server, &name, ERASED + 1).await;
