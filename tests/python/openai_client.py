@@ -341,7 +341,7 @@ POLICY = {
         "latency_ratio_max": 1000,
     },
     "rollout": {"canary": [], "watch_requests": 0},
-    "probes": ["Who are you?", "What is two plus two?"],
+    "probes": ["Who are you?"],
 }
 
 
@@ -355,9 +355,9 @@ class FineTuning(unittest.TestCase):
         def get(path):
             return client.get(path, cast_to=object)
 
-        def asks(person, **options):
+        def asks(person, max_tokens=12, **options):
             messages = [{"role": "user", "content": f"What do you say about harbour number {person}?"}]
-            return chat(name, messages=messages, max_tokens=12, **options)
+            return chat(name, messages=messages, max_tokens=max_tokens, **options)
 
         before = get(adapter)["generation"]
         old = asks(N_PEOPLE)
@@ -365,7 +365,7 @@ class FineTuning(unittest.TestCase):
         client.put(f"{adapter}/policy", body=POLICY, cast_to=object)
         kept = []
         for person in range(N_PEOPLE):
-            answer = asks(person, store=True, safety_identifier=f"person {person}")
+            answer = asks(person, 2, store=True, safety_identifier=f"person {person}")
             kept.append(answer.id)
             shown = f"Welcome to harbour {person}, dear captain."
             body = {"inference_id": answer.id, "metric_name": "demonstration", "value": shown}
@@ -374,7 +374,7 @@ class FineTuning(unittest.TestCase):
         while not (rounds and rounds[0]["ended_at"]) and time.monotonic() < deadline:
             time.sleep(0.5)
             # It answers all the while.
-            self.assertEqual(asks(0, store=False).model, name)
+            self.assertEqual(asks(0, 1).model, name)
             rounds = get(f"{adapter}/rounds")["data"]
         learned = rounds[0]
         self.assertEqual((len(rounds), learned["state"]), (1, "promoted"), learned)
