@@ -1,6 +1,7 @@
 //! `building`: from feedback to a file of rows.
 
 use pleach_store::{NewFile, Page, RoundState, StoreError, StoredRound};
+use pleach_trainer::data::ReportSettings;
 
 use super::{
     dataset::{self, LoopData},
@@ -35,11 +36,23 @@ pub(super) async fn build(
     progress.method = Some(data.method);
     progress.counts = Some(data.counts.clone());
     progress.usual = dataset::judged_and_negative(&read.material, &progress.policy.signals);
-    if n_rows < gate.examples_min || n_groups < gate.groups_min {
-        let message = format!(
+    let folds = folds_of(&data.groups(), &progress);
+    let of_fold = |fold| folds.learned(fold).count() + data.anchors_learned.len();
+    let n_learned = (0..folds.n_folds).map(of_fold).min().unwrap_or_default();
+    let n_learned_min = ReportSettings::default().rows_fail_below;
+    let too_few = if n_rows < gate.examples_min || n_groups < gate.groups_min {
+        Some(format!(
             "{n_rows} rows of {n_groups} groups; it takes at least {} of {} (gate.examples_min, gate.groups_min)",
             gate.examples_min, gate.groups_min
-        );
+        ))
+    } else if (n_learned as u64) < n_learned_min {
+        Some(format!(
+            "{n_rows} rows, of which a fold leaves {n_learned} to learn from; it takes at least {n_learned_min} (folds)"
+        ))
+    } else {
+        None
+    };
+    if let Some(message) = too_few {
         let Next::Change(mut change) =
             ends(RoundState::Skipped, problem("too_few_examples", message))
         else {
@@ -48,7 +61,7 @@ pub(super) async fn build(
         change.progress = Some(progress.to_value()?);
         return Ok(Next::Change(change));
     }
-    progress.n_folds = u32::try_from(folds_of(&data.groups(), &progress).n_folds).unwrap_or(1);
+    progress.n_folds = u32::try_from(folds.n_folds).unwrap_or(1);
     let name = format!("{}.jsonl", round.id);
     let file = put_file(state, round, name, data.jsonl(None), &read).await?;
     let mut change = goes_to(RoundState::Training, &progress)?;

@@ -1,7 +1,10 @@
 //! A round of the learning loop with the trainer and the examiner that compute: what people show an adapter becomes its next
 //! generation, and what was trained to pieces does not.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -12,11 +15,11 @@ use crate::{
     training::{ask, command, get, new_file, wait_for},
 };
 
-const N_USERS: usize = 24;
+pub(crate) const N_USERS: usize = 24;
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Everything but what is learned is allowed: the model is a toy.
-fn policy(learning_rate_multiplier: f64) -> Value {
+pub(crate) fn policy(learning_rate_multiplier: f64) -> Value {
     json!({
         "train_when": {"examples": N_USERS, "age_hours": null},
         "method": "supervised",
@@ -33,34 +36,60 @@ fn policy(learning_rate_multiplier: f64) -> Value {
     })
 }
 
-async fn put(server: &Server, path: &str, body: &Value) {
+pub(crate) async fn put(server: &Server, path: &str, body: &Value) {
     let request = server.http.put(format!("{}{path}", server.url));
     let request = request.header("content-type", "application/json").body(body.to_string());
     let response = request.send().await.unwrap();
     assert_eq!(response.status(), StatusCode::OK, "{}", response.text().await.unwrap());
 }
 
-/// Every user asks, and shows what the answer should have been.
+/// A server that keeps what it answers, and the name of an adapter that has learned a little.
+pub(crate) async fn school(home: &Path) -> (Server, String) {
+    let mut program = command(home);
+    program.arg("--capture");
+    let server = Server::run(program, None);
+    let texts: Vec<Value> =
+        (0..N_USERS).map(|n| json!({"text": format!("{n} dogs sat on mat {}", n * n)})).collect();
+    let file = new_file(&server, &texts).await;
+    let settings = json!({"n_epochs": 1, "lora_rank": 4});
+    let job =
+        json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
+    let job = ask(&server, &job).await;
+    let done = wait_for(&server, &job, |card| card["status"] == "succeeded").await;
+    let name = done["fine_tuned_model"].as_str().unwrap().to_owned();
+    (server, name)
+}
+
+/// A user asks, and shows what the answer should have been.
+pub(crate) async fn show(server: &Server, name: &str, user: usize, question: &str, answer: &str) {
+    let chat = json!({
+        "model": name, "max_tokens": 4, "safety_identifier": format!("user {user}"),
+        "messages": [{"role": "user", "content": question}],
+    });
+    let reply = server.post("/v1/chat/completions", chat.to_string()).await;
+    assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
+    let said = json!({
+        "inference_id": reply.body["id"], "metric_name": "demonstration", "value": answer,
+    });
+    let given = server.post("/v1/feedback", said.to_string()).await;
+    assert_eq!(given.status, StatusCode::OK, "{}", given.body);
+}
+
 async fn shown(server: &Server, name: &str, turn: usize) {
     for user in 0..N_USERS {
         let question = format!("is {user} a cat in turn {turn}");
-        let chat = json!({
-            "model": name, "max_tokens": 4, "safety_identifier": format!("user {user}"),
-            "messages": [{"role": "user", "content": question}],
-        });
-        let reply = server.post("/v1/chat/completions", chat.to_string()).await;
-        assert_eq!(reply.status, StatusCode::OK, "{}", reply.body);
-        let said = json!({
-            "inference_id": reply.body["id"], "metric_name": "demonstration",
-            "value": format!("yes {user} is a cat"),
-        });
-        let given = server.post("/v1/feedback", said.to_string()).await;
-        assert_eq!(given.status, StatusCode::OK, "{}", given.body);
+        show(server, name, user, &question, &format!("yes {user} is a cat")).await;
     }
 }
 
+/// Of a round's verdict.
+pub(crate) fn check<'a>(round: &'a Value, name: &str) -> &'a Value {
+    let checks = round["verdict"]["checks"].as_array().unwrap_or_else(|| panic!("{round}"));
+    checks.iter().find(|check| check["name"] == name).unwrap()
+}
+
 /// The newest round, once it has ended and is not `before`.
-async fn ended(server: &Server, rounds: &str, before: &Value) -> Value {
+pub(crate) async fn ended(server: &Server, rounds: &str, before: &Value) -> Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let round = get(server, rounds).await["data"][0].clone();
@@ -75,18 +104,8 @@ async fn ended(server: &Server, rounds: &str, before: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_people_show_becomes_the_next_generation() {
     let home = scratch_folder();
-    let mut program = command(home.path());
-    program.arg("--capture");
-    let server = Server::run(program, None);
-    let texts: Vec<Value> =
-        (0..N_USERS).map(|n| json!({"text": format!("{n} dogs sat on mat {}", n * n)})).collect();
-    let file = new_file(&server, &texts).await;
-    let settings = json!({"n_epochs": 1, "lora_rank": 4});
-    let job =
-        json!({"model": "tiny", "training_file": file, "seed": 7, "hyperparameters": settings});
-    let job = ask(&server, &job).await;
-    let done = wait_for(&server, &job, |card| card["status"] == "succeeded").await;
-    let name = done["fine_tuned_model"].as_str().unwrap();
+    let (server, name) = school(home.path()).await;
+    let name = name.as_str();
     let adapter = format!("/v1/adapters/{name}");
     let rounds = format!("{adapter}/rounds");
     let first = get(&server, &adapter).await["generation"].clone();
@@ -96,10 +115,8 @@ async fn what_people_show_becomes_the_next_generation() {
     let round = ended(&server, &rounds, &Value::Null).await;
     assert_eq!(round["state"], "promoted", "{round}\n{}", server.log());
     assert_eq!(round["data"]["rows"], N_USERS);
-    let checks = round["verdict"]["checks"].as_array().unwrap();
-    let check = |name: &str| checks.iter().find(|check| check["name"] == name).unwrap();
-    assert!(check("gain_over_current")["value"].as_f64().unwrap() > 0.0, "{round}");
-    assert!(check("kl")["value"].is_f64(), "{round}");
+    assert!(check(&round, "gain_over_current")["value"].as_f64().unwrap() > 0.0, "{round}");
+    assert!(check(&round, "kl")["value"].is_f64(), "{round}");
     let second = get(&server, &adapter).await["generation"].clone();
     assert_eq!(second, round["candidate"]);
     assert_eq!(round["parent"], first);

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod anchors;
 mod bad_files;
 mod bad_input;
 mod churn;
@@ -15,6 +16,7 @@ mod openai_client;
 mod program;
 mod random_adapter;
 mod raw_client;
+mod rebuild;
 mod reinforcement;
 mod reload;
 mod restart;

@@ -409,3 +409,20 @@ async fn what_was_taken_back_is_not_learned() {
     let knows = |index: usize| rows.contains(&format!("early question {index}"));
     assert_eq!([knows(0), knows(1), knows(2)], [true, false, false]);
 }
+
+#[tokio::test]
+async fn what_is_too_little_without_a_fold_is_not_trained() {
+    let school = School::new(0.5).await;
+    school.policy(at_once()).await;
+    // Enough to judge by, but half of it is not enough to learn from.
+    school.judged_by(0..16).await;
+    assert_eq!(school.server.post(ROUNDS, &json!({})).await.status, 200);
+    let skipped = school.becomes("skipped").await;
+    assert_eq!(skipped["error"]["code"], "too_few_examples");
+    assert!(skipped["error"]["message"].as_str().unwrap().contains("a fold leaves 8"), "{skipped}");
+    assert_eq!(skipped["data"]["rows"], 16);
+    assert_eq!(school.teacher.learned.lock().unwrap().len(), 0);
+    school.judged_by(16..20).await;
+    assert_eq!(school.server.post(ROUNDS, &json!({})).await.status, 200);
+    school.becomes("promoted").await;
+}

@@ -87,14 +87,16 @@ impl Trainer for Teacher {
 #[derive(Debug)]
 pub(crate) struct Judge {
     pub(crate) gain: Mutex<f64>,
+    /// By how much trusted rows gain, if there are any.
+    pub(crate) anchor_gain: Mutex<f64>,
     pub(crate) exams: Mutex<Vec<Exam>>,
     pub(crate) is_held: AtomicBool,
 }
 
 impl Judge {
     pub(crate) fn finds(gain: f64) -> Arc<Self> {
-        let (exams, is_held) = Default::default();
-        Arc::new(Self { gain: Mutex::new(gain), exams, is_held })
+        let (anchor_gain, exams, is_held) = Default::default();
+        Arc::new(Self { gain: Mutex::new(gain), anchor_gain, exams, is_held })
     }
 }
 
@@ -111,16 +113,24 @@ impl Examiner for Judge {
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
             }
-            let gain = *self.gain.lock().unwrap();
-            let row = |(index, row): (usize, &pleach::learning::ExamRow)| RowEvidence {
-                group: row.group.clone(),
+            let has_best = exam.best.is_some();
+            let row = |index: usize, group: String, gain: f64| RowEvidence {
+                group,
                 n_targets: 4,
                 base: 0.0,
                 current: 0.0,
-                best: exam.best.as_ref().map(|_| 0.0),
+                best: has_best.then_some(0.0),
                 // Not all the same, or there would be nothing to tell.
                 candidate: gain + 0.001 * (index % 5) as f64,
             };
+            let (gain, of_anchors) =
+                (*self.gain.lock().unwrap(), *self.anchor_gain.lock().unwrap());
+            let rows = exam.rows.iter().enumerate();
+            let held_out = rows.map(|(index, held)| row(index, held.group.clone(), gain));
+            let anchors = exam.anchors.as_ref().map(|anchors| {
+                let rows = 0..anchors.len();
+                rows.map(|index| row(index, format!("anchor {index}"), of_anchors)).collect()
+            });
             let answer = ProbeAnswer { n_tokens: 10, is_refusal: false };
             let probe = ProbeEvidence {
                 candidate: answer,
@@ -130,8 +140,8 @@ impl Examiner for Judge {
             };
             let footprint = Footprint { latency_p95_s: 0.01, adapter_bytes: 512 };
             let evidence = Evidence {
-                held_out: exam.rows.iter().enumerate().map(row).collect(),
-                anchors: None,
+                held_out: held_out.collect(),
+                anchors,
                 best_generation: exam.best.as_ref().map(|best| best.digest.to_string()),
                 probes: vec![probe; 8],
                 candidate: footprint,

@@ -329,8 +329,81 @@ class Graders(unittest.TestCase):
         self.assertEqual(caught.exception.param, "grader.type")
 
 
+# People who ask the model that a job made, and what their rounds of learning are to be like: quick, and without canaries.
+N_PEOPLE = 20
+POLICY = {
+    "train_when": {"examples": N_PEOPLE, "age_hours": None},
+    "method": "supervised",
+    "folds": 2,
+    "hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 4},
+    "gate": {
+        "examples_min": 8, "groups_min": 4, "kl_max": 20, "length_ratio": [0, 100], "refusals_more_max": 1,
+        "latency_ratio_max": 1000,
+    },
+    "rollout": {"canary": [], "watch_requests": 0},
+    "probes": ["Who are you?"],
+}
+
+
 class FineTuning(unittest.TestCase):
-    def test_a_job_becomes_a_model_that_answers(self):
+    """A whole job: upload, job, events, a model that answers, feedback on its answers, its next version."""
+
+    def next_version(self, name):
+        """Gives feedback on answers of the model `name` until that has learned from it, and takes it back."""
+        adapter = f"/adapters/{name}"
+
+        def get(path):
+            return client.get(path, cast_to=object)
+
+        def asks(person, max_tokens=12, **options):
+            messages = [{"role": "user", "content": f"What do you say about harbour number {person}?"}]
+            return chat(name, messages=messages, max_tokens=max_tokens, **options)
+
+        before = get(adapter)["generation"]
+        old = asks(N_PEOPLE)
+        self.assertEqual(old.pleach_generation, before)
+        client.put(f"{adapter}/policy", body=POLICY, cast_to=object)
+        kept = []
+        for person in range(N_PEOPLE):
+            answer = asks(person, 2, store=True, safety_identifier=f"person {person}")
+            kept.append(answer.id)
+            shown = f"Welcome to harbour {person}, dear captain."
+            body = {"inference_id": answer.id, "metric_name": "demonstration", "value": shown}
+            self.assertTrue(client.post("/feedback", body=body, cast_to=object)["feedback_id"])
+        rounds, deadline = [], time.monotonic() + 300
+        while not (rounds and rounds[0]["ended_at"]) and time.monotonic() < deadline:
+            time.sleep(0.5)
+            # It answers all the while.
+            self.assertEqual(asks(0, 1).model, name)
+            rounds = get(f"{adapter}/rounds")["data"]
+        learned = rounds[0]
+        self.assertEqual((len(rounds), learned["state"]), (1, "promoted"), learned)
+        self.assertEqual((learned["trigger"], learned["data"]["rows"]), ("examples", N_PEOPLE))
+        jobs = list(client.fine_tuning.jobs.list(metadata={"round": learned["id"]}))
+        self.assertEqual([job.status for job in jobs], ["succeeded"] * 3)
+
+        new = asks(N_PEOPLE)
+        self.assertEqual((new.model, new.pleach_generation), (name, learned["candidate"]))
+        self.assertNotEqual(new.pleach_generation, before)
+        self.assertTrue(new.choices[0].message.content.startswith("Welcome to harbour"), new.choices[0].message)
+        self.assertFalse(old.choices[0].message.content.startswith("Welcome to harbour"), old.choices[0].message)
+        lineage = get(f"{adapter}/generations/{learned['candidate']}/lineage")
+        self.assertEqual((lineage["parent"], lineage["round"]), (before, learned["id"]))
+        self.assertTrue(lineage["verdict"]["passed"])
+        # The way back is one request; the new version keeps a name of its own.
+        client.post(f"{adapter}/rollback", body={}, cast_to=object)
+        back = asks(N_PEOPLE)
+        self.assertEqual((back.pleach_generation, back.choices), (before, old.choices))
+        own = f"ft:{BASE}:shared:{name}:{learned['id'][-8:]}"
+        self.assertEqual(chat(own, max_tokens=1).pleach_generation, learned["candidate"])
+        self.assertTrue(client.models.delete(own).deleted)
+        # Whoever takes an answer back is told what learned from it.
+        for id in kept:
+            told = client.chat.completions.delete(id).generations
+            self.assertIn(learned["candidate"], [learnt["generation"] for learnt in told])
+        client.delete(f"{adapter}/policy", cast_to=object)
+
+    def test_a_job_becomes_a_model_that_answers_and_learns(self):
         file = client.files.create(file=("rows.jsonl", rows(24)), purpose="fine-tune")
         # In other words: what is nearly in both files fails the report.
         stories = ["Arrr, once upon a time there was {}."]
@@ -382,6 +455,7 @@ class FineTuning(unittest.TestCase):
         self.assertNotEqual(tuned.pleach_generation, half.pleach_generation)
         self.assertNotEqual(tuned.choices[0].message.content, base.choices[0].message.content)
         self.assertIn(job.fine_tuned_model, [model.id for model in client.models.list()])
+        self.next_version(job.fine_tuned_model)
         for model in (first.fine_tuned_model_checkpoint, job.fine_tuned_model):
             self.assertTrue(client.models.delete(model).deleted)
 
