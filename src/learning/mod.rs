@@ -12,6 +12,7 @@
 
 mod building;
 mod card;
+mod claims;
 mod cpu_examiner;
 pub mod dataset;
 mod ending;

@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     building::build,
+    claims::{Followed, Following, beat},
     ending,
     examiner::Examiner,
     gating::{first_of_trial, gate, name_of},
@@ -38,7 +39,9 @@ use super::{
 use crate::http::{ids, state::AppState};
 
 /// A process that was not heard of for so long has died.
-const SILENCE_MS: i64 = 15_000;
+const SILENCE: Duration = Duration::from_secs(15);
+/// How often this one says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(3);
 /// How often it is looked for what nobody told of.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long between two looks at the least, however much is told.
@@ -89,12 +92,17 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let runner: Arc<str> = ids::random("loop-").into();
     let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
     let places = Arc::new(Semaphore::new(ROUNDS_MAX));
+    let followed = Arc::new(Followed::default());
+    // By itself: looking for rounds to begin takes as long as it takes.
+    let beats =
+        beat(state.store.clone(), Arc::clone(&runner), Arc::clone(&followed), BEAT_EVERY);
+    let beats = tokio::spawn(beats);
     let shadows = tokio::spawn(run_shadows(Arc::clone(&state)));
     ending::sweep(&state).await;
     triggers::go_on(&state).await;
     while state.is_serving() {
         let began = Instant::now();
-        if let Err(error) = look(&state, &examiner, &runner, &places).await {
+        if let Err(error) = look(&state, &examiner, &runner, &places, &followed).await {
             tracing::warn!(%error, "rounds cannot be looked for");
             sleep(STORE_REST).await;
         }
@@ -109,6 +117,7 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     // Whoever follows a round lets go of it.
     state.learning.wake.all();
     let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
+    beats.abort();
 }
 
 async fn look(
@@ -116,12 +125,15 @@ async fn look(
     examiner: &Arc<dyn Examiner>,
     runner: &Arc<str>,
     places: &Arc<Semaphore>,
+    followed: &Arc<Followed>,
 ) -> Result<(), StoreError> {
-    state.store.heartbeat_rounds(runner).await?;
     triggers::look(state).await?;
     while let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        let Some(round) = state.store.claim_round(runner, SILENCE_MS).await? else { break };
+        let Some(round) = state.store.claim_round(runner, SILENCE).await? else { break };
+        // What is followed here was silent because the store was.
+        let Some(following) = followed.follow(&round.id) else { continue };
         let follower = Follower {
+            _following: following,
             state: Arc::clone(state),
             examiner: Arc::clone(examiner),
             runner: Arc::clone(runner),
@@ -135,6 +147,8 @@ async fn look(
 
 /// Follows one round.
 struct Follower {
+    /// While it is there, others hear that this process has the round.
+    _following: Following,
     state: Arc<AppState>,
     examiner: Arc<dyn Examiner>,
     runner: Arc<str>,

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A process that was not heard of for so long has died. A training tells of itself at least every few seconds.
-const SILENCE_MS: i64 = 15_000;
+const SILENCE: Duration = Duration::from_secs(15);
 /// How often jobs are looked for that other processes took, or left.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a job rests that failed for the store's sake.
@@ -76,7 +76,7 @@ pub fn run_jobs(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
 async fn run_all(state: Arc<AppState>, trainer: Arc<dyn Trainer>) {
     let runner: Arc<str> = ids::random("run-").into();
     while state.is_serving() {
-        match state.store.claim_job(&runner, SILENCE_MS).await {
+        match state.store.claim_job(&runner, SILENCE).await {
             Ok(Some(job)) => run_one(&state, &trainer, &runner, job).await,
             Ok(None) => {
                 // Woken or not: it is time to look again.

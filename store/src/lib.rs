@@ -24,6 +24,7 @@ mod alias_history;
 mod alias_moves;
 mod aliases;
 mod api_keys;
+mod beats;
 mod blob_error;
 mod blob_garbage;
 mod blob_reader;

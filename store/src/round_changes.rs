@@ -4,10 +4,13 @@
 //! died: another claims its rounds and goes on from the state that was last written. What one that has lost a round still
 //! writes changes nothing.
 
+use std::time::Duration;
+
 use serde_json::Value;
-use sqlx::{Any, Row as _, Transaction};
+use sqlx::{Any, AssertSqlSafe, Row as _, Transaction};
 
 use crate::{
+    beats::{Claim, claim_in},
     checks::{NAME_BYTES_MAX, NOTE_BYTES_MAX, check_text, document},
     clock::now_ms,
     digest::GenerationDigest,
@@ -50,78 +53,96 @@ pub enum RoundSignal {
     Lost,
 }
 
+/// Rounds of a statement at most that a process says it runs.
+const BEATS_MAX: usize = 500;
+
 /// In the order in which they began. What waits for somebody to agree needs no process.
-const NEXT: &str = "SELECT * FROM rounds WHERE ended_ms IS NULL \
-     AND (state <> 'awaiting_approval' OR approved = 1) \
-     AND (runner IS NULL OR heartbeat_ms < $1) ORDER BY id LIMIT 1";
-const CLAIM: &str = "UPDATE rounds SET runner = $3, heartbeat_ms = $4 \
+const NEXT: &str = "SELECT owner, id, runner, beats FROM rounds WHERE ended_ms IS NULL \
+     AND (state <> 'awaiting_approval' OR approved = 1) AND runner IS NULL ORDER BY id LIMIT 1";
+/// What may have been left by processes that died.
+const HELD: &str = "SELECT owner, id, runner, beats FROM rounds WHERE ended_ms IS NULL \
+     AND (state <> 'awaiting_approval' OR approved = 1) AND runner IS NOT NULL ORDER BY id";
+const CLAIM: &str = "UPDATE rounds SET runner = $3, beats = beats + 1 \
      WHERE owner = $1 AND id = $2 AND ended_ms IS NULL \
      AND (state <> 'awaiting_approval' OR approved = 1) \
-     AND (runner IS NULL OR heartbeat_ms < $5)";
+     AND COALESCE(runner, '') = $4 AND beats = $5";
 const CHANGE: &str = "UPDATE rounds SET state = $3, candidate = COALESCE($4, candidate), \
      file = COALESCE($5, file), progress = COALESCE($6, progress), \
      verdict = COALESCE($7, verdict), error = COALESCE($8, error), look = COALESCE(look, $9), \
-     heartbeat_ms = $10, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
-const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL, heartbeat_ms = NULL \
-     WHERE owner = $1 AND id = $2";
+     beats = beats + 1, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
+const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL WHERE owner = $1 AND id = $2";
 const DECIDE: &str = "UPDATE rounds SET state = $3, decisions = $4, approved = $5, \
      revision = revision + 1, updated_ms = $6 WHERE owner = $1 AND id = $2";
 const LINEAGE_VERDICT: &str = "UPDATE lineage SET verdict = $4 \
      WHERE owner = $1 AND generation = $2 AND round = $3";
 
 impl Store {
-    /// Takes the next round that nobody runs, or whose process was not heard of for `silence_ms`, for the process `runner`,
-    /// which may have many.
+    /// Takes the next round that nobody runs, or whose process was not heard of for `silence` while this one looked now and
+    /// then, for the process `runner`, which may have many.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn claim_round(
         &self,
         runner: &str,
-        silence_ms: i64,
+        silence: Duration,
     ) -> Result<Option<StoredRound>, StoreError> {
         let action = "look for a round";
         let failed = |source| StoreError::database(action, source);
         loop {
-            let now_ms = now_ms();
-            let row = sqlx::query(NEXT)
-                .bind(now_ms - silence_ms)
-                .fetch_optional(self.database.readers())
-                .await
-                .map_err(failed)?;
-            let Some(row) = row else { return Ok(None) };
-            let round = round_in(&row)?;
+            let held =
+                sqlx::query(HELD).fetch_all(self.database.readers()).await.map_err(failed)?;
+            let held = held.iter().map(|row| claim_in(row, "rounds")).collect::<Result<_, _>>()?;
+            let mut next = self.round_beats.silent(held, silence).into_iter().next();
+            if next.is_none() {
+                let free = sqlx::query(NEXT).fetch_optional(self.database.readers());
+                let free = free.await.map_err(failed)?;
+                next = free.map(|row| claim_in(&row, "rounds")).transpose()?;
+            }
+            let Some(Claim { owner, id, runner: before, beats }) = next else { return Ok(None) };
             let claimed = sqlx::query(CLAIM)
-                .bind(round.owner.as_str())
-                .bind(&round.id)
+                .bind(owner.as_str())
+                .bind(&id)
                 .bind(runner)
-                .bind(now_ms)
-                .bind(now_ms - silence_ms)
+                .bind(before)
+                .bind(beats)
                 .execute(self.database.writers())
                 .await
                 .map_err(failed)?;
             // Another process may have been first.
             if claimed.rows_affected() == 1 {
                 // It may have changed between the two.
-                return self.round(&round.owner, &round.id).await.map(Some);
+                return self.round(&owner, &id).await.map(Some);
             }
         }
     }
 
-    /// Says that a process still runs all rounds that it has; how many these are.
+    /// Says that a process still runs these of the rounds that it has claimed, by id; how many of them it has.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn heartbeat_rounds(&self, runner: &str) -> Result<u64, StoreError> {
-        // Only who is open has a runner; these have an index.
-        let query = "UPDATE rounds SET heartbeat_ms = $2 WHERE runner = $1 AND ended_ms IS NULL";
-        let told = sqlx::query(query)
-            .bind(runner)
-            .bind(now_ms())
-            .execute(self.database.writers())
-            .await
-            .map_err(|source| StoreError::database("tell of rounds that are run", source))?;
-        Ok(told.rows_affected())
+    pub async fn beat_rounds(&self, runner: &str, rounds: &[String]) -> Result<u64, StoreError> {
+        let mut n_told = 0;
+        for rounds in rounds.chunks(BEATS_MAX) {
+            let places: Vec<_> = (2..).take(rounds.len()).map(|place| format!("${place}")).collect();
+            // Only who is open has a runner; these have an index.
+            let query = format!(
+                "UPDATE rounds SET beats = beats + 1 \
+                 WHERE runner = $1 AND ended_ms IS NULL AND id IN ({})",
+                places.join(", ")
+            );
+            // Made of counted placeholders. A statement for each count is not worth keeping.
+            let mut query = sqlx::query(AssertSqlSafe(query)).persistent(false).bind(runner);
+            for round in rounds {
+                query = query.bind(round);
+            }
+            let told = query
+                .execute(self.database.writers())
+                .await
+                .map_err(|source| StoreError::database("tell of rounds that are run", source))?;
+            n_told += told.rows_affected();
+        }
+        Ok(n_told)
     }
 
     /// Lets go of a round that this process cannot go on with, or that waits for somebody to agree.
@@ -129,8 +150,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub async fn release_round(&self, round: &StoredRound, runner: &str) -> Result<(), StoreError> {
-        let query = "UPDATE rounds SET runner = NULL, heartbeat_ms = NULL \
-             WHERE owner = $1 AND id = $2 AND runner = $3";
+        let query = "UPDATE rounds SET runner = NULL WHERE owner = $1 AND id = $2 AND runner = $3";
         sqlx::query(query)
             .bind(round.owner.as_str())
             .bind(&round.id)
