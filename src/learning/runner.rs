@@ -50,6 +50,8 @@ const REST: Duration = Duration::from_millis(100);
 const LOOKS_ONE_PART_IN: u32 = 10;
 /// How long a round rests that failed for the store's sake.
 const STORE_REST: Duration = Duration::from_secs(5);
+/// How long a round rests whose follower has panicked.
+const PANIC_REST: Duration = Duration::from_secs(5);
 /// Rounds that a process looks after at a time: most of them only wait. Those that it only watches do not count.
 const ROUNDS_MAX: usize = 256;
 
@@ -140,9 +142,28 @@ async fn look(
             waiter: state.learning.wake.waiter(),
             place: Some(place),
         };
-        tokio::spawn(follower.follow(round));
+        tokio::spawn(follow(follower, round));
     }
     Ok(())
+}
+
+/// Follows a round. If that panics, the round is let go of after a rest: whoever takes it up goes on with the step that it
+/// was at.
+async fn follow(follower: Follower, round: StoredRound) {
+    let (state, runner) = (Arc::clone(&follower.state), Arc::clone(&follower.runner));
+    let followed = tokio::spawn(follower.follow(round.clone())).await;
+    if followed.is_err_and(|error| error.is_panic()) {
+        tracing::error!(round = round.id, "what follows a round has panicked: it is begun anew");
+        sleep(PANIC_REST).await;
+        let_go(&state, &round, &runner).await;
+    }
+}
+
+async fn let_go(state: &AppState, round: &StoredRound, runner: &str) {
+    if let Err(error) = state.store.release_round(round, runner).await {
+        // It is claimed again when its time is over.
+        tracing::warn!(round = round.id, %error, "a round is not let go of");
+    }
 }
 
 /// Follows one round.
@@ -176,7 +197,7 @@ impl Follower {
                 Next::Change(change) => self.write(round, &change).await,
                 Next::Wait => self.wait(round).await,
                 Next::LetGo => {
-                    self.let_go(&round).await;
+                    let_go(&self.state, &round, &self.runner).await;
                     return;
                 }
             };
@@ -185,7 +206,7 @@ impl Follower {
                 None => return,
             }
         }
-        self.let_go(&round).await;
+        let_go(&self.state, &round, &self.runner).await;
     }
 
     async fn step(&self, round: &StoredRound) -> Result<Next, StepError> {
@@ -281,12 +302,5 @@ impl Follower {
     fn leave(&self, round: &StoredRound) {
         let space = name_of(round).space();
         self.state.learning.rollouts.end(&space, &round.name, &round.id);
-    }
-
-    async fn let_go(&self, round: &StoredRound) {
-        if let Err(error) = self.state.store.release_round(round, &self.runner).await {
-            // It is claimed again when its time is over.
-            tracing::warn!(round = round.id, %error, "a round is not let go of");
-        }
     }
 }

@@ -1,6 +1,10 @@
 //! A candidate on its way into service, and out of it: canary, guardrails, watching; and whatever a process dies in.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -202,6 +206,22 @@ async fn whatever_state_a_process_dies_in_another_goes_on() {
     school.becomes("rolled_back").await;
     until("taken back", async || school.says().await == 'A').await;
     assert_eq!(school.server.get(ROUNDS).await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_round_whose_follower_panics_is_taken_up_again_after_a_rest() {
+    let school = School::new(0.5).await;
+    school.policy(at_once()).await;
+    school.judge.panics.store(1, Ordering::Relaxed);
+    school.judged_by(0..20).await;
+    school.becomes("gating").await;
+    until("a panic", async || school.judge.panics.load(Ordering::Relaxed) == 0).await;
+    let began = Instant::now();
+    assert!(school.judge.exams.lock().unwrap().is_empty());
+    school.becomes("promoted").await;
+    assert!(began.elapsed() > Duration::from_secs(4), "at once would be again and again");
+    assert_eq!(school.judge.exams.lock().unwrap().len(), 1);
+    assert_eq!(school.teacher.learned.lock().unwrap().len(), 3, "nothing was trained twice");
 }
 
 #[tokio::test]
