@@ -1,19 +1,14 @@
 //! What this process says of the rounds that it has claimed: that it lives, for as long as somebody here follows them.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use pleach_store::Store;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 /// Rounds that this process follows, by id.
 #[derive(Debug, Default)]
 pub(super) struct Followed {
-    // A std mutex: held for a look-up, never over an await.
-    ids: Mutex<BTreeSet<String>>,
+    ids: watch::Sender<BTreeSet<String>>,
 }
 
 /// A round that is followed, until this is dropped.
@@ -26,22 +21,24 @@ pub(super) struct Following {
 impl Followed {
     /// A round is followed from now on; `None` if it is already.
     pub(super) fn follow(self: &Arc<Self>, id: &str) -> Option<Following> {
-        let is_new = self.lock().insert(id.to_owned());
+        let is_new = self.ids.send_if_modified(|ids| ids.insert(id.to_owned()));
         is_new.then(|| Following { followed: Arc::clone(self), id: id.to_owned() })
     }
 
-    fn ids(&self) -> Vec<String> {
-        self.lock().iter().cloned().collect()
+    /// Waits until none is followed.
+    pub(super) async fn ended(&self) {
+        // The sender is here, so there is no error.
+        let _ = self.ids.subscribe().wait_for(BTreeSet::is_empty).await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ids(&self) -> Vec<String> {
+        self.ids.borrow().iter().cloned().collect()
     }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        self.followed.lock().remove(&self.id);
+        self.followed.ids.send_if_modified(|ids| ids.remove(&self.id));
     }
 }
 
@@ -73,7 +70,7 @@ mod tests {
     async fn new_round(store: &Store, name: &str) -> String {
         let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
         store.create_round(&Owner::Shared, &new).await.unwrap();
-        store.claim_round("one", SILENCE).await.unwrap().unwrap().id
+        store.claim_round("one", SILENCE, true).await.unwrap().unwrap().id
     }
 
     #[tokio::test]
@@ -91,7 +88,7 @@ mod tests {
         let claimed = async |times: u32| {
             let mut claimed = Vec::new();
             for _ in 0..times {
-                let round = other.claim_round("other", SILENCE).await.unwrap();
+                let round = other.claim_round("other", SILENCE, true).await.unwrap();
                 claimed.extend(round.map(|round| round.id));
                 other.beat_rounds("other", &claimed).await.unwrap();
                 sleep(SILENCE / 10).await;

@@ -45,6 +45,6 @@ pub use policy::{
 };
 pub use progress::{Progress, RoundJob, Trigger};
 pub use provenance::Provenance;
-pub use runner::{Learning, run_rounds};
+pub use runner::{Learning, ROUNDS_MAX, run_rounds};
 pub use triggers::{Begin, begin};
 pub use wake::{Waiter, Wake};

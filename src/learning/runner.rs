@@ -52,8 +52,8 @@ const LOOKS_ONE_PART_IN: u32 = 10;
 const STORE_REST: Duration = Duration::from_secs(5);
 /// How long a round rests whose follower has panicked.
 const PANIC_REST: Duration = Duration::from_secs(5);
-/// Rounds that a process looks after at a time: most of them only wait. Those that it only watches do not count.
-const ROUNDS_MAX: usize = 256;
+/// Rounds that a process works on at a time. Those that wait for people or for requests do not count.
+pub const ROUNDS_MAX: usize = 256;
 
 /// The loop's part of what every handler shares.
 #[derive(Debug)]
@@ -67,15 +67,16 @@ pub struct Learning {
     /// Told of what rounds are made of: feedback and policies.
     pub fed: Wake,
     examiner: Option<Arc<dyn Examiner>>,
+    rounds_max: usize,
 }
 
 impl Learning {
-    /// With an examiner, or without: then no rounds are run here.
-    pub fn new(examiner: Option<Arc<dyn Examiner>>) -> Self {
+    /// With an examiner, or without: then no rounds are run here. `rounds_max` rounds are worked on at a time.
+    pub fn new(examiner: Option<Arc<dyn Examiner>>, rounds_max: usize) -> Self {
         let wake = Arc::new(Wake::default());
         let rollouts = Rollouts::new(Arc::clone(&wake));
         let shadows = Shadows::new(Arc::clone(&wake));
-        Self { rollouts, shadows, wake, fed: Wake::default(), examiner }
+        Self { rollouts, shadows, wake, fed: Wake::default(), examiner, rounds_max }
     }
 
     /// Whether this process runs rounds.
@@ -93,7 +94,7 @@ pub fn run_rounds(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
 async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let runner: Arc<str> = ids::random("loop-").into();
     let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
-    let places = Arc::new(Semaphore::new(ROUNDS_MAX));
+    let places = Arc::new(Semaphore::new(state.learning.rounds_max));
     let followed = Arc::new(Followed::default());
     // By itself: looking for rounds to begin takes as long as it takes.
     let beats =
@@ -118,7 +119,7 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     shadows.abort();
     // Whoever follows a round lets go of it.
     state.learning.wake.all();
-    let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
+    followed.ended().await;
     beats.abort();
 }
 
@@ -130,8 +131,10 @@ async fn look(
     followed: &Arc<Followed>,
 ) -> Result<(), StoreError> {
     triggers::look(state).await?;
-    while let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        let Some(round) = state.store.claim_round(runner, SILENCE).await? else { break };
+    loop {
+        let place = Arc::clone(places).try_acquire_owned().ok();
+        let claimed = state.store.claim_round(runner, SILENCE, place.is_some()).await?;
+        let Some(round) = claimed else { return Ok(()) };
         // What is followed here was silent because the store was.
         let Some(following) = followed.follow(&round.id) else { continue };
         let follower = Follower {
@@ -140,11 +143,10 @@ async fn look(
             examiner: Arc::clone(examiner),
             runner: Arc::clone(runner),
             waiter: state.learning.wake.waiter(),
-            place: Some(place),
+            place: place.filter(|_| !round.state.waits()),
         };
         tokio::spawn(follow(follower, round));
     }
-    Ok(())
 }
 
 /// Follows a round. If that panics, the round is let go of after a rest: whoever takes it up goes on with the step that it
@@ -174,6 +176,7 @@ struct Follower {
     examiner: Arc<dyn Examiner>,
     runner: Arc<str>,
     waiter: Waiter,
+    /// While it works on the round.
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -240,6 +243,10 @@ impl Follower {
                 if now.state != round.state {
                     tracing::info!(round = now.id, state = now.state.name(), error = ?now.error, "a round goes on");
                 }
+                if now.state.waits() {
+                    // For as long as requests take to come: no place that others need.
+                    drop(self.place.take());
+                }
                 if !now.state.is_final() {
                     return Some(*now);
                 }
@@ -274,7 +281,6 @@ impl Follower {
         // What waits for the end of a round may begin now.
         self.state.learning.wake.all();
         if round.state == RoundState::Promoted {
-            // To watch takes as long as requests take to come: no place that others need.
             drop(self.place.take());
             watch(&self.state, round, &mut self.waiter).await;
         }

@@ -4,7 +4,7 @@
 //! died: another claims its rounds and goes on from the state that was last written. What one that has lost a round still
 //! writes changes nothing.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use serde_json::Value;
 use sqlx::{Any, AssertSqlSafe, Row as _, Transaction};
@@ -18,7 +18,7 @@ use crate::{
     jobs::JobError,
     owner::Owner,
     round_examples::{self, Example},
-    rounds::{Decided, Decision, KIND, LOOKS, ONE, RoundState, StoredRound, round_in, unknown},
+    rounds::{Decided, Decision, KIND, LOOKS, ONE, RoundState, StoredRound, round_in, state_in, unknown},
     row::Fields,
     store::Store,
 };
@@ -58,9 +58,10 @@ const BEATS_MAX: usize = 500;
 
 /// In the order in which they began. What waits for somebody to agree needs no process.
 const NEXT: &str = "SELECT owner, id, runner, beats FROM rounds WHERE ended_ms IS NULL \
-     AND (state <> 'awaiting_approval' OR approved = 1) AND runner IS NULL ORDER BY id LIMIT 1";
+     AND (state <> 'awaiting_approval' OR approved = 1) AND runner IS NULL \
+     AND ($1 = 1 OR state IN ('awaiting_approval', 'shadow', 'canary')) ORDER BY id LIMIT 1";
 /// What may have been left by processes that died.
-const HELD: &str = "SELECT owner, id, runner, beats FROM rounds WHERE ended_ms IS NULL \
+const HELD: &str = "SELECT owner, id, state, runner, beats FROM rounds WHERE ended_ms IS NULL \
      AND (state <> 'awaiting_approval' OR approved = 1) AND runner IS NOT NULL ORDER BY id";
 const CLAIM: &str = "UPDATE rounds SET runner = $3, beats = beats + 1 \
      WHERE owner = $1 AND id = $2 AND ended_ms IS NULL \
@@ -78,7 +79,7 @@ const LINEAGE_VERDICT: &str = "UPDATE lineage SET verdict = $4 \
 
 impl Store {
     /// Takes the next round that nobody runs, or whose process was not heard of for `silence` while this one looked now and
-    /// then, for the process `runner`, which may have many.
+    /// then, for the process `runner`, which may have many; with `may_work` any, else one that waits.
     ///
     /// # Errors
     /// When the database fails.
@@ -86,16 +87,28 @@ impl Store {
         &self,
         runner: &str,
         silence: Duration,
+        may_work: bool,
     ) -> Result<Option<StoredRound>, StoreError> {
         let action = "look for a round";
         let failed = |source| StoreError::database(action, source);
         loop {
             let held =
                 sqlx::query(HELD).fetch_all(self.database.readers()).await.map_err(failed)?;
-            let held = held.iter().map(|row| claim_in(row, "rounds")).collect::<Result<_, _>>()?;
-            let mut next = self.round_beats.silent(held, silence).into_iter().next();
+            let mut working = HashSet::new();
+            let mut claims = Vec::new();
+            for row in &held {
+                let claim = claim_in(row, "rounds")?;
+                if !state_in(row)?.waits() {
+                    working.insert(claim.clone());
+                }
+                claims.push(claim);
+            }
+            let silent = self.round_beats.silent(claims, silence);
+            let mut next =
+                silent.into_iter().find(|claim| may_work || !working.contains(claim));
             if next.is_none() {
-                let free = sqlx::query(NEXT).fetch_optional(self.database.readers());
+                let free = sqlx::query(NEXT).bind(i64::from(may_work));
+                let free = free.fetch_optional(self.database.readers());
                 let free = free.await.map_err(failed)?;
                 next = free.map(|row| claim_in(&row, "rounds")).transpose()?;
             }

@@ -112,6 +112,11 @@ impl RoundState {
         }
     }
 
+    /// Whether a round in this state is worked on by nobody, but waits: for people, or for requests.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::AwaitingApproval | Self::Shadow | Self::Canary)
+    }
+
     /// Whether whoever runs a round in this state may bring it to another.
     pub(crate) fn leads_to(self, to: Self) -> bool {
         let is_rolled_out = matches!(to, Self::Shadow | Self::Canary | Self::Promoted);
@@ -347,15 +352,20 @@ fn listing(rows: &[AnyRow], page: &Page<'_>) -> Result<Listing<StoredRound>, Sto
     Ok(Listing::new(rounds, page, |round: &StoredRound| round.id.clone()))
 }
 
-pub(crate) fn round_in(row: &AnyRow) -> Result<StoredRound, StoreError> {
+pub(crate) fn state_in(row: &AnyRow) -> Result<RoundState, StoreError> {
     let fields = Fields { row, table: "rounds" };
     let state = fields.text("state")?;
     let found = RoundState::ALL.into_iter().find(|known| known.name() == state);
+    found.ok_or_else(|| fields.corrupt("state", format!("{state:?} is none")))
+}
+
+pub(crate) fn round_in(row: &AnyRow) -> Result<StoredRound, StoreError> {
+    let fields = Fields { row, table: "rounds" };
     Ok(StoredRound {
         owner: fields.owner("owner")?,
         id: fields.text("id")?,
         name: fields.text("name")?,
-        state: found.ok_or_else(|| fields.corrupt("state", format!("{state:?} is none")))?,
+        state: state_in(row)?,
         rebuild_of: fields.maybe_parsed("rebuild_of")?,
         parent: fields.maybe_parsed("parent")?,
         candidate: fields.maybe_parsed("candidate")?,

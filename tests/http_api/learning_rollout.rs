@@ -9,8 +9,8 @@ use std::{
 use serde_json::json;
 
 use crate::{
-    learning_support::{NAME, ROUNDS, School, at_once},
-    support::write_adapter,
+    learning_support::{NAME, ROUNDS, School, answered, at_once, policy, setup},
+    support::{Setup, write_adapter},
     tenant_support::until,
 };
 
@@ -206,6 +206,41 @@ async fn whatever_state_a_process_dies_in_another_goes_on() {
     school.becomes("rolled_back").await;
     until("taken back", async || school.says().await == 'A').await;
     assert_eq!(school.server.get(ROUNDS).await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+/// A canary of nobody's requests may wait for ever.
+#[tokio::test]
+async fn rounds_that_only_wait_keep_no_other_from_being_worked_on() {
+    let mut school = School::of_one_place(0.5).await;
+    let stages = json!([{"share": 0.5, "requests": 1000}]);
+    let mut policy = policy(json!({"canary": stages}));
+    (policy["begins_at_base"], policy["is_on"]) = (json!(true), json!(false));
+    for name in ["first", "second", "third"] {
+        let path = |what: &str| format!("/v1/adapters/{name}/{what}");
+        assert_eq!(school.server.put(&path("policy"), &policy).await.status, 200);
+        for user in users(20) {
+            let body = json!({"model": name, "safety_identifier": user});
+            let (id, _) = answered(&school.server.chat(body).await);
+            school.likes(&id, &user, true).await;
+        }
+        assert_eq!(school.server.post(&path("rounds"), &json!({})).await.status, 200);
+        let state = async |school: &School| {
+            school.server.get(&path("rounds")).await.json()["data"][0]["state"].clone()
+        };
+        until("canary", async || state(&school).await == "canary").await;
+        if name == "second" {
+            // Whoever comes after takes care of both.
+            let setup = Setup { rounds_max: 1, ..setup(&school.teacher, &school.judge) };
+            school.server = school.server.restart(setup).await;
+            let space = pleach_adapters::Namespace::new("shared");
+            for name in ["first", "second"] {
+                let rollouts = async || {
+                    school.server.state.learning.rollouts.trial_of(&space, name).is_some()
+                };
+                until("on trial again", rollouts).await;
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -176,6 +176,13 @@ impl School {
         Self { server, teacher, judge, ended: Mutex::default() }
     }
 
+    /// Whose server works on one round at a time.
+    pub(crate) async fn of_one_place(gain: f64) -> Self {
+        let (teacher, judge) = (Teacher::new('N'), Judge::finds(gain));
+        let server = serve(Setup { rounds_max: 1, ..setup(&teacher, &judge) }).await;
+        Self { server, teacher, judge, ended: Mutex::default() }
+    }
+
     /// The same without an adapter: the base says `B` under its name.
     pub(crate) async fn without_adapter(gain: f64) -> Self {
         let (teacher, judge) = (Teacher::new('N'), Judge::finds(gain));

@@ -22,7 +22,7 @@ use pleach::{
         state::{AppState, Base, HttpLimits},
         v1_routes,
     },
-    learning::{Examiner, Learning, run_rounds},
+    learning::{Examiner, Learning, ROUNDS_MAX, run_rounds},
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
     training::{FileChecks, Trainer, Training, run_jobs},
@@ -200,6 +200,8 @@ pub(crate) struct Setup {
     pub(crate) trainer: Option<Arc<dyn Trainer>>,
     /// What judges.
     pub(crate) examiner: Option<Arc<dyn Examiner>>,
+    /// Rounds that are worked on at a time.
+    pub(crate) rounds_max: usize,
 }
 
 impl Default for Setup {
@@ -225,6 +227,7 @@ impl Default for Setup {
             capture: false,
             trainer: None,
             examiner: None,
+            rounds_max: ROUNDS_MAX,
         }
     }
 }
@@ -367,7 +370,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         cpu: CpuWork::default(),
         capture,
         training: Training::new(setup.trainer, ProductPrecision::F32),
-        learning: Learning::new(setup.examiner),
+        learning: Learning::new(setup.examiner, setup.rounds_max),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });

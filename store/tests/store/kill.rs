@@ -200,7 +200,7 @@ async fn move_round(store: &Store, owner: &Owner, n: u64) -> StoredRound {
         Err(StoreError::RoundOpen { .. }) => {}
         Err(error) => panic!("{error}"),
     }
-    let round = store.claim_round("writer", Duration::ZERO).await.unwrap().unwrap();
+    let round = store.claim_round("writer", Duration::ZERO, true).await.unwrap().unwrap();
     let mut step = RoundChange { progress: Some(json!(n)), ..RoundChange::default() };
     let way = [
         RoundState::Building,

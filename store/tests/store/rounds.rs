@@ -44,7 +44,7 @@ async fn go(store: &Store, round: &StoredRound, change: &RoundChange) -> StoredR
 /// A new round of `name` that `p1` has, in a state.
 async fn new_in(store: &Store, owner: &Owner, name: &str, states: &[RoundState]) -> StoredRound {
     let made = store.create_round(owner, &wanted(name)).await.unwrap();
-    let claimed = store.claim_round("p1", SILENCE).await.unwrap().unwrap();
+    let claimed = store.claim_round("p1", SILENCE, true).await.unwrap().unwrap();
     assert_eq!(claimed.id, made.id);
     let mut round = made;
     for state in states {
@@ -86,9 +86,9 @@ async fn a_round_goes_its_way(place: Place) {
     let made = store.create_round(&owner, &rebuild).await.unwrap();
     assert_eq!((made.state, made.revision, made.look), (RoundState::Building, 1, None));
     assert_eq!((made.parent, made.rebuild_of), (Some(digest(1)), Some(digest(9))));
-    let claimed = store.claim_round("p1", SILENCE).await.unwrap().unwrap();
+    let claimed = store.claim_round("p1", SILENCE, true).await.unwrap().unwrap();
     assert_eq!(claimed, made);
-    assert_eq!(store.claim_round("p1", SILENCE).await.unwrap(), None, "it has one already");
+    assert_eq!(store.claim_round("p1", SILENCE, true).await.unwrap(), None, "it has one already");
     let step = RoundChange {
         file: Some("file-1".to_owned()),
         progress: Some(json!({"rows": 7, "text": "ü \u{0}"})),
@@ -223,14 +223,22 @@ async fn what_is_decided_is_obeyed(place: Place) {
     // What waits for somebody needs no process; once approved, it goes on with any.
     let round = new_in(&store, &owner, "mia", way_to(AwaitingApproval)).await;
     store.release_round(&round, "p1").await.unwrap();
-    assert_eq!(store.claim_round("p2", SILENCE).await.unwrap(), None);
+    assert_eq!(store.claim_round("p2", SILENCE, true).await.unwrap(), None);
     let approved = store.decide_round(&owner, &round.id, Decision::Approve, "a", "").await.unwrap();
     assert!(approved.is_approved() && !round.is_approved());
     let again = store.decide_round(&owner, &round.id, Decision::Approve, "b", "").await;
     assert!(matches!(again, Err(StoreError::WrongState { .. })), "{again:?}");
-    assert_eq!(store.claim_round("p2", SILENCE).await.unwrap(), Some(approved));
+    assert_eq!(store.claim_round("p2", SILENCE, true).await.unwrap(), Some(approved));
     let gone_on = store.advance_round(&round, "p2", &to(Canary)).await.unwrap();
     assert!(matches!(gone_on, RoundSignal::GoOn(now) if now.state == Canary));
+    // Of what only waits anybody takes care, also of what somebody died over.
+    let died = store.claim_round("p3", Duration::ZERO, false).await.unwrap().unwrap();
+    assert_eq!(died.id, round.id);
+    let worked = store.create_round(&owner, &wanted("other")).await.unwrap();
+    store.claim_round("p2", SILENCE, true).await.unwrap().unwrap();
+    let waiting = store.claim_round("p1", Duration::ZERO, false).await.unwrap();
+    assert_eq!(waiting.map(|waiting| waiting.id), Some(round.id.clone()));
+    store.decide_round(&owner, &worked.id, Decision::Cancel, "", "").await.unwrap();
     let vetoed = store.decide_round(&owner, &round.id, Decision::Veto, "b", "no").await.unwrap();
     let who: Vec<_> = vetoed.decisions.iter().map(|decided| &*decided.by).collect();
     assert_eq!(who, ["a", "b"]);
@@ -273,7 +281,7 @@ async fn a_name_has_one_round_at_a_time(place: Place) {
     assert_eq!(rest, (vec![first.id.clone()], None));
     // Oldest first, each in its turn, and one process may have them all.
     let mut claimed = Vec::new();
-    while let Some(round) = store.claim_round("p1", SILENCE).await.unwrap() {
+    while let Some(round) = store.claim_round("p1", SILENCE, true).await.unwrap() {
         claimed.push(round.id);
     }
     let mut expected = vec![others.id, tom.id, second.id];
@@ -300,7 +308,7 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     // Of many that ask at once one has it.
     let claims = (0..6).map(|n| {
         let store = store.clone();
-        async move { store.claim_round(&format!("p{n}"), SILENCE).await.unwrap() }
+        async move { store.claim_round(&format!("p{n}"), SILENCE, true).await.unwrap() }
     });
     let claimed = futures_util::future::join_all(claims).await;
     assert_eq!(claimed.iter().flatten().count(), 1);
@@ -310,12 +318,12 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     assert!(matches!(told, RoundSignal::GoOn(_)));
     // However late it is by any clock: who begins to look has not been silent to it, and who beats is not.
     let short = Duration::from_millis(40);
-    assert_eq!(store.claim_round("follower", short).await.unwrap(), None);
+    assert_eq!(store.claim_round("follower", short, true).await.unwrap(), None);
     tokio::time::sleep(short).await;
     store.beat_rounds(&first, std::slice::from_ref(&made.id)).await.unwrap();
-    assert_eq!(store.claim_round("follower", short).await.unwrap(), None);
+    assert_eq!(store.claim_round("follower", short, true).await.unwrap(), None);
     tokio::time::sleep(short).await;
-    let follower = store.claim_round("follower", short).await.unwrap().unwrap();
+    let follower = store.claim_round("follower", short, true).await.unwrap().unwrap();
     assert_eq!((&follower.id, follower.state), (&made.id, RoundState::Training));
     // The first one was only slow: it finds out, and changes nothing.
     let gating = to(RoundState::Gating);
@@ -323,12 +331,13 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     assert_eq!(store.beat_rounds(&first, std::slice::from_ref(&made.id)).await.unwrap(), 0);
     store.release_round(&made, &first).await.unwrap();
     assert_eq!(store.round(&Owner::Shared, &made.id).await.unwrap(), follower);
-    assert_eq!(store.claim_round("third", SILENCE).await.unwrap(), None);
+    assert_eq!(store.claim_round("third", SILENCE, true).await.unwrap(), None);
     let told = store.advance_round(&made, "follower", &gating).await.unwrap();
     assert!(matches!(told, RoundSignal::GoOn(now) if now.state == RoundState::Gating));
-    // Let go of, it is the next one's at once.
+    // Let go of, it is the next one's at once; of one who has time for it.
     store.release_round(&made, "follower").await.unwrap();
-    assert_eq!(store.claim_round("third", SILENCE).await.unwrap().unwrap().id, made.id);
+    assert_eq!(store.claim_round("third", SILENCE, false).await.unwrap(), None);
+    assert_eq!(store.claim_round("third", SILENCE, true).await.unwrap().unwrap().id, made.id);
 }
 
 async fn the_data_set_of_an_open_round_stays(place: Place) {
