@@ -85,10 +85,17 @@ impl Learning {
     }
 }
 
-/// Begins to run rounds, if this process can. Ends when the server stops.
-pub fn run_rounds(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
-    let examiner = state.learning.examiner.clone()?;
-    Some(tokio::spawn(run_all(Arc::clone(state), examiner)))
+/// Begins to run rounds, if this process can, and to end those that have ended. Ends when the server stops.
+pub fn run_rounds(state: &Arc<AppState>) -> JoinHandle<()> {
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let finishing = tokio::spawn(ending::finish_all(Arc::clone(&state)));
+        if let Some(examiner) = state.learning.examiner.clone() {
+            run_all(state, examiner).await;
+        }
+        // It has no panic that would be told.
+        let _ = finishing.await;
+    })
 }
 
 async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
@@ -101,8 +108,6 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
         beat(state.store.clone(), Arc::clone(&runner), Arc::clone(&followed), BEAT_EVERY);
     let beats = tokio::spawn(beats);
     let shadows = tokio::spawn(run_shadows(Arc::clone(&state)));
-    ending::sweep(&state).await;
-    triggers::go_on(&state).await;
     while state.is_serving() {
         let began = Instant::now();
         if let Err(error) = look(&state, &examiner, &runner, &places, &followed).await {

@@ -72,8 +72,11 @@ const CHANGE: &str = "UPDATE rounds SET state = $3, candidate = COALESCE($4, can
      verdict = COALESCE($7, verdict), error = COALESCE($8, error), look = COALESCE(look, $9), \
      beats = beats + 1, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
 const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL WHERE owner = $1 AND id = $2";
+/// What was done about a round that was promoted is not what is to be done about one that is taken back.
 const DECIDE: &str = "UPDATE rounds SET state = $3, decisions = $4, approved = $5, \
-     revision = revision + 1, updated_ms = $6 WHERE owner = $1 AND id = $2";
+     done_ms = NULL, revision = revision + 1, updated_ms = $6 WHERE owner = $1 AND id = $2";
+const DONE: &str = "UPDATE rounds SET done_ms = $4 \
+     WHERE owner = $1 AND id = $2 AND state = $3 AND ended_ms IS NOT NULL";
 const LINEAGE_VERDICT: &str = "UPDATE lineage SET verdict = $4 \
      WHERE owner = $1 AND generation = $2 AND round = $3";
 
@@ -240,6 +243,24 @@ impl Store {
         let (now, _) = locked(&mut change, owner, id, &action).await?;
         change.commit().await.map_err(failed)?;
         Ok(RoundSignal::GoOn(Box::new(now)))
+    }
+
+    /// Says that nothing is left to do about a round that ended like this. If it ended otherwise meanwhile, there is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn round_done(&self, round: &StoredRound) -> Result<(), StoreError> {
+        sqlx::query(DONE)
+            .bind(round.owner.as_str())
+            .bind(&round.id)
+            .bind(round.state.name())
+            .bind(now_ms())
+            .execute(self.database.writers())
+            .await
+            .map_err(|source| {
+                StoreError::database(format!("note the end of round {:?}", round.id), source)
+            })?;
+        Ok(())
     }
 
     /// Writes what somebody decides about a round, and ends it if that does; the round as it is then. Whoever runs it finds

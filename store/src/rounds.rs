@@ -237,6 +237,8 @@ const NEWEST: &str = "SELECT * FROM rounds WHERE owner = $1 AND name = $2 \
      AND ($3 = '' OR id < $3) ORDER BY id DESC LIMIT $4";
 const ALL_OPEN: &str =
     "SELECT * FROM rounds WHERE ended_ms IS NULL AND id > $1 ORDER BY id LIMIT $2";
+const NOT_DONE: &str = "SELECT * FROM rounds WHERE ended_ms IS NOT NULL AND done_ms IS NULL \
+     AND id > $1 ORDER BY id LIMIT $2";
 pub(crate) const LOOKS: &str = "SELECT CAST(COALESCE(MAX(look), 0) AS BIGINT) AS looks \
      FROM rounds WHERE owner = $1 AND name = $2";
 
@@ -329,6 +331,24 @@ impl Store {
             .fetch_all(self.database.readers())
             .await
             .map_err(|source| StoreError::database("list open rounds", source))?;
+        listing(&rows, page)
+    }
+
+    /// Rounds of all owners that have ended and of which something is left to do, oldest first: until somebody says that it
+    /// is done ([`Self::round_done`]).
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn rounds_not_done(
+        &self,
+        page: &Page<'_>,
+    ) -> Result<Listing<StoredRound>, StoreError> {
+        let rows = sqlx::query(NOT_DONE)
+            .bind(page.after())
+            .bind(page.limit())
+            .fetch_all(self.database.readers())
+            .await
+            .map_err(|source| StoreError::database("list rounds that have ended", source))?;
         listing(&rows, page)
     }
 

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pleach_store::Page;
 use serde_json::json;
 
 use crate::{
-    learning_support::{NAME, ROUNDS, School, answered, at_once, policy, setup},
+    learning_support::{NAME, POLICY, ROUNDS, School, answered, at_once, policy, setup},
     support::{Setup, write_adapter},
     tenant_support::until,
 };
@@ -137,6 +138,58 @@ async fn what_is_watched_after_it_serves_all_goes_back_too() {
     assert_eq!(round["decisions"][0]["decision"], "roll_back");
     until("taken back", async || school.server.generation(NAME).await == before).await;
     assert_eq!(school.says().await, 'A');
+}
+
+/// However long that takes, whoever lives then, and whatever has become of its policy.
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_taken_back_as_soon_as_it_can() {
+    let mut school = School::new(0.5).await;
+    let before = school.server.generation(NAME).await;
+    school.policy(json!({"canary": [], "watch_requests": 1000})).await;
+    school.judged_by(0..20).await;
+    let promoted = school.becomes("promoted").await;
+    // A later round of the same name has nothing to take back.
+    *school.teacher.letter.lock().unwrap() = 'O';
+    school.policy(json!({"approval": true})).await;
+    assert_eq!(school.server.post(ROUNDS, &json!({})).await.status, 200);
+    school.becomes("awaiting_approval").await;
+    school.decide("veto").await;
+    assert_eq!(school.server.delete(POLICY).await.status, 200);
+    let full = "CREATE TRIGGER no_moves BEFORE UPDATE ON aliases \
+                BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    sqlx::raw_sql(full).execute(&school.server.raw().await).await.unwrap();
+    let veto = format!("{ROUNDS}/{}/veto", promoted["id"].as_str().unwrap());
+    let vetoed = school.server.post(&veto, &json!({})).await.json();
+    assert_eq!(vetoed["state"], "vetoed");
+    assert_eq!(school.says().await, 'N', "it cannot be moved");
+    school = school.restart().await;
+    assert_eq!(school.says().await, 'N');
+    let raw = school.server.raw().await;
+    sqlx::raw_sql("DROP TRIGGER no_moves").execute(&raw).await.unwrap();
+    until("taken back", async || school.says().await == 'A').await;
+    assert_eq!(school.server.generation(NAME).await, before);
+    let store = &school.server.state.store;
+    until("nothing is left", async || {
+        store.rounds_not_done(&Page::FIRST).await.unwrap().items.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_promoted_is_watched_whatever_became_of_its_policy() {
+    let mut school = School::new(0.5).await;
+    school.policy(json!({"canary": [], "watch_requests": 1000})).await;
+    school.judged_by(0..20).await;
+    school.becomes("promoted").await;
+    assert_eq!(school.server.delete(POLICY).await.status, 200);
+    school = school.restart().await;
+    until("watched again", async || !school.server.state.learning.rollouts.is_empty()).await;
+    for user in users(6) {
+        let (id, _) = school.ask(&user).await;
+        school.likes(&id, &user, false).await;
+    }
+    school.becomes("rolled_back").await;
+    until("taken back", async || school.says().await == 'A').await;
 }
 
 #[tokio::test]

@@ -380,6 +380,12 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
 }
 
 impl Server {
+    /// The database itself, to do to it what no program does.
+    pub(crate) async fn raw(&self) -> sqlx::AnyPool {
+        let path = self.world.path().join("pleach.db");
+        sqlx::AnyPool::connect(&format!("sqlite://{}", path.display())).await.unwrap()
+    }
+
     /// Ends this server as if it was killed, and starts one over what it left.
     pub(crate) async fn restart(self, setup: Setup) -> Server {
         let world = Arc::clone(&self.world);

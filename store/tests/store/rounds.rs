@@ -20,6 +20,7 @@ on_both!(
     what_is_decided_is_obeyed,
     a_name_has_one_round_at_a_time,
     a_process_that_died_is_followed_by_another,
+    what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done,
     the_data_set_of_an_open_round_stays,
 );
 
@@ -338,6 +339,36 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     store.release_round(&made, "follower").await.unwrap();
     assert_eq!(store.claim_round("third", SILENCE, false).await.unwrap(), None);
     assert_eq!(store.claim_round("third", SILENCE, true).await.unwrap().unwrap().id, made.id);
+}
+
+async fn what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let left = async || -> Vec<String> {
+        let listing = store.rounds_not_done(&Page::FIRST).await.unwrap();
+        listing.items.into_iter().map(|round| round.id).collect()
+    };
+    let open = new_in(&store, &owner, "open", &[]).await;
+    let failed = new_in(&store, &owner, "failed", &[RoundState::Failed]).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let promoted = new_in(&store, &owner, "mia", way_to(RoundState::Promoted)).await;
+    assert_eq!(left().await, [failed.id.clone(), promoted.id.clone()]);
+    let page = Page { after: Some(&failed.id), rows_max: 1 };
+    assert_eq!(store.rounds_not_done(&page).await.unwrap().items, std::slice::from_ref(&promoted));
+    for round in [&open, &failed, &promoted] {
+        store.round_done(round).await.unwrap();
+    }
+    assert_eq!(left().await, Vec::<String>::new());
+    // Taken back, there is more to do, whatever was done; and what was about the promotion does not end it.
+    let id = &promoted.id;
+    let vetoed = store.decide_round(&owner, id, Decision::Veto, "ann", "").await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(id));
+    store.round_done(&promoted).await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(id));
+    store.round_done(&vetoed).await.unwrap();
+    assert_eq!(left().await, Vec::<String>::new());
+    store.decide_round(&owner, &open.id, Decision::Cancel, "ann", "").await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(&open.id));
 }
 
 async fn the_data_set_of_an_open_round_stays(place: Place) {
