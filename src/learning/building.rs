@@ -1,12 +1,13 @@
 //! `building`: from feedback to a file of rows.
 
-use pleach_store::{NewFile, Page, RoundState, StoreError, StoredRound};
+use pleach_store::{NewFile, RoundState, StoreError, StoredRound};
 
 use super::{
     dataset::{self, LoopData},
     material::{self, Read, rows_of_file},
     progress::Progress,
     steps::{Next, StepError, ends, goes_to, problem},
+    training::delete_file,
 };
 use crate::{
     http::{state::AppState, wire::files::FINE_TUNE},
@@ -93,14 +94,8 @@ async fn put_file(
     text: String,
     read: &Read,
 ) -> Result<String, StepError> {
-    let listed = state.store.files(
-        &round.owner,
-        Some(FINE_TUNE),
-        &Page::FIRST,
-        pleach_store::Order::Descending,
-    );
-    if let Some(file) = listed.await?.items.into_iter().find(|file| file.filename == name) {
-        state.store.delete_file(&round.owner, &file.id).await?;
+    for file in state.store.files_of_round(&round.owner, &round.id).await? {
+        delete_file(state, round, &file.id).await?;
     }
     let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
     let keep_ms = read.expires_ms.unwrap_or(now_ms).saturating_sub(now_ms);
@@ -108,7 +103,7 @@ async fn put_file(
     new_file(state, round, name, text, keep_ms).await
 }
 
-/// Makes a file of rows.
+/// Makes a file of rows of the round's.
 pub(super) async fn new_file(
     state: &AppState,
     round: &StoredRound,
@@ -118,8 +113,8 @@ pub(super) async fn new_file(
 ) -> Result<String, StepError> {
     let blob = state.store.put_blob(text).await?;
     let (owner, purpose) = (round.owner.clone(), FINE_TUNE.to_owned());
-    let made = state.store.create_file(&NewFile { owner, filename, purpose, blob, keep_ms }).await;
-    match made {
+    let file = NewFile { owner, filename, purpose, blob, keep_ms };
+    match state.store.create_file_of_round(&file, &round.id).await {
         Ok(file) => Ok(file.id),
         Err(error @ StoreError::QuotaExceeded { .. }) => {
             Err(StepError::failed("quota_exceeded", error))

@@ -11,7 +11,6 @@ use pleach_store::{Metadata, Owner, Page, RoundState, StoreError, StoredRound, T
 
 use super::{
     gating::name_of,
-    progress::Progress,
     promotion::{own_name, watch_again},
     steps::StepError,
     training::{ROUND, candidate, delete_file},
@@ -138,7 +137,7 @@ async fn take_back(state: &AppState, round: &StoredRound) -> Result<(), ServiceE
     }
 }
 
-/// Ends jobs, removes hidden names and files of folds.
+/// Ends jobs, removes hidden names, files of folds, and a data set that was made and not begun with.
 async fn remove(state: &AppState, round: &StoredRound) -> Result<(), StepError> {
     let of_round: Metadata = [(ROUND.to_owned(), round.id.clone())].into();
     let jobs = state.store.jobs(&round.owner, &of_round, &Page::FIRST).await?;
@@ -151,14 +150,11 @@ async fn remove(state: &AppState, round: &StoredRound) -> Result<(), StepError> 
             state.training.wake();
         }
         state.adapters.forget_candidate(candidate(round, &job.id)).await?;
-        if round.file.as_ref() != Some(&job.training_file) {
-            delete_file(state, round, &job.training_file).await?;
-        }
     }
-    let progress = Progress::of(round).ok();
-    for job in progress.into_iter().flat_map(|progress| progress.jobs) {
-        if let Some(file) = job.file {
-            delete_file(state, round, &file).await?;
+    for file in state.store.files_of_round(&round.owner, &round.id).await? {
+        // The data set stays for as long as what it is made of.
+        if round.file.as_ref() != Some(&file.id) {
+            delete_file(state, round, &file.id).await?;
         }
     }
     Ok(())

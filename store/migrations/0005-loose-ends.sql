@@ -14,6 +14,9 @@ ALTER TABLE jobs ADD COLUMN beats BIGINT NOT NULL DEFAULT 0;
 -- The round that made it, of its data set or a part of that; NULL is a file that somebody sent.
 ALTER TABLE files ADD COLUMN round TEXT;
 CREATE INDEX files_by_round ON files (owner, round);
+-- `ROUND.jsonl`, and `ROUND-without-FOLD.jsonl`. An id has 38 characters.
+UPDATE files SET round = SUBSTR(filename, 1, 38) WHERE filename LIKE 'round-%.jsonl' AND EXISTS (SELECT 1 FROM rounds
+    WHERE rounds.owner = files.owner AND rounds.id = SUBSTR(files.filename, 1, 38));
 
 -- Rounds that come to equal weights have a row each: what they learned from, and how they were judged, is their own.
 ALTER TABLE lineage RENAME TO lineage_before;

@@ -175,8 +175,9 @@ async fn erase(
     Ok(erased)
 }
 
-/// Cancels the open rounds whose data sets have something of a user's, and deletes the data sets of all such rounds. Their
-/// ids, and the blobs to be let go of.
+/// Cancels the open rounds whose data sets have something of a user's, and deletes the data sets of all such rounds, with all
+/// parts of them. Of a round that is still building nobody knows yet what its data set has: that goes, too, and is built
+/// again. The ids of those that are cancelled, and the blobs to be let go of.
 async fn end_rounds(
     change: &mut Transaction<'static, Any>,
     owner: &Owner,
@@ -202,8 +203,10 @@ async fn end_rounds(
         ended.push(id);
     }
     let files = format!(
-        "SELECT id, sha256 FROM files WHERE owner = $1 AND id IN \
-         (SELECT file FROM rounds WHERE owner = $1 AND id IN ({rounds}))"
+        "SELECT id, sha256 FROM files WHERE owner = $1 AND (id IN \
+         (SELECT file FROM rounds WHERE owner = $1 AND id IN ({rounds})) \
+         OR round IN ({rounds}) \
+         OR round IN (SELECT id FROM rounds WHERE owner = $1 AND state = 'building'))"
     );
     let rows = query(files).fetch_all(&mut **change).await.map_err(failed)?;
     let mut blobs = Vec::new();

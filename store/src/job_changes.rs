@@ -269,7 +269,7 @@ impl Store {
         }
         let (status, event) = match end {
             JobEnd::Succeeded { fine_tuned_model, trained_tokens, results } => {
-                let file = insert(&mut change, results, &action).await?;
+                let file = insert(&mut change, results, None, &action).await?;
                 sqlx::query(
                     "UPDATE jobs SET fine_tuned_model = $3, trained_tokens = $4, result_file = $5 \
                      WHERE owner = $1 AND id = $2",

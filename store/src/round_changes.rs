@@ -71,6 +71,7 @@ const CHANGE: &str = "UPDATE rounds SET state = $3, candidate = COALESCE($4, can
      file = COALESCE($5, file), progress = COALESCE($6, progress), \
      verdict = COALESCE($7, verdict), error = COALESCE($8, error), look = COALESCE(look, $9), \
      beats = beats + 1, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
+const FILE: &str = "SELECT 1 FROM files WHERE owner = $1 AND id = $2";
 const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL WHERE owner = $1 AND id = $2";
 /// What was done about a round that was promoted is not what is to be done about one that is taken back.
 const DECIDE: &str = "UPDATE rounds SET state = $3, decisions = $4, approved = $5, \
@@ -183,7 +184,8 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::WrongState`] when no way leads to the state; [`StoreError::NotFound`] when an example was deleted or
-    /// withdrawn meanwhile, so that the data set has to be made again; when a document is too long or the database fails.
+    /// withdrawn meanwhile, or the file of the data set was, so that it has to be made again; when a document is too long or
+    /// the database fails.
     pub async fn advance_round(
         &self,
         round: &StoredRound,
@@ -206,6 +208,12 @@ impl Store {
             return Ok(RoundSignal::Lost);
         }
         let state = checked(&found, step.state)?;
+        if let Some(file) = &step.file {
+            let there = sqlx::query(FILE).bind(owner.as_str()).bind(file);
+            if there.fetch_optional(&mut *change).await.map_err(failed)?.is_none() {
+                return Err(StoreError::NotFound { kind: "file", id: file.clone() });
+            }
+        }
         let look = if state == RoundState::Gating {
             Some(next_look(&mut change, owner, &found.name, &action).await?)
         } else {

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use axum::http::Method;
-use pleach_store::{Owner, Quotas};
+use pleach_store::{NewFile, Owner, Quotas};
 use serde_json::{Value, json};
 
 use crate::{
@@ -392,6 +392,17 @@ async fn what_was_taken_back_is_not_learned() {
     school.judged_by(0..20).await;
     school.becomes("training").await;
     until("a job", async || !school.round().await["jobs"].as_array().unwrap().is_empty()).await;
+    // What a process that died made of it and did not begin with, too.
+    let store = &server.state.store;
+    let round = school.round().await;
+    let stray = NewFile {
+        owner: Owner::Shared,
+        filename: "stray.jsonl".to_owned(),
+        purpose: "fine-tune".to_owned(),
+        blob: store.put_blob("{\"text\": \"early question 2\"}\n").await.unwrap(),
+        keep_ms: None,
+    };
+    store.create_file_of_round(&stray, round["id"].as_str().unwrap()).await.unwrap();
     let erased = server.delete("/v1/feedback/users/early%20user%202").await.json();
     let round = school.becomes("cancelled").await;
     assert_eq!(erased["rounds"], json!([round["id"]]), "{erased}");

@@ -21,6 +21,7 @@ on_both!(
     examples_are_noted_once_and_before_they_are_gone,
     it_is_known_which_generations_saw_what,
     who_is_erased_is_in_no_data_set,
+    no_file_of_a_round_outlives_who_was_erased,
     what_was_said_is_found_by_name,
 );
 
@@ -328,6 +329,45 @@ async fn who_is_erased_is_in_no_data_set(place: Place) {
     assert_eq!(store.erase_user(&owner, "ann").await.unwrap(), Erased::default());
     let example = &store.examples(&owner, &rounds[0].id, &Page::FIRST).await.unwrap().items[0];
     assert_eq!(saw(&store, &owner, Seen::Completion(&example.id)).await, (vec![1], vec![]));
+}
+
+/// Of a data set that nothing is known of yet, and of parts of data sets.
+async fn no_file_of_a_round_outlives_who_was_erased(place: Place) {
+    let store = place.open_keeping(std::time::Duration::ZERO).await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let mut files = Vec::new();
+    let mut rounds = Vec::new();
+    for (name, user) in [("anns", "ann"), ("toms", "tom"), ("building", "ann")] {
+        let asked = completion(&store, &owner, "mia", Some(user), None).await;
+        let made = if name == "building" {
+            let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
+            let made = store.create_round(&owner, &new).await.unwrap();
+            store.claim_round("p", std::time::Duration::from_secs(60), true).await.unwrap();
+            made
+        } else {
+            round(&store, &owner, name, vec![of_completion(&asked)]).await.unwrap()
+        };
+        for part in ["all", "a part"] {
+            let blob = store.put_blob(format!("{part} of what {user} said for {name}")).await;
+            let (filename, purpose) = ("rows".to_owned(), "fine-tune".to_owned());
+            let blob = blob.unwrap();
+            let new = NewFile { owner: owner.clone(), filename, purpose, blob, keep_ms: None };
+            files.push(store.create_file_of_round(&new, &made.id).await.unwrap());
+        }
+        rounds.push(made);
+    }
+    assert_eq!(store.erase_user(&owner, "ann").await.unwrap().rounds, [rounds[0].id.clone()]);
+    for (index, file) in files.iter().enumerate() {
+        let is_there = store.file(&owner, &file.id).await.is_ok();
+        assert_eq!(is_there, [2, 3].contains(&index), "{index}");
+        assert_eq!(store.read_blob(&file.blob, 99).await.is_ok(), is_there, "{index}");
+    }
+    // The round that was building has nothing to begin with: it builds again.
+    let (state, file) = (Some(RoundState::Training), Some(files[4].id.clone()));
+    let step = RoundChange { state, file, ..RoundChange::default() };
+    let gone = store.advance_round(&rounds[2], "p", &step).await.unwrap_err();
+    assert!(matches!(gone, StoreError::NotFound { kind: "file", .. }), "{gone}");
+    assert_eq!(store.round(&owner, &rounds[2].id).await.unwrap().state, RoundState::Building);
 }
 
 async fn what_was_said_is_found_by_name(place: Place) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pleach_store::{
     Decision, JobError, NewFile, NewRound, Owner, Page, RoundChange, RoundSignal, RoundState,
-    Store, StoreError, StoredRound,
+    Store, StoreError, StoredFile, StoredRound,
 };
 use serde_json::{Value, json};
 
@@ -21,6 +21,7 @@ on_both!(
     a_name_has_one_round_at_a_time,
     a_process_that_died_is_followed_by_another,
     what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done,
+    files_of_a_round_are_known_and_are_made_while_it_is_open,
     the_data_set_of_an_open_round_stays,
 );
 
@@ -57,6 +58,14 @@ async fn new_in(store: &Store, owner: &Owner, name: &str, states: &[RoundState])
     round
 }
 
+/// A file that a round makes.
+async fn file_of(store: &Store, round: &StoredRound) -> Result<StoredFile, StoreError> {
+    let blob = store.put_blob("rows").await.unwrap();
+    let (filename, purpose) = ("rows".to_owned(), "fine-tune".to_owned());
+    let new = NewFile { owner: round.owner.clone(), filename, purpose, blob, keep_ms: None };
+    store.create_file_of_round(&new, &round.id).await
+}
+
 /// The shortest way to each state.
 fn way_to(state: RoundState) -> &'static [RoundState] {
     use RoundState::{
@@ -90,8 +99,12 @@ async fn a_round_goes_its_way(place: Place) {
     let claimed = store.claim_round("p1", SILENCE, true).await.unwrap().unwrap();
     assert_eq!(claimed, made);
     assert_eq!(store.claim_round("p1", SILENCE, true).await.unwrap(), None, "it has one already");
+    let gone = RoundChange { file: Some("file-1".to_owned()), ..to(RoundState::Training) };
+    let refused = store.advance_round(&made, "p1", &gone).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NotFound { kind: "file", .. }), "{refused}");
+    let file = file_of(&store, &made).await.unwrap().id;
     let step = RoundChange {
-        file: Some("file-1".to_owned()),
+        file: Some(file.clone()),
         progress: Some(json!({"rows": 7, "text": "ü \u{0}"})),
         ..to(RoundState::Training)
     };
@@ -100,7 +113,7 @@ async fn a_round_goes_its_way(place: Place) {
     let round = go(&store, &round, &RoundChange::default()).await;
     assert_eq!(
         (round.file.as_deref(), &round.progress["text"]),
-        (Some("file-1"), &json!("ü \u{0}"))
+        (Some(&*file), &json!("ü \u{0}"))
     );
     let step = RoundChange { candidate: Some(digest(2)), ..to(RoundState::Gating) };
     let round = go(&store, &round, &step).await;
@@ -118,7 +131,7 @@ async fn a_round_goes_its_way(place: Place) {
     drop(store);
     let store = place.open().await;
     assert_eq!(store.round(&owner, &done.id).await.unwrap(), done);
-    assert_eq!((done.verdict, done.file.as_deref()), (Some(verdict), Some("file-1")));
+    assert_eq!((done.verdict, done.file.as_deref()), (Some(verdict), Some(&*file)));
     let foreign = store.round(&Owner::Shared, &done.id).await.unwrap_err();
     assert!(matches!(foreign, StoreError::NotFound { kind: "round", .. }), "{foreign}");
     assert_eq!(store.looks(&owner, "mia").await.unwrap(), 1);
@@ -369,6 +382,26 @@ async fn what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done(place:
     assert_eq!(left().await, Vec::<String>::new());
     store.decide_round(&owner, &open.id, Decision::Cancel, "ann", "").await.unwrap();
     assert_eq!(left().await, std::slice::from_ref(&open.id));
+}
+
+async fn files_of_a_round_are_known_and_are_made_while_it_is_open(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let round = new_in(&store, &owner, "mia", &[]).await;
+    let other = new_in(&store, &owner, "tom", &[]).await;
+    let made = [file_of(&store, &round).await.unwrap(), file_of(&store, &round).await.unwrap()];
+    file_of(&store, &other).await.unwrap();
+    assert_eq!(store.files_of_round(&owner, &round.id).await.unwrap(), made);
+    assert_eq!(store.files_of_round(&Owner::Shared, &round.id).await.unwrap(), []);
+    store.delete_file(&owner, &made[0].id).await.unwrap();
+    assert_eq!(store.files_of_round(&owner, &round.id).await.unwrap(), made[1..]);
+    // Another's round is nobody's, and whoever comes too late makes none.
+    let foreign = StoredRound { owner: Owner::Shared, ..round.clone() };
+    store.decide_round(&owner, &round.id, Decision::Cancel, "", "").await.unwrap();
+    for round in [&foreign, &round] {
+        let refused = file_of(&store, round).await.unwrap_err();
+        assert!(matches!(refused, StoreError::NotFound { kind: "open round", .. }), "{refused}");
+    }
 }
 
 async fn the_data_set_of_an_open_round_stays(place: Place) {
