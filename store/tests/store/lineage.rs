@@ -18,6 +18,7 @@ use crate::{
 
 on_both!(
     a_lineage_stays_as_it_was_first_put,
+    rounds_that_come_to_equal_weights_have_a_lineage_each,
     examples_are_noted_once_and_before_they_are_gone,
     it_is_known_which_generations_saw_what,
     who_is_erased_is_in_no_data_set,
@@ -166,6 +167,42 @@ async fn a_lineage_stays_as_it_was_first_put(place: Place) {
     let store = place.open().await;
     let found = store.lineage(&owner, &digest(1)).await.unwrap();
     assert_eq!((&found.from, found.is_kept), (&wanted, false));
+}
+
+async fn rounds_that_come_to_equal_weights_have_a_lineage_each(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let mut rounds = Vec::new();
+    for (name, passed) in [("mia", false), ("tom", true), ("mia", true)] {
+        let asked = completion(&store, &owner, name, Some(name), None).await;
+        let made = round(&store, &owner, name, vec![of_completion(&asked)]).await.unwrap();
+        store.put_lineage(&owner, &from(1, None, Some(&made.id))).await.unwrap();
+        for state in [RoundState::Gating, RoundState::Refused] {
+            let step = RoundChange {
+                state: Some(state),
+                candidate: Some(digest(1)),
+                verdict: (state == RoundState::Refused).then(|| json!({ "passed": passed })),
+                ..RoundChange::default()
+            };
+            store.advance_round(&made, "p", &step).await.unwrap();
+        }
+        rounds.push((made.id, asked.id));
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    // Each name is told of its own last round.
+    let under = async |name: &str| {
+        let found = store.lineage_under(&owner, name, &digest(1)).await.unwrap();
+        (found.from.round.unwrap(), found.verdict.unwrap()["passed"] == true)
+    };
+    assert_eq!(under("mia").await, (rounds[2].0.clone(), true));
+    assert_eq!(under("tom").await, (rounds[1].0.clone(), true));
+    let first = store.lineage(&owner, &digest(1)).await.unwrap();
+    assert_eq!(first.from.round.as_ref(), Some(&rounds[0].0));
+    // It has seen what each of them learned from.
+    for (_, asked) in &rounds {
+        assert_eq!(saw(&store, &owner, Seen::Completion(asked)).await, (vec![1], vec![]));
+    }
+    assert_eq!(saw(&store, &owner, Seen::User("tom")).await, (vec![1], vec![]));
 }
 
 async fn examples_are_noted_once_and_before_they_are_gone(place: Place) {
