@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Largest file of trusted rows.
-pub(super) const ANCHOR_BYTES_MAX: u64 = 64 << 20;
+pub const ANCHOR_BYTES_MAX: u64 = 64 << 20;
 /// For how long a data set is kept at least and at most, ms: as long as what it is made of, within this.
 const KEEP_MS_MIN: i64 = 60 * 60 * 1000;
 const KEEP_MS_MAX: i64 = 30 * 24 * 60 * 60 * 1000;

@@ -36,6 +36,7 @@ pub mod trial;
 mod triggers;
 mod wake;
 
+pub use building::ANCHOR_BYTES_MAX;
 pub use card::model_card;
 pub use cpu_examiner::CpuExaminer;
 pub use ending::clean_up;

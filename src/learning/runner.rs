@@ -31,7 +31,7 @@ use super::{
     promotion::{canary, watch},
     rollouts::Rollouts,
     shadows::{Shadows, run_shadows},
-    steps::{Next, StepError},
+    steps::{Next, StepError, ends, refusal},
     training::train,
     triggers,
     wake::{Waiter, Wake},
@@ -166,6 +166,13 @@ async fn follow(follower: Follower, round: StoredRound) {
     }
 }
 
+/// The same round, after a rest.
+async fn again(round: StoredRound, error: &StoreError) -> Option<StoredRound> {
+    tracing::warn!(round = round.id, %error, "a step is made again");
+    sleep(STORE_REST).await;
+    Some(round)
+}
+
 async fn let_go(state: &AppState, round: &StoredRound, runner: &str) {
     if let Err(error) = state.store.release_round(round, runner).await {
         // It is claimed again when its time is over.
@@ -191,15 +198,14 @@ impl Follower {
         while self.state.is_serving() {
             let next = match self.step(&round).await {
                 Ok(next) => next,
-                Err(StepError::Failed(error)) => {
-                    let (state, error) = (Some(RoundState::Failed), Some(error));
-                    Next::Change(Box::new(RoundChange { state, error, ..RoundChange::default() }))
-                }
-                Err(error) => {
-                    tracing::warn!(round = round.id, %error, "a round rests");
-                    sleep(STORE_REST).await;
-                    continue;
-                }
+                Err(error) => match error.lasting() {
+                    Ok(error) => ends(RoundState::Failed, error),
+                    Err(error) => {
+                        tracing::warn!(round = round.id, %error, "a round rests");
+                        sleep(STORE_REST).await;
+                        continue;
+                    }
+                },
             };
             let followed = match next {
                 Next::Change(change) => self.write(round, &change).await,
@@ -273,11 +279,14 @@ impl Follower {
                 tracing::error!(round = round.id, ?change, "a step that leads nowhere");
                 None
             }
-            Err(error) => {
-                tracing::warn!(round = round.id, %error, "a step is made again");
-                sleep(STORE_REST).await;
-                Some(round)
+            // An example or a file has gone meanwhile: then it is made of what is left.
+            Err(error @ StoreError::NotFound { .. }) => again(round, &error).await,
+            Err(error) if !error.may_pass() && change.state != Some(RoundState::Failed) => {
+                let (state, error) = (Some(RoundState::Failed), Some(refusal(&error)));
+                let failed = RoundChange { state, error, ..RoundChange::default() };
+                Box::pin(self.write(round, &failed)).await
             }
+            Err(error) => again(round, &error).await,
         }
     }
 

@@ -9,7 +9,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use pleach_engine::train::ProductPrecision;
-use pleach_store::{JobEnd, JobReport, NewFile, StoreError, StoredJob};
+use pleach_store::{BlobError, JobEnd, JobReport, NewFile, StoreError, StoredJob};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 use super::{
@@ -98,7 +98,7 @@ async fn run_one(
 ) {
     let id = job.id.clone();
     tracing::info!(job = id, owner = %job.owner, is_resumed = job.state.is_some(), "training begins");
-    let outcome = train(state, trainer, runner, &job).await;
+    let outcome = train(state, trainer, runner, &job).await.map_err(lasting);
     state.telemetry.set_training_itl_budget(None);
     let result = match &outcome {
         Ok(_) => "succeeded",
@@ -167,12 +167,24 @@ async fn train(
     Ok(JobEnd::Succeeded { fine_tuned_model: name, trained_tokens, results })
 }
 
+/// What a store does not have or take once it never will; one that fails may do so later.
+fn lasting(error: RunError) -> RunError {
+    let RunError::Store(error) = error else { return error };
+    if error.may_pass() {
+        return RunError::Store(error);
+    }
+    if matches!(&*error, StoreError::Blob(BlobError::TooLarge { .. })) {
+        return RunError::server(error);
+    }
+    // Its words may tell of the server's surroundings.
+    tracing::error!(%error, "a training cannot go on");
+    RunError::server("the store does not have or take what the training needs")
+}
+
 /// What a server refuses once it refuses again; a store that fails may not.
 fn refused(error: RunError) -> RunError {
     let RunError::Adapter(error) = error else { return error };
-    let may_pass =
-        matches!(&*error, ServiceError::Store(StoreError::Database { .. } | StoreError::Blob(_)));
-    if may_pass {
+    if matches!(&*error, ServiceError::Store(error) if error.may_pass()) {
         return RunError::Adapter(error);
     }
     let message = format!("the trained adapter cannot be registered: {error}");
