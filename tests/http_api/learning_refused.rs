@@ -4,7 +4,7 @@ use pleach_store::{NewFile, Owner};
 use serde_json::{Value, json};
 
 use crate::{
-    learning_support::{NAME, POLICY, School, at_once, policy},
+    learning_support::{NAME, POLICY, ROUNDS, School, at_once, policy},
     training_support::{new_file, rows},
 };
 
@@ -55,4 +55,29 @@ async fn data_that_is_too_large_ends_its_round() {
     school.judged_by(0..20).await;
     let round = school.becomes("failed").await;
     assert_eq!(round["error"]["code"], "data_too_large", "{round}");
+}
+
+#[tokio::test]
+async fn reasons_and_names_that_cannot_be_are_told_by_their_field() {
+    let school = School::new(0.5).await;
+    school.policy(json!({"approval": true})).await;
+    school.judged_by(0..20).await;
+    let round = school.becomes("awaiting_approval").await;
+    let veto = format!("{ROUNDS}/{}/veto", round["id"].as_str().unwrap());
+    for reason in ["one\ntwo".to_owned(), "\0".to_owned(), "\u{7f}".to_owned(), "x".repeat(513)] {
+        let refused = school.server.post(&veto, &json!({ "reason": reason })).await;
+        let error = &refused.json()["error"];
+        assert_eq!((refused.status.as_u16(), &error["param"]), (400, &json!("reason")), "{error}");
+    }
+    let long = "m".repeat(200_000);
+    for (document, param) in [
+        (json!({"signals": {"metrics": {long: {"good": true}}}}), "signals.metrics.mmm"),
+        (json!({"probes": vec!["\u{1}".repeat(4000); 64]}), "probes"),
+    ] {
+        let refused = school.server.put(POLICY, &document).await;
+        assert_eq!(refused.status, 400, "{}", refused.text);
+        let named = refused.json()["error"]["param"].as_str().unwrap().to_owned();
+        assert!(named.starts_with(param) && named.len() < 100, "{named}");
+    }
+    assert_eq!(school.round().await["state"], "awaiting_approval");
 }
