@@ -529,9 +529,9 @@ mod tests {
             (json!({"signals": {"metrics": {"a b": {"good": true}}}}), "signals.metrics.a b"),
             (
                 json!({"signals": {"metrics": {"n".repeat(129): {"good": true}}}}),
-                &format!("signals.metrics.{}…", "n".repeat(64)),
+                format!("signals.metrics.{}…", "n".repeat(64)).as_str(),
             ),
-            (json!({"x".repeat(1 << 20): 1}), &format!("{}…", "x".repeat(64))),
+            (json!({"x".repeat(1 << 20): 1}), format!("{}…", "x".repeat(64)).as_str()),
             // Each question is short enough, and so are all of them, but not as they are written.
             (json!({"probes": vec!["\u{1}".repeat(4000); 64]}), "probes"),
             (json!({"hyperparameters": {"n_epochs": "some"}}), "hyperparameters.n_epochs"),

@@ -56,6 +56,14 @@ async fn feedback_becomes_a_generation_that_answers() {
     let id = round["id"].as_str().unwrap();
     let jobs = server.get(&format!("/v1/fine_tuning/jobs?metadata[round]={id}")).await.json();
     assert_eq!(jobs["data"].as_array().unwrap().len(), 3, "{jobs}");
+    for job in jobs["data"].as_array().unwrap() {
+        assert_eq!((&job["status"], &job["fine_tuned_model"]), (&json!("succeeded"), &Value::Null));
+        let path = format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap());
+        for path in [format!("{path}/events"), format!("{path}/checkpoints"), path] {
+            let shown = server.get(&path).await;
+            assert!(shown.status == 200 && !shown.text.contains("candidate:"), "{}", shown.text);
+        }
+    }
     // It has a name of its own, and nothing is left under the hidden ones.
     let own = format!("ft:tiny:shared:{NAME}:{}", &id[id.len() - 8..]);
     until("cleaned up", async || school.hidden() == 0).await;

@@ -4,6 +4,8 @@ use pleach_store::{Decided, GenerationDigest, JobError, StoredPolicy, StoredRoun
 use serde::Serialize;
 use serde_json::Value;
 
+use super::hidden_names::without_hidden;
+
 use crate::learning::{
     Progress, RoundJob, Trigger,
     dataset::Counts,
@@ -145,7 +147,9 @@ impl From<StoredRound> for RoundCard {
                 shadows: trial.shadows,
                 breach: trial.breach,
             }),
-            error: round.error,
+            error: round
+                .error
+                .map(|error| JobError { message: without_hidden(error.message), ..error }),
             decisions: round.decisions,
         }
     }
