@@ -211,8 +211,12 @@ async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
     }
     let Ok(completion) = state.store.completion(owner, id).await else { return };
     let generation = completion.generation.map(|generation| GenerationDigest(generation.0));
-    let space = Namespace::new(owner.as_str());
-    rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
+    let (own, name) = (Namespace::new(owner.as_str()), &completion.model);
+    // A name that the owner has not itself is a shared one; what answers under it is on trial by everybody's requests.
+    let is_own = rollouts.trial_of(&own, name).is_some()
+        || state.adapters.registry().get(&own, name).is_some();
+    let space = if is_own { own } else { Namespace::new(Owner::Shared.as_str()) };
+    rollouts.judged(&space, name, generation, &kept.metric, &kept.value);
 }
 
 /// The caller has what is spoken of, and a comparison is of two answers to the same messages.
