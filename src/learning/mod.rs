@@ -31,6 +31,7 @@ pub mod rollouts;
 mod runner;
 pub mod shadows;
 mod steps;
+mod token_times;
 mod training;
 pub mod trial;
 mod triggers;

@@ -1,9 +1,12 @@
 //! An adapter whose answers are judged, a trainer and an examiner that do as they are told, and what it takes to follow a
 //! round.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::http::Method;
@@ -62,7 +65,7 @@ impl Trainer for Teacher {
             if !self.is_held.load(Ordering::Relaxed) {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(3));
+            std::thread::sleep(Duration::from_millis(3));
         }
         if self.fails.load(Ordering::Relaxed) {
             return Err(RunError::job("invalid_training_file", "it is told to fail", None));
@@ -108,7 +111,7 @@ impl Examiner for Judge {
                 if exam.stop.is_set() {
                     return Err(ExamError::Interrupted);
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             let n_panics = self.panics.load(Ordering::Relaxed);
             if n_panics > 0 {
@@ -160,6 +163,8 @@ pub(crate) fn setup(teacher: &Arc<Teacher>, judge: &Arc<Judge>) -> Setup {
     Setup {
         trainer: Some(Arc::clone(teacher) as _),
         examiner: Some(Arc::clone(judge) as _),
+        // Between tokens that take no time any pause of the machine's is a thousandfold.
+        step: Duration::from_millis(1),
         capture: true,
         ..Setup::default()
     }
@@ -276,7 +281,7 @@ impl School {
 }
 
 pub(crate) fn policy(mut rollout: Value) -> Value {
-    // Scripted steps take no time of which there could be a ratio.
+    // Seconds between two tokens, where there is a millisecond: no load of the machine comes to that.
     rollout["guardrails"] = json!({"latency_ratio_max": 1000});
     json!({
         "train_when": {"examples": 20, "age_hours": null},

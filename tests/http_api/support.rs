@@ -178,6 +178,8 @@ impl ResidentAdapters for Letters {
 /// What a test may change before the server starts.
 pub(crate) struct Setup {
     pub(crate) tokens: Vec<u32>,
+    /// How long a step takes.
+    pub(crate) step: Duration,
     pub(crate) engine: EngineConfig,
     pub(crate) limits: HttpLimits,
     pub(crate) api_key: Option<&'static str>,
@@ -208,6 +210,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             tokens: ids("hello"),
+            step: Duration::ZERO,
             engine: EngineConfig {
                 max_batch: 8,
                 max_step_rows: 64,
@@ -296,7 +299,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let file = gguf(setup.template);
     let script = Arc::new(Mutex::new(Script {
         tokens: setup.tokens,
-        step: Duration::ZERO,
+        step: setup.step,
         install: Duration::ZERO,
         fail: false,
         seen: None,
