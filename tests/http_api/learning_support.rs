@@ -13,7 +13,7 @@ use axum::http::Method;
 use futures_util::future::BoxFuture;
 use pleach::{
     http::state::AppState,
-    learning::{Exam, ExamError, Examiner},
+    learning::{Exam, ExamError, Examiner, trial::Trial},
     training::{Run, RunError, Trained, Trainer},
 };
 use pleach_store::{JobReport, JobSignal};
@@ -258,6 +258,12 @@ impl School {
             self.server.post(&format!("{ROUNDS}/{id}/{what}"), &json!({"reason": "so"})).await;
         self.note(&decided.json());
         decided
+    }
+
+    /// The trial of its name as it is in memory, which is written now and then.
+    pub(crate) fn on_trial(&self) -> Option<Trial> {
+        let space = pleach_adapters::Namespace::new("shared");
+        self.server.state.learning.rollouts.trial_of(&space, NAME)
     }
 
     /// What its adapter says.
