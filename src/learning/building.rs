@@ -4,7 +4,7 @@ use pleach_store::{NewFile, RoundState, StoreError, StoredRound};
 
 use super::{
     dataset::{self, LoopData},
-    material::{self, Read, rows_of_file},
+    material::{self, Limits, Read, rows_of_file},
     progress::Progress,
     steps::{Next, StepError, ends, goes_to, problem},
     training::delete_file,
@@ -28,9 +28,23 @@ pub(super) async fn build(
 ) -> Result<Next, StepError> {
     // What is on its way belongs to it.
     state.capture.settled().await;
-    let mut read = material::read(&state.store, &round.owner, &round.name).await?;
+    let limits = Limits::OF_ROUND;
+    let mut read = material::read(&state.store, &round.owner, &round.name, limits).await?;
+    if read.is_cut {
+        let Limits { completions_max, bytes_max } = limits;
+        tracing::warn!(round = round.id, completions_max, bytes_max, "older feedback is left out");
+    }
+    progress.is_cut = read.is_cut;
     read.material.anchors = anchors(state, round, &progress).await?;
-    let data = dataset::build(&read.material, &progress.policy);
+    // It takes seconds of much.
+    let policy = progress.policy.clone();
+    let made = move || {
+        let data = dataset::build(&read.material, &policy);
+        let text = data.jsonl(None);
+        (read, data, text)
+    };
+    let (read, data, text) =
+        tokio::task::spawn_blocking(made).await.map_err(StepError::server)?;
     let (n_rows, n_groups) = (data.rows.len(), n_groups(&data));
     let gate = progress.policy.gate;
     progress.method = Some(data.method);
@@ -51,7 +65,7 @@ pub(super) async fn build(
     }
     progress.n_folds = u32::try_from(folds_of(&data.groups(), &progress).n_folds).unwrap_or(1);
     let name = format!("{}.jsonl", round.id);
-    let file = put_file(state, round, name, data.jsonl(None), &read).await?;
+    let file = put_file(state, round, name, text, &read).await?;
     let mut change = goes_to(RoundState::Training, &progress)?;
     change.file = Some(file);
     change.examples = read.examples(&data);

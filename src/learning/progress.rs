@@ -50,6 +50,9 @@ pub struct Progress {
     /// How its rows came about.
     #[serde(default)]
     pub counts: Option<Counts>,
+    /// Whether there was more feedback than is read for a round; the newest was.
+    #[serde(default)]
+    pub is_cut: bool,
     /// Parts of its rows.
     #[serde(default)]
     pub n_folds: u32,
@@ -76,6 +79,7 @@ impl Progress {
             newest_feedback,
             method: None,
             counts: None,
+            is_cut: false,
             n_folds: 0,
             usual: (0, 0),
             jobs: Vec::new(),

@@ -82,6 +82,8 @@ pub struct RoundCard {
     pub method: Option<&'static str>,
     /// How its rows came about.
     pub data: Option<Counts>,
+    /// Whether older feedback was left out, as there was more than a round reads.
+    pub data_is_cut: bool,
     /// Its trainings.
     pub jobs: Vec<RoundJob>,
     /// Rounds of this adapter that came to the gate, this one included.
@@ -118,6 +120,7 @@ impl From<StoredRound> for RoundCard {
         // What a later version wrote is shown as far as the store knows it.
         let progress = Progress::of(&round).ok();
         let digest = |digest: Option<GenerationDigest>| digest.map(|digest| digest.to_string());
+        let data_is_cut = progress.as_ref().is_some_and(|progress| progress.is_cut);
         let (trigger, method, data, jobs, trial) = progress
             .map(|p| (Some(p.trigger), p.method, p.counts, p.jobs, p.trial))
             .unwrap_or_default();
@@ -136,6 +139,7 @@ impl From<StoredRound> for RoundCard {
             training_file: round.file,
             method: method.map(Method::name),
             data,
+            data_is_cut,
             jobs,
             look: round.look,
             verdict: round.verdict,

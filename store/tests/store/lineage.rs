@@ -434,12 +434,12 @@ async fn what_was_said_is_found_by_name(place: Place) {
     liked(&store, &Owner::Shared, &others.id).await;
 
     let all = [
+        Labelled { completion: third.clone(), feedback: vec![better.clone()] },
+        Labelled { completion: second.clone(), feedback: vec![episode.clone()] },
         Labelled {
             completion: first.clone(),
             feedback: vec![liked_first.clone(), episode.clone()],
         },
-        Labelled { completion: second.clone(), feedback: vec![episode.clone()] },
-        Labelled { completion: third.clone(), feedback: vec![better.clone()] },
     ];
     let listing = store.labelled(&owner, "mia", &Page::FIRST).await.unwrap();
     assert_eq!((&listing.items[..], &listing.next), (&all[..], &None));
