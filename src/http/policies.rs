@@ -96,7 +96,9 @@ async fn check_anchors(state: &AppState, owner: &Owner, id: &str) -> Result<(), 
     };
     if file.purpose != FINE_TUNE {
         let purpose = file.purpose;
-        return Err(refused(format!("file {id:?} is for {purpose:?}, it has to be for {FINE_TUNE:?}")));
+        return Err(refused(format!(
+            "file {id:?} is for {purpose:?}, it has to be for {FINE_TUNE:?}"
+        )));
     }
     if file.bytes > ANCHOR_BYTES_MAX {
         let bytes = file.bytes;
@@ -106,9 +108,7 @@ async fn check_anchors(state: &AppState, owner: &Owner, id: &str) -> Result<(), 
         Ok(_) => Ok(()),
         Err(FileProblem::Data(error)) => Err(refused(format!("file {id:?}: {error}"))),
         Err(FileProblem::Store(error)) => Err(ApiError::from_stored(error)),
-        Err(error @ FileProblem::Panicked) => {
-            Err(ApiError::Internal { detail: error.to_string() })
-        }
+        Err(error @ FileProblem::Panicked) => Err(ApiError::Internal { detail: error.to_string() }),
     }
 }
 

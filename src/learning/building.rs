@@ -43,8 +43,7 @@ pub(super) async fn build(
         let text = data.jsonl(None);
         (read, data, text)
     };
-    let (read, data, text) =
-        tokio::task::spawn_blocking(made).await.map_err(StepError::server)?;
+    let (read, data, text) = tokio::task::spawn_blocking(made).await.map_err(StepError::server)?;
     let (n_rows, n_groups) = (data.rows.len(), n_groups(&data));
     let gate = progress.policy.gate;
     progress.method = Some(data.method);

@@ -57,8 +57,8 @@ pub(super) async fn read(
         let listing = store.labelled(owner, name, &page).await?;
         for labelled in listing.items {
             let n_bytes = read.n_bytes + labelled.completion.body.len();
-            read.is_cut = read.material.judged.len() >= limits.completions_max
-                || n_bytes > limits.bytes_max;
+            read.is_cut =
+                read.material.judged.len() >= limits.completions_max || n_bytes > limits.bytes_max;
             if read.is_cut {
                 return Ok(read);
             }

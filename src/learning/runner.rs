@@ -104,8 +104,7 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let places = Arc::new(Semaphore::new(state.learning.rounds_max));
     let followed = Arc::new(Followed::default());
     // By itself: looking for rounds to begin takes as long as it takes.
-    let beats =
-        beat(state.store.clone(), Arc::clone(&runner), Arc::clone(&followed), BEAT_EVERY);
+    let beats = beat(state.store.clone(), Arc::clone(&runner), Arc::clone(&followed), BEAT_EVERY);
     let beats = tokio::spawn(beats);
     let shadows = tokio::spawn(run_shadows(Arc::clone(&state)));
     while state.is_serving() {

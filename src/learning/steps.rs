@@ -44,9 +44,7 @@ impl StepError {
     pub(super) fn lasting(self) -> Result<JobError, Self> {
         match self {
             Self::Failed(error) => Ok(error),
-            Self::Store(error) | Self::Service(ServiceError::Store(error))
-                if !error.may_pass() =>
-            {
+            Self::Store(error) | Self::Service(ServiceError::Store(error)) if !error.may_pass() => {
                 Ok(refusal(&error))
             }
             Self::Service(error @ ServiceError::Registry(_)) => Ok(problem("server_error", error)),

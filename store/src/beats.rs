@@ -39,8 +39,7 @@ impl Beats {
         let before = std::mem::take(&mut *seen);
         let since = |claim: &Claim| before.get(claim).copied().unwrap_or(now);
         *seen = claims.iter().map(|claim| (claim.clone(), since(claim))).collect();
-        let is_silent =
-            |claim: &Claim| now.saturating_duration_since(since(claim)) >= silence;
+        let is_silent = |claim: &Claim| now.saturating_duration_since(since(claim)) >= silence;
         claims.into_iter().filter(is_silent).collect()
     }
 }

@@ -18,7 +18,9 @@ use crate::{
     jobs::JobError,
     owner::Owner,
     round_examples::{self, Example},
-    rounds::{Decided, Decision, KIND, LOOKS, ONE, RoundState, StoredRound, round_in, state_in, unknown},
+    rounds::{
+        Decided, Decision, KIND, LOOKS, ONE, RoundState, StoredRound, round_in, state_in, unknown,
+    },
     row::Fields,
     store::Store,
 };
@@ -108,8 +110,7 @@ impl Store {
                 claims.push(claim);
             }
             let silent = self.round_beats.silent(claims, silence);
-            let mut next =
-                silent.into_iter().find(|claim| may_work || !working.contains(claim));
+            let mut next = silent.into_iter().find(|claim| may_work || !working.contains(claim));
             if next.is_none() {
                 let free = sqlx::query(NEXT).bind(i64::from(may_work));
                 let free = free.fetch_optional(self.database.readers());
@@ -141,7 +142,8 @@ impl Store {
     pub async fn beat_rounds(&self, runner: &str, rounds: &[String]) -> Result<u64, StoreError> {
         let mut n_told = 0;
         for rounds in rounds.chunks(BEATS_MAX) {
-            let places: Vec<_> = (2..).take(rounds.len()).map(|place| format!("${place}")).collect();
+            let places: Vec<_> =
+                (2..).take(rounds.len()).map(|place| format!("${place}")).collect();
             // Only who is open has a runner; these have an index.
             let query = format!(
                 "UPDATE rounds SET beats = beats + 1 \

@@ -1,7 +1,7 @@
 //! What cannot be wanted of the learning loop is told by its field, when it is asked for; what is found later ends the round.
 
 use pleach_store::{NewFile, Owner};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     learning_support::{NAME, POLICY, ROUNDS, School, at_once, policy},
@@ -47,8 +47,7 @@ async fn anchors_that_no_round_could_use_are_refused_with_the_policy() {
 async fn data_that_is_too_large_ends_its_round() {
     let school = School::new(0.5).await;
     let mut wanted = policy(at_once());
-    wanted["anchors"] =
-        json!(unread_file(&school, "fine-tune", " ".repeat(ANCHORS_MAX + 1)).await);
+    wanted["anchors"] = json!(unread_file(&school, "fine-tune", " ".repeat(ANCHORS_MAX + 1)).await);
     // As an earlier version would have taken it.
     let put = school.server.state.store.put_policy(&Owner::Shared, NAME, &wanted, None).await;
     put.unwrap();

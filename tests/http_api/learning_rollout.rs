@@ -149,8 +149,7 @@ async fn what_is_said_of_the_candidate_counts_whoever_says_it_of_whatever_name()
     let says = async |tenant: &TestTenant, model: &str, expected: &str| {
         let reply = tenant.chat(&server, json!({"model": model, "store": true})).await.json();
         assert_eq!(reply["choices"][0]["message"]["content"], expected, "{reply}");
-        let body =
-            json!({"inference_id": reply["id"], "metric_name": "liked", "value": false});
+        let body = json!({"inference_id": reply["id"], "metric_name": "liked", "value": false});
         let given = tenant.post(&server, "/v1/feedback", &body).await;
         assert_eq!(given.status, 200, "{}", given.text);
         let candidate = trial().unwrap().candidate;
@@ -346,9 +345,8 @@ async fn rounds_that_only_wait_keep_no_other_from_being_worked_on() {
             school.server = school.server.restart(setup).await;
             let space = pleach_adapters::Namespace::new("shared");
             for name in ["first", "second"] {
-                let rollouts = async || {
-                    school.server.state.learning.rollouts.trial_of(&space, name).is_some()
-                };
+                let rollouts =
+                    async || school.server.state.learning.rollouts.trial_of(&space, name).is_some();
                 until("on trial again", rollouts).await;
             }
         }

@@ -8,7 +8,11 @@ const JOB: &str = "ftjob-";
 /// A text for people, in which what is kept under a hidden name is called what it is.
 pub fn without_hidden(text: String) -> String {
     let hidden = format!("{HIDDEN_PREFIX}{JOB}");
-    if text.contains(&hidden) { text.replace(&hidden, &format!("the candidate of {JOB}")) } else { text }
+    if text.contains(&hidden) {
+        text.replace(&hidden, &format!("the candidate of {JOB}"))
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]

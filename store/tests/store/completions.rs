@@ -170,7 +170,8 @@ async fn what_is_over_goes_a_little_at_a_time(place: Place) {
             ..about("chatcmpl-000", FeedbackKind::Comparison, json!({}))
         };
         let episode = FeedbackTarget::Episode("e1".to_owned());
-        let of_episode = NewFeedback { target: episode, ..about("", FeedbackKind::Comment, json!("")) };
+        let of_episode =
+            NewFeedback { target: episode, ..about("", FeedbackKind::Comment, json!("")) };
         for feedback in [worse, of_episode] {
             store.put_feedback(owner, &feedback, false).await.unwrap();
         }

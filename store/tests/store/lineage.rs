@@ -99,7 +99,10 @@ async fn round(
 ) -> Result<StoredRound, StoreError> {
     let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
     let made = store.create_round(owner, &new).await.unwrap();
-    assert_eq!(store.claim_round("p", std::time::Duration::from_secs(60), true).await.unwrap().unwrap().id, made.id);
+    assert_eq!(
+        store.claim_round("p", std::time::Duration::from_secs(60), true).await.unwrap().unwrap().id,
+        made.id
+    );
     let state = Some(RoundState::Training);
     let step = RoundChange { state, examples, ..RoundChange::default() };
     let told = store.advance_round(&made, "p", &step).await?;

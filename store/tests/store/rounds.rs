@@ -111,10 +111,7 @@ async fn a_round_goes_its_way(place: Place) {
     let round = go(&store, &made, &step).await;
     assert_eq!((round.state, round.revision), (RoundState::Training, 2));
     let round = go(&store, &round, &RoundChange::default()).await;
-    assert_eq!(
-        (round.file.as_deref(), &round.progress["text"]),
-        (Some(&*file), &json!("ü \u{0}"))
-    );
+    assert_eq!((round.file.as_deref(), &round.progress["text"]), (Some(&*file), &json!("ü \u{0}")));
     let step = RoundChange { candidate: Some(digest(2)), ..to(RoundState::Gating) };
     let round = go(&store, &round, &step).await;
     assert_eq!((round.candidate, round.look), (Some(digest(2)), Some(1)));
