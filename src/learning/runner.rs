@@ -132,7 +132,7 @@ async fn look(
     examiner: &Arc<dyn Examiner>,
     runner: &Arc<str>,
     places: &Arc<Semaphore>,
-    followed: &Arc<Followed>,
+    ours: &Arc<Followed>,
 ) -> Result<(), StoreError> {
     triggers::look(state).await?;
     loop {
@@ -140,7 +140,7 @@ async fn look(
         let claimed = state.store.claim_round(runner, SILENCE, place.is_some()).await?;
         let Some(round) = claimed else { return Ok(()) };
         // What is followed here was silent because the store was.
-        let Some(following) = followed.follow(&round.id) else { continue };
+        let Some(following) = ours.follow(&round.id) else { continue };
         let follower = Follower {
             _following: following,
             state: Arc::clone(state),
@@ -157,8 +157,8 @@ async fn look(
 /// was at.
 async fn follow(follower: Follower, round: StoredRound) {
     let (state, runner) = (Arc::clone(&follower.state), Arc::clone(&follower.runner));
-    let followed = tokio::spawn(follower.follow(round.clone())).await;
-    if followed.is_err_and(|error| error.is_panic()) {
+    let ended = tokio::spawn(follower.follow(round.clone())).await;
+    if ended.is_err_and(|error| error.is_panic()) {
         tracing::error!(round = round.id, "what follows a round has panicked: it is begun anew");
         sleep(PANIC_REST).await;
         let_go(&state, &round, &runner).await;

@@ -25,7 +25,7 @@ on_both!(
 );
 
 /// Long enough for no process to be taken for dead.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 async fn file(store: &Store, owner: &Owner) -> String {
     let blob = store.put_blob("rows").await.unwrap();

@@ -100,7 +100,7 @@ async fn round(
     let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
     let made = store.create_round(owner, &new).await.unwrap();
     assert_eq!(
-        store.claim_round("p", std::time::Duration::from_secs(60), true).await.unwrap().unwrap().id,
+        store.claim_round("p", std::time::Duration::from_mins(1), true).await.unwrap().unwrap().id,
         made.id
     );
     let state = Some(RoundState::Training);
@@ -382,7 +382,7 @@ async fn no_file_of_a_round_outlives_who_was_erased(place: Place) {
         let made = if name == "building" {
             let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
             let made = store.create_round(&owner, &new).await.unwrap();
-            store.claim_round("p", std::time::Duration::from_secs(60), true).await.unwrap();
+            store.claim_round("p", std::time::Duration::from_mins(1), true).await.unwrap();
             made
         } else {
             round(&store, &owner, name, vec![of_completion(&asked)]).await.unwrap()

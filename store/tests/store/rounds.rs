@@ -26,7 +26,7 @@ on_both!(
 );
 
 /// Long enough for no process to be taken for dead.
-const SILENCE: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_mins(1);
 
 fn wanted(name: &str) -> NewRound<'_> {
     NewRound { name, parent: Some(digest(1)), rebuild_of: None, progress: Value::Null }
