@@ -189,7 +189,7 @@ pub async fn erase_user(
     }))
 }
 
-/// Ends what a round that was cancelled is at. What fails is done when the server starts.
+/// Ends what a round that was cancelled is at. What fails is done later, by whoever ends rounds.
 async fn end_round(state: &Arc<AppState>, owner: &Owner, id: &str) {
     match state.store.round(owner, id).await {
         Ok(round) => {
