@@ -85,13 +85,16 @@ async fn a_guardrail_takes_it_back_and_no_request_fails() {
     school.judged_by(0..20).await;
     school.becomes("canary").await;
     until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
-    // Nobody likes the candidate.
-    let mut n_negative = 0;
+    // Nobody likes the candidate. Of the others not so many speak that the next round begins.
+    let (mut n_negative, mut n_positive) = (0, 0);
     for user in users(200) {
         let (id, text) = school.ask(&user).await;
         let is_candidate = text.starts_with('N');
         n_negative += usize::from(is_candidate);
-        school.likes(&id, &user, !is_candidate).await;
+        n_positive += usize::from(!is_candidate);
+        if is_candidate || n_positive <= 10 {
+            school.likes(&id, &user, !is_candidate).await;
+        }
         if n_negative == 5 {
             break;
         }
