@@ -9,8 +9,8 @@ use axum::{
 };
 use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
-    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
-    StoredFeedback,
+    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Page, Seen,
+    StoreError, StoredFeedback,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -207,6 +207,15 @@ async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
     let FeedbackTarget::Completion { id, .. } = &kept.target else { return };
     let rollouts = &state.learning.rollouts;
     if rollouts.is_empty() {
+        return;
+    }
+    // An answer counts once, by what was said of it first: nobody takes a candidate back by saying the same again and again.
+    let about = FeedbackFilter { completion: Some(id), episode: None, metric: Some(&kept.metric) };
+    let said = state.store.all_feedback(owner, about, &Page::FIRST, Order::Ascending).await;
+    let first = said
+        .ok()
+        .and_then(|said| said.items.into_iter().find(|feedback| feedback.target == kept.target));
+    if first.is_none_or(|first| first.id != kept.id) {
         return;
     }
     let Ok(completion) = state.store.completion(owner, id).await else { return };

@@ -58,6 +58,7 @@ mod registration;
 mod remote_folder;
 mod retirement;
 mod round_changes;
+mod round_claims;
 mod round_examples;
 mod rounds;
 mod row;

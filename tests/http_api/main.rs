@@ -26,6 +26,7 @@ mod files;
 mod fine_tuning;
 mod learning;
 mod learning_base;
+mod learning_judged;
 mod learning_refused;
 mod learning_rollout;
 mod limits;
