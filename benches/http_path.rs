@@ -186,7 +186,7 @@ async fn app(
         cpu: CpuWork::default(),
         capture,
         training: Training::default(),
-        learning: Learning::new(None),
+        learning: Learning::new(None, 0),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     })

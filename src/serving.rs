@@ -30,7 +30,7 @@ use crate::{
         cpu_work::CpuWork,
         state::{AppState, Base, HttpLimits},
     },
-    learning::{CpuExaminer, Examiner, Learning},
+    learning::{CpuExaminer, Examiner, Learning, ROUNDS_MAX},
     memory,
     telemetry::{ServerFacts, Telemetry, unix_time},
     tenants::{FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
@@ -219,7 +219,7 @@ pub async fn load(
         cpu: CpuWork::default(),
         capture,
         training: Training::new(opened.trainer, settings.training_precision),
-        learning: Learning::new(opened.examiner),
+        learning: Learning::new(opened.examiner, ROUNDS_MAX),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     };

@@ -102,7 +102,7 @@ pub struct Serving {
     /// Runs jobs, if this server trains.
     training: Option<JoinHandle<()>>,
     /// Rounds of the learning loop that run here.
-    rounds: Option<JoinHandle<()>>,
+    rounds: JoinHandle<()>,
 }
 
 impl Serving {
@@ -134,9 +134,7 @@ impl Serving {
             // Another process takes the job over when this one was not heard of for a while.
             tracing::warn!("a training does not stop in time");
         }
-        if let Some(rounds) = self.rounds
-            && timeout(TRAINING_STOP_MAX, rounds).await.is_err()
-        {
+        if timeout(TRAINING_STOP_MAX, self.rounds).await.is_err() {
             tracing::warn!("a round does not stop in time");
         }
         if let Err(error) = self.state.store.clone().close().await {

@@ -108,7 +108,7 @@ pub struct Record {
     pub owner: Owner,
     /// As the response has it.
     pub id: String,
-    /// What the request called the model.
+    /// The adapter's name, without the base before it; else what the request called the base.
     pub model: String,
     /// What it runs on; `None` is the plain base.
     pub generation: Option<GenerationDigest>,

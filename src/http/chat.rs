@@ -136,7 +136,7 @@ fn record(
     Some(Record {
         owner: caller.owner.clone(),
         id: head.id.clone(),
-        model: request.model.clone(),
+        model: model.plain_name().to_owned(),
         generation: model.adapter.as_ref().map(PinnedAdapter::digest),
         episode: keep.episode.clone(),
         user_sha256: keep.user.as_deref().map(|user| user_digest(&caller.owner, user)),

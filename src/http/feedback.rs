@@ -9,8 +9,8 @@ use axum::{
 };
 use pleach_adapters::{GenerationDigest, Namespace};
 use pleach_store::{
-    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Seen, StoreError,
-    StoredFeedback,
+    FeedbackFilter, FeedbackTarget, IdempotencyKey, NewFeedback, Order, Owner, Page, Seen,
+    StoreError, StoredFeedback,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -189,7 +189,7 @@ pub async fn erase_user(
     }))
 }
 
-/// Ends what a round that was cancelled is at. What fails is done when the server starts.
+/// Ends what a round that was cancelled is at. What fails is done later, by whoever ends rounds.
 async fn end_round(state: &Arc<AppState>, owner: &Owner, id: &str) {
     match state.store.round(owner, id).await {
         Ok(round) => {
@@ -209,10 +209,23 @@ async fn learn(state: &AppState, owner: &Owner, kept: &StoredFeedback) {
     if rollouts.is_empty() {
         return;
     }
+    // An answer counts once, by what was said of it first: nobody takes a candidate back by saying the same again and again.
+    let about = FeedbackFilter { completion: Some(id), episode: None, metric: Some(&kept.metric) };
+    let said = state.store.all_feedback(owner, about, &Page::FIRST, Order::Ascending).await;
+    let first = said
+        .ok()
+        .and_then(|said| said.items.into_iter().find(|feedback| feedback.target == kept.target));
+    if first.is_none_or(|first| first.id != kept.id) {
+        return;
+    }
     let Ok(completion) = state.store.completion(owner, id).await else { return };
     let generation = completion.generation.map(|generation| GenerationDigest(generation.0));
-    let space = Namespace::new(owner.as_str());
-    rollouts.judged(&space, &completion.model, generation, &kept.metric, &kept.value);
+    let (own, name) = (Namespace::new(owner.as_str()), &completion.model);
+    // A name that the owner has not itself is a shared one; what answers under it is on trial by everybody's requests.
+    let is_own = rollouts.trial_of(&own, name).is_some()
+        || state.adapters.registry().get(&own, name).is_some();
+    let space = if is_own { own } else { Namespace::new(Owner::Shared.as_str()) };
+    rollouts.judged(&space, name, generation, &kept.metric, &kept.value);
 }
 
 /// The caller has what is spoken of, and a comparison is of two answers to the same messages.

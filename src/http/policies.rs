@@ -7,16 +7,24 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 use pleach_adapters::{Expect, RegistryError, registry::is_hidden};
-use pleach_store::Owner;
+use pleach_store::{Owner, StoreError};
 
 use super::{
     adapters::read_name,
     error::ApiError,
     json_body::JsonBody,
     state::AppState,
-    wire::learning::{PolicyCard, PolicyDeleted},
+    wire::{
+        files::FINE_TUNE,
+        learning::{PolicyCard, PolicyDeleted},
+    },
 };
-use crate::{adapter_service::Target, learning::Policy, tenants::Caller};
+use crate::{
+    adapter_service::Target,
+    learning::{ANCHOR_BYTES_MAX, Policy},
+    tenants::Caller,
+    training::FileProblem,
+};
 
 const EXPECTED: &str = "expected_revision";
 
@@ -39,6 +47,9 @@ pub async fn put(
         may_begin(&state, &caller, &name)?;
     } else {
         must_have(&state, &caller.owner, &name)?;
+    }
+    if let Some(anchors) = &policy.anchors {
+        check_anchors(&state, &caller.owner, anchors).await?;
     }
     let document = serde_json::to_value(&policy)
         .map_err(|error| ApiError::Internal { detail: error.to_string() })?;
@@ -73,6 +84,32 @@ pub async fn delete(
     let name = read_name(name)?;
     state.store.delete_policy(&caller.owner, &name).await.map_err(ApiError::from_stored)?;
     Ok(Json(PolicyDeleted { name, object: "adapter.policy", deleted: true }))
+}
+
+/// Refuses a file of trusted rows that rounds could not use.
+async fn check_anchors(state: &AppState, owner: &Owner, id: &str) -> Result<(), ApiError> {
+    let refused = |reason: String| ApiError::invalid("anchors", reason);
+    let file = match state.store.file(owner, id).await {
+        Ok(file) => file,
+        Err(error @ StoreError::NotFound { .. }) => return Err(refused(error.to_string())),
+        Err(error) => return Err(ApiError::from_stored(error)),
+    };
+    if file.purpose != FINE_TUNE {
+        let purpose = file.purpose;
+        return Err(refused(format!(
+            "file {id:?} is for {purpose:?}, it has to be for {FINE_TUNE:?}"
+        )));
+    }
+    if file.bytes > ANCHOR_BYTES_MAX {
+        let bytes = file.bytes;
+        return Err(refused(format!("file {id:?} has {bytes} bytes, at most {ANCHOR_BYTES_MAX}")));
+    }
+    match state.file_checks.check(&state.store, &file.blob, ANCHOR_BYTES_MAX).await {
+        Ok(_) => Ok(()),
+        Err(FileProblem::Data(error)) => Err(refused(format!("file {id:?}: {error}"))),
+        Err(FileProblem::Store(error)) => Err(ApiError::from_stored(error)),
+        Err(error @ FileProblem::Panicked) => Err(ApiError::Internal { detail: error.to_string() }),
+    }
 }
 
 /// Refuses a name that the caller neither has nor may make, and one that others' adapter answers to: then the base would not.

@@ -153,8 +153,10 @@ async fn decide(
 ) -> Result<Json<RoundCard>, ApiError> {
     body.fields.only(&["reason"])?;
     let reason = body.fields.string("reason")?.unwrap_or_default();
-    if reason.chars().count() > REASON_CHARS_MAX || reason.contains('\0') {
-        let why = format!("it has to be at most {REASON_CHARS_MAX} characters, none of them NUL");
+    if reason.chars().count() > REASON_CHARS_MAX || reason.chars().any(char::is_control) {
+        let why = format!(
+            "it has to be at most {REASON_CHARS_MAX} characters, and none of them a line break or another control character"
+        );
         return Err(ApiError::invalid("reason", why));
     }
     let round = find(state, caller, path).await?;

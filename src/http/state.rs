@@ -239,6 +239,14 @@ impl Model {
         self.adapter.as_ref().map(PinnedAdapter::label)
     }
 
+    /// The name of the adapter alone, however it was asked for (`BASE:NAME` is the same); else what was asked for.
+    pub fn plain_name(&self) -> &str {
+        match &self.adapter {
+            Some(PinnedAdapter::One(alias)) => &alias.name,
+            _ => &self.name,
+        }
+    }
+
     /// The digest that responses carry.
     pub fn generation_hex(&self) -> Option<String> {
         let adapter = self.adapter.as_ref()?;

@@ -6,6 +6,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
+use pleach_adapters::Resolution;
 use pleach_store::{CompletionFilter, Listing, Order, Owner, Seen, StoreError, StoredCompletion};
 
 use super::{
@@ -35,8 +36,13 @@ pub async fn list(
     caller: Caller,
     query: QueryFields,
 ) -> Result<Json<ObjectList<StoredChat>>, ApiError> {
-    let filter =
-        CompletionFilter { model: query.get("model").cloned(), metadata: read_metadata(&query) };
+    let model = query.get("model").map(|asked| {
+        match state.adapters.registry().resolve(&caller.namespace(), asked) {
+            Ok(Resolution::Adapter(alias)) => alias.name.to_string(),
+            Ok(Resolution::Base) | Err(_) => asked.clone(),
+        }
+    });
+    let filter = CompletionFilter { model, metadata: read_metadata(&query) };
     let (page, order) = (read_page(&query, PAGE_ROWS)?, read_order(&query, Order::Ascending)?);
     // Whoever asks right after an answer finds it.
     state.capture.settled().await;

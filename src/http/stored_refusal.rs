@@ -95,8 +95,18 @@ impl ApiError {
             let bytes_max = usize::try_from(*bytes_max).unwrap_or(usize::MAX);
             return Self::BodyTooLarge { bytes_max };
         }
-        if let StoreError::InvalidText { reason, .. } = &error {
-            return Self::invalid("filename", format!("it {reason}"));
+        if let StoreError::InvalidText { what, reason, .. } = &error {
+            let param = match *what {
+                "name of a file" => "filename",
+                "name of an adapter" => "name",
+                "reason of a decision" => "reason",
+                other => other,
+            };
+            return Self::invalid(param, format!("it {reason}"));
+        }
+        if matches!(error, StoreError::MetadataTooLong { .. }) {
+            // Of what is kept so, clients send policies.
+            return Self::invalid("policy", error.to_string());
         }
         // Its words may tell of the server's surroundings.
         tracing::error!(%error, "the store failed");

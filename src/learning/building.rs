@@ -1,13 +1,14 @@
 //! `building`: from feedback to a file of rows.
 
-use pleach_store::{NewFile, Page, RoundState, StoreError, StoredRound};
+use pleach_store::{NewFile, RoundState, StoreError, StoredRound};
 use pleach_trainer::data::ReportSettings;
 
 use super::{
     dataset::{self, LoopData},
-    material::{self, Read, rows_of_file},
+    material::{self, Limits, Read, rows_of_file},
     progress::Progress,
     steps::{Next, StepError, ends, goes_to, problem},
+    training::delete_file,
 };
 use crate::{
     http::{state::AppState, wire::files::FINE_TUNE},
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// Largest file of trusted rows.
-pub(super) const ANCHOR_BYTES_MAX: u64 = 64 << 20;
+pub const ANCHOR_BYTES_MAX: u64 = 64 << 20;
 /// For how long a data set is kept at least and at most, ms: as long as what it is made of, within this.
 const KEEP_MS_MIN: i64 = 60 * 60 * 1000;
 const KEEP_MS_MAX: i64 = 30 * 24 * 60 * 60 * 1000;
@@ -28,9 +29,22 @@ pub(super) async fn build(
 ) -> Result<Next, StepError> {
     // What is on its way belongs to it.
     state.capture.settled().await;
-    let mut read = material::read(&state.store, &round.owner, &round.name).await?;
+    let limits = Limits::OF_ROUND;
+    let mut read = material::read(&state.store, &round.owner, &round.name, limits).await?;
+    if read.is_cut {
+        let Limits { completions_max, bytes_max } = limits;
+        tracing::warn!(round = round.id, completions_max, bytes_max, "older feedback is left out");
+    }
+    progress.is_cut = read.is_cut;
     read.material.anchors = anchors(state, round, &progress).await?;
-    let data = dataset::build(&read.material, &progress.policy);
+    // It takes seconds of much.
+    let policy = progress.policy.clone();
+    let made = move || {
+        let data = dataset::build(&read.material, &policy);
+        let text = data.jsonl(None);
+        (read, data, text)
+    };
+    let (read, data, text) = tokio::task::spawn_blocking(made).await.map_err(StepError::server)?;
     let (n_rows, n_groups) = (data.rows.len(), n_groups(&data));
     let gate = progress.policy.gate;
     progress.method = Some(data.method);
@@ -63,7 +77,7 @@ pub(super) async fn build(
     }
     progress.n_folds = u32::try_from(folds.n_folds).unwrap_or(1);
     let name = format!("{}.jsonl", round.id);
-    let file = put_file(state, round, name, data.jsonl(None), &read).await?;
+    let file = put_file(state, round, name, text, &read).await?;
     let mut change = goes_to(RoundState::Training, &progress)?;
     change.file = Some(file);
     change.examples = read.examples(&data);
@@ -106,14 +120,8 @@ async fn put_file(
     text: String,
     read: &Read,
 ) -> Result<String, StepError> {
-    let listed = state.store.files(
-        &round.owner,
-        Some(FINE_TUNE),
-        &Page::FIRST,
-        pleach_store::Order::Descending,
-    );
-    if let Some(file) = listed.await?.items.into_iter().find(|file| file.filename == name) {
-        state.store.delete_file(&round.owner, &file.id).await?;
+    for file in state.store.files_of_round(&round.owner, &round.id).await? {
+        delete_file(state, round, &file.id).await?;
     }
     let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
     let keep_ms = read.expires_ms.unwrap_or(now_ms).saturating_sub(now_ms);
@@ -121,7 +129,7 @@ async fn put_file(
     new_file(state, round, name, text, keep_ms).await
 }
 
-/// Makes a file of rows.
+/// Makes a file of rows of the round's.
 pub(super) async fn new_file(
     state: &AppState,
     round: &StoredRound,
@@ -131,8 +139,8 @@ pub(super) async fn new_file(
 ) -> Result<String, StepError> {
     let blob = state.store.put_blob(text).await?;
     let (owner, purpose) = (round.owner.clone(), FINE_TUNE.to_owned());
-    let made = state.store.create_file(&NewFile { owner, filename, purpose, blob, keep_ms }).await;
-    match made {
+    let file = NewFile { owner, filename, purpose, blob, keep_ms };
+    match state.store.create_file_of_round(&file, &round.id).await {
         Ok(file) => Ok(file.id),
         Err(error @ StoreError::QuotaExceeded { .. }) => {
             Err(StepError::failed("quota_exceeded", error))

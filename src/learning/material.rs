@@ -15,6 +15,20 @@ use crate::feedback::CompletionBody;
 const PAGE_ROWS: u32 = 200;
 const _: () = assert!(PAGE_ROWS <= PAGE_ROWS_MAX);
 
+/// How much is read for a data set, all of which is in memory at once. The newest comes first, and what is beyond is left out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Completions that something was said about.
+    pub(super) completions_max: usize,
+    /// Bytes of all bodies, of completions that these were compared with, too.
+    pub(super) bytes_max: usize,
+}
+
+impl Limits {
+    /// Those of a round.
+    pub(super) const OF_ROUND: Self = Self { completions_max: 50_000, bytes_max: 256 << 20 };
+}
+
 /// What was read, and by whom it was said, which rows do not tell.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Read {
@@ -23,16 +37,31 @@ pub(super) struct Read {
     users: HashMap<String, Option<String>>,
     /// When the first of the completions ceases to be kept, Unix ms.
     pub(super) expires_ms: Option<i64>,
+    /// Whether there was more than the limits let in.
+    pub(super) is_cut: bool,
+    /// Of all bodies.
+    n_bytes: usize,
 }
 
-/// Reads all that an owner has of a name and that may be learned from.
-pub(super) async fn read(store: &Store, owner: &Owner, name: &str) -> Result<Read, StoreError> {
+/// Reads what an owner has of a name and that may be learned from.
+pub(super) async fn read(
+    store: &Store,
+    owner: &Owner,
+    name: &str,
+    limits: Limits,
+) -> Result<Read, StoreError> {
     let mut read = Read::default();
     let mut after: Option<String> = None;
     loop {
         let page = Page { after: after.as_deref(), rows_max: PAGE_ROWS };
         let listing = store.labelled(owner, name, &page).await?;
         for labelled in listing.items {
+            let n_bytes = read.n_bytes + labelled.completion.body.len();
+            read.is_cut =
+                read.material.judged.len() >= limits.completions_max || n_bytes > limits.bytes_max;
+            if read.is_cut {
+                return Ok(read);
+            }
             read.add(store, owner, labelled).await?;
         }
         after = listing.next;
@@ -75,6 +104,7 @@ impl Read {
     }
 
     fn answered(&mut self, completion: &StoredCompletion) -> Option<Answered> {
+        self.n_bytes += completion.body.len();
         let body: CompletionBody = match serde_json::from_str(&completion.body) {
             Ok(body) => body,
             Err(error) => {
@@ -152,4 +182,76 @@ pub(super) async fn rows_of_file(
     let text = String::from_utf8_lossy(&bytes);
     // Every line was read before the file was taken.
     Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use pleach_store::{Blobs, Metadata, NewFeedback};
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_more_than_is_read_the_newest_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::in_folder(folder.path().join("blobs")).unwrap();
+        let database = folder.path().join("database");
+        let store = Store::open(database.to_str().unwrap(), blobs).await.unwrap();
+        let mut body_bytes = 0;
+        for n in 0..5 {
+            let body = json!({
+                "messages": [{"role": "user", "content": "hi"}],
+                "choices": [{"content": "yes", "finish_reason": "stop"}],
+                "usage": {"prompt_tokens": 1, "cached_tokens": 0, "completion_tokens": 1},
+                "fingerprint": "fp",
+                "sampling": {
+                    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0,
+                    "repetition_penalty": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
+                    "seed": null, "max_tokens": null,
+                },
+            });
+            let body = body.to_string();
+            body_bytes = body.len();
+            let id = format!("chatcmpl-{n}");
+            let made = StoredCompletion {
+                id: id.clone(),
+                model: "mia".to_owned(),
+                generation: None,
+                episode: None,
+                user_sha256: None,
+                metadata: Metadata::new(),
+                body,
+                created_ms: 1,
+                expires_ms: 4_000_000_000_000,
+            };
+            store.put_completions(&[(Owner::Shared, made)]).await.unwrap();
+            let liked = NewFeedback {
+                target: FeedbackTarget::Completion { id, choice: 0 },
+                metric: "liked".to_owned(),
+                kind: FeedbackKind::Boolean,
+                value: json!(true),
+                rejected: None,
+                tags: BTreeMap::new(),
+                user_sha256: None,
+                idempotency: None,
+            };
+            store.put_feedback(&Owner::Shared, &liked, false).await.unwrap();
+        }
+        let read = async |completions_max, bytes_max| {
+            let limits = Limits { completions_max, bytes_max };
+            let read = read(&store, &Owner::Shared, "mia", limits).await.unwrap();
+            let judged = read.material.judged.iter();
+            let ids: Vec<_> = judged.map(|judged| judged.completion.id.clone()).collect();
+            (ids, read.is_cut)
+        };
+        let newest = |n: usize| -> Vec<_> {
+            (0..5).rev().take(n).map(|n| format!("chatcmpl-{n}")).collect()
+        };
+        assert_eq!(read(5, 5 * body_bytes).await, (newest(5), false));
+        assert_eq!(read(3, usize::MAX).await, (newest(3), true));
+        assert_eq!(read(99, 4 * body_bytes + 1).await, (newest(4), true));
+        assert_eq!(read(99, 0).await, (Vec::new(), true));
+    }
 }

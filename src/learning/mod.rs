@@ -13,6 +13,7 @@
 
 mod building;
 mod card;
+mod claims;
 mod cpu_examiner;
 pub mod dataset;
 mod ending;
@@ -32,11 +33,13 @@ mod runner;
 pub mod shadows;
 mod sifting;
 mod steps;
+mod token_times;
 mod training;
 pub mod trial;
 mod triggers;
 mod wake;
 
+pub use building::ANCHOR_BYTES_MAX;
 pub use card::model_card;
 pub use cpu_examiner::CpuExaminer;
 pub use ending::clean_up;
@@ -46,6 +49,6 @@ pub use policy::{
 };
 pub use progress::{LeftOut, Progress, RoundJob, Trigger};
 pub use provenance::Provenance;
-pub use runner::{Learning, run_rounds};
+pub use runner::{Learning, ROUNDS_MAX, run_rounds};
 pub use triggers::{Begin, begin};
 pub use wake::{Waiter, Wake};

@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    http::wire::training_method::{BATCH_SIZES, BETAS, EPOCHS, RANKS},
+    http::wire::{
+        feedback::check_metric,
+        training_method::{BATCH_SIZES, BETAS, EPOCHS, RANKS},
+    },
     training::{Auto, Hyperparameters},
 };
 
@@ -22,6 +25,10 @@ const PROBE_BYTES_MAX: usize = 4096;
 const STAGES_MAX: usize = 8;
 /// Most metrics that are learned from.
 const METRICS_MAX: usize = 32;
+/// Longest document, bytes of JSON: a round keeps it with all that becomes of it.
+const DOCUMENT_BYTES_MAX: usize = 512 << 10;
+/// Characters of a name that are shown of one that cannot be.
+const SHOWN_CHARS: usize = 64;
 /// Most requests of a phase, and most examples that are waited for.
 const COUNT_MAX: u64 = 10_000_000;
 /// Longest age that is waited for: ten years.
@@ -264,7 +271,24 @@ impl Policy {
         let policy: Self = serde_json::from_value(whole.clone())
             .map_err(|error| PolicyProblem::new(field_at_fault(&whole), error.to_string()))?;
         policy.check()?;
+        policy.check_length()?;
         Ok(policy)
+    }
+
+    /// Of what is too long as a whole, the longest field is to blame.
+    fn check_length(&self) -> Result<(), PolicyProblem> {
+        let Ok(Value::Object(fields)) = serde_json::to_value(self) else { return Ok(()) };
+        let lengths = fields.iter().map(|(name, value)| (value.to_string().len(), name));
+        let n_bytes: usize = lengths.clone().map(|(length, _)| length).sum();
+        match lengths.max() {
+            Some((length, longest)) if n_bytes > DOCUMENT_BYTES_MAX => {
+                let reason = format!(
+                    "it has {length} bytes of a policy of {n_bytes}, which may have {DOCUMENT_BYTES_MAX}"
+                );
+                Err(PolicyProblem::new(longest, reason))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks all ranges.
@@ -317,7 +341,10 @@ impl Signals {
             return Err(PolicyProblem::new("signals.metrics", reason));
         }
         for (name, rule) in &self.metrics {
-            let field = format!("signals.metrics.{name}");
+            let field = format!("signals.metrics.{}", shown(name));
+            if let Err(reason) = check_metric(name) {
+                return Err(PolicyProblem::new(field, reason));
+            }
             let numbers = [rule.good_from, rule.bad_to];
             let has_number = numbers.iter().any(Option::is_some);
             if rule.good.is_some() == has_number {
@@ -432,7 +459,16 @@ fn field_at_fault(document: &Value) -> String {
     }
     let mut path = Vec::new();
     search(document, &mut path);
-    path.join(".")
+    path.iter().map(|name| shown(name)).collect::<Vec<_>>().join(".")
+}
+
+/// The beginning of a name that may be of any length.
+fn shown(name: &str) -> String {
+    let mut shown: String = name.chars().take(SHOWN_CHARS).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]
@@ -493,6 +529,14 @@ mod tests {
                 json!({"signals": {"metrics": {"score": {"good_from": 1.0, "bad_to": 2.0}}}}),
                 "signals.metrics.score",
             ),
+            (json!({"signals": {"metrics": {"a b": {"good": true}}}}), "signals.metrics.a b"),
+            (
+                json!({"signals": {"metrics": {"n".repeat(129): {"good": true}}}}),
+                format!("signals.metrics.{}…", "n".repeat(64)).as_str(),
+            ),
+            (json!({"x".repeat(1 << 20): 1}), format!("{}…", "x".repeat(64)).as_str()),
+            // Each question is short enough, and so are all of them, but not as they are written.
+            (json!({"probes": vec!["\u{1}".repeat(4000); 64]}), "probes"),
             (json!({"hyperparameters": {"n_epochs": "some"}}), "hyperparameters.n_epochs"),
             (json!({"hyperparameters": {"n_epochs": 51}}), "hyperparameters.n_epochs"),
             (json!({"hyperparameters": {"batch_size": 0}}), "hyperparameters.batch_size"),

@@ -63,6 +63,9 @@ pub struct Progress {
     /// How its rows came about.
     #[serde(default)]
     pub counts: Option<Counts>,
+    /// Whether there was more feedback than is read for a round; the newest was.
+    #[serde(default)]
+    pub is_cut: bool,
     /// Parts of its rows.
     #[serde(default)]
     pub n_folds: u32,
@@ -92,6 +95,7 @@ impl Progress {
             newest_feedback,
             method: None,
             counts: None,
+            is_cut: false,
             n_folds: 0,
             left_out: None,
             usual: (0, 0),

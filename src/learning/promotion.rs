@@ -140,6 +140,43 @@ pub(super) fn own_name(state: &AppState, round: &StoredRound) -> Target {
     Target { name, ..name_of(round) }
 }
 
+/// Watches what was promoted before this process was there, or by another, if nobody does so here: from the beginning, as how
+/// much of it was done is not stored.
+pub(super) async fn watch_again(state: &Arc<AppState>, round: StoredRound) {
+    let target = name_of(&round);
+    let (space, rollouts) = (target.space(), &state.learning.rollouts);
+    if rollouts.of_round(&space, &round.name, &round.id).is_some() {
+        return;
+    }
+    if let Err(error) = state.adapters.refresh(target.clone()).await {
+        tracing::warn!(round = round.id, %error, "where its name points is looked at later");
+        return;
+    }
+    let digest = round.candidate.map(|candidate| GenerationDigest(candidate.0));
+    let here = state.adapters.kept(&target).filter(|here| Some(here.generation.digest) == digest);
+    let Progress { trial: Some(mut trial), policy, .. } = (match Progress::of(&round) {
+        Ok(progress) => progress,
+        Err(error) => {
+            tracing::warn!(round = round.id, %error, "it was promoted and cannot be watched");
+            return;
+        }
+    }) else {
+        return ending::settle(state, &round).await;
+    };
+    let (Some(alias), TrialPhase::Watched) = (here, trial.phase) else {
+        return ending::settle(state, &round).await;
+    };
+    (trial.in_phase, trial.errors_in_phase) = (0, 0);
+    let (id, parent) = (round.id.clone(), round.parent.map(|parent| GenerationDigest(parent.0)));
+    let on_trial = OnTrial::new(id, parent, alias.generation, policy.signals, trial);
+    rollouts.begin(&space, &round.name, on_trial);
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let mut waiter = state.learning.wake.waiter();
+        watch(&state, &round, &mut waiter).await;
+    });
+}
+
 /// Watches a promoted candidate until it has served long enough, somebody moves the name, or a guardrail is breached.
 pub(super) async fn watch(state: &Arc<AppState>, round: &StoredRound, waiter: &mut Waiter) {
     let (space, rollouts) = (name_of(round).space(), &state.learning.rollouts);
@@ -152,6 +189,8 @@ pub(super) async fn watch(state: &Arc<AppState>, round: &StoredRound, waiter: &m
         }
         let here = state.adapters.kept(&name_of(round)).map(|alias| alias.generation.digest);
         if trial.phase == TrialPhase::Settled || here != Some(on_trial.candidate.digest) {
+            // First, so that nobody begins anew.
+            ending::settle(state, round).await;
             rollouts.end(&space, &round.name, &round.id);
             return;
         }

@@ -7,7 +7,6 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Instant,
 };
 
 use pleach_adapters::{Alias, Generation, GenerationDigest, Namespace};
@@ -16,6 +15,7 @@ use serde_json::Value;
 use super::{
     policy::Signals,
     refusals::{LOOKED_AT, is_refusal},
+    token_times::{TokenTimes, mean_between},
     trial::{RequestEnd, Side, Trial, TrialPhase},
     wake::Wake,
 };
@@ -124,11 +124,17 @@ pub struct Ticket {
     /// What it runs on if the candidate cannot be had.
     instead: Option<Current>,
     has_shadow: bool,
-    begun: Option<Instant>,
     n_open: usize,
     end: RequestEnd,
-    /// How each answer begins.
-    beginnings: HashMap<usize, String>,
+    answers: HashMap<usize, Answer>,
+}
+
+/// What is seen of an answer.
+#[derive(Debug, Default)]
+struct Answer {
+    /// How it begins.
+    beginning: String,
+    times: TokenTimes,
 }
 
 impl fmt::Debug for Ticket {
@@ -238,10 +244,9 @@ impl Rollouts {
             side,
             instead,
             has_shadow,
-            begun: None,
             n_open: 0,
             end: RequestEnd::default(),
-            beginnings: HashMap::new(),
+            answers: HashMap::new(),
         };
         (chosen, Some(ticket))
     }
@@ -283,22 +288,23 @@ impl Ticket {
 
     /// Its request is with the engine, with so many answers to come.
     pub fn begin(&mut self, n_answers: usize) {
-        self.begun = Some(Instant::now());
         self.n_open = n_answers;
     }
 
     /// Takes in an addition to an answer. After the last one the request has ended.
     pub fn add(&mut self, delta: &ChoiceDelta) {
-        let beginning = self.beginnings.entry(delta.index).or_default();
+        let Answer { beginning, times } = self.answers.entry(delta.index).or_default();
         let n_missing = LOOKED_AT.saturating_sub(beginning.chars().count());
         beginning.extend(delta.text.chars().take(n_missing));
+        delta.tokens.iter().for_each(|token| times.token(token.at));
         let Some(finish) = &delta.finish else { return };
         self.end.answers += 1;
         self.end.tokens += finish.completion_tokens as u64;
         self.end.refusals += u64::from(is_refusal(beginning));
         self.n_open = self.n_open.saturating_sub(1);
         if self.n_open == 0 {
-            self.end.seconds = self.begun.map_or(0.0, |begun| begun.elapsed().as_secs_f64());
+            self.end.between_tokens =
+                mean_between(self.answers.values().map(|answer| &answer.times));
             self.tell();
         }
     }

@@ -23,6 +23,7 @@ use tokio::{
 
 use super::{
     building::build,
+    claims::{Followed, Following, beat},
     ending,
     examiner::Examiner,
     gating::{first_of_trial, gate, name_of},
@@ -30,7 +31,7 @@ use super::{
     promotion::{canary, watch},
     rollouts::Rollouts,
     shadows::{Shadows, run_shadows},
-    steps::{Next, StepError},
+    steps::{Next, StepError, ends, refusal},
     training::train,
     triggers,
     wake::{Waiter, Wake},
@@ -38,7 +39,9 @@ use super::{
 use crate::http::{ids, state::AppState};
 
 /// A process that was not heard of for so long has died.
-const SILENCE_MS: i64 = 15_000;
+const SILENCE: Duration = Duration::from_secs(15);
+/// How often this one says that it lives.
+const BEAT_EVERY: Duration = Duration::from_secs(3);
 /// How often it is looked for what nobody told of.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long between two looks at the least, however much is told.
@@ -47,8 +50,10 @@ const REST: Duration = Duration::from_millis(100);
 const LOOKS_ONE_PART_IN: u32 = 10;
 /// How long a round rests that failed for the store's sake.
 const STORE_REST: Duration = Duration::from_secs(5);
-/// Rounds that a process looks after at a time: most of them only wait. Those that it only watches do not count.
-const ROUNDS_MAX: usize = 256;
+/// How long a round rests whose follower has panicked.
+const PANIC_REST: Duration = Duration::from_secs(5);
+/// Rounds that a process works on at a time. Those that wait for people or for requests do not count.
+pub const ROUNDS_MAX: usize = 256;
 
 /// The loop's part of what every handler shares.
 #[derive(Debug)]
@@ -62,15 +67,16 @@ pub struct Learning {
     /// Told of what rounds are made of: feedback and policies.
     pub fed: Wake,
     examiner: Option<Arc<dyn Examiner>>,
+    rounds_max: usize,
 }
 
 impl Learning {
-    /// With an examiner, or without: then no rounds are run here.
-    pub fn new(examiner: Option<Arc<dyn Examiner>>) -> Self {
+    /// With an examiner, or without: then no rounds are run here. `rounds_max` rounds are worked on at a time.
+    pub fn new(examiner: Option<Arc<dyn Examiner>>, rounds_max: usize) -> Self {
         let wake = Arc::new(Wake::default());
         let rollouts = Rollouts::new(Arc::clone(&wake));
         let shadows = Shadows::new(Arc::clone(&wake));
-        Self { rollouts, shadows, wake, fed: Wake::default(), examiner }
+        Self { rollouts, shadows, wake, fed: Wake::default(), examiner, rounds_max }
     }
 
     /// Whether this process runs rounds.
@@ -79,22 +85,31 @@ impl Learning {
     }
 }
 
-/// Begins to run rounds, if this process can. Ends when the server stops.
-pub fn run_rounds(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
-    let examiner = state.learning.examiner.clone()?;
-    Some(tokio::spawn(run_all(Arc::clone(state), examiner)))
+/// Begins to run rounds, if this process can, and to end those that have ended. Ends when the server stops.
+pub fn run_rounds(state: &Arc<AppState>) -> JoinHandle<()> {
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        let finishing = tokio::spawn(ending::finish_all(Arc::clone(&state)));
+        if let Some(examiner) = state.learning.examiner.clone() {
+            run_all(state, examiner).await;
+        }
+        // It has no panic that would be told.
+        let _ = finishing.await;
+    })
 }
 
 async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     let runner: Arc<str> = ids::random("loop-").into();
     let (mut waiter, mut fed) = (state.learning.wake.waiter(), state.learning.fed.waiter());
-    let places = Arc::new(Semaphore::new(ROUNDS_MAX));
+    let places = Arc::new(Semaphore::new(state.learning.rounds_max));
+    let followed = Arc::new(Followed::default());
+    // By itself: looking for rounds to begin takes as long as it takes.
+    let beats = beat(state.store.clone(), Arc::clone(&runner), Arc::clone(&followed), BEAT_EVERY);
+    let beats = tokio::spawn(beats);
     let shadows = tokio::spawn(run_shadows(Arc::clone(&state)));
-    ending::sweep(&state).await;
-    triggers::go_on(&state).await;
     while state.is_serving() {
         let began = Instant::now();
-        if let Err(error) = look(&state, &examiner, &runner, &places).await {
+        if let Err(error) = look(&state, &examiner, &runner, &places, &followed).await {
             tracing::warn!(%error, "rounds cannot be looked for");
             sleep(STORE_REST).await;
         }
@@ -108,7 +123,8 @@ async fn run_all(state: Arc<AppState>, examiner: Arc<dyn Examiner>) {
     shadows.abort();
     // Whoever follows a round lets go of it.
     state.learning.wake.all();
-    let _ = places.acquire_many(u32::try_from(ROUNDS_MAX).unwrap_or(u32::MAX)).await;
+    followed.ended().await;
+    beats.abort();
 }
 
 async fn look(
@@ -116,29 +132,62 @@ async fn look(
     examiner: &Arc<dyn Examiner>,
     runner: &Arc<str>,
     places: &Arc<Semaphore>,
+    ours: &Arc<Followed>,
 ) -> Result<(), StoreError> {
-    state.store.heartbeat_rounds(runner).await?;
     triggers::look(state).await?;
-    while let Ok(place) = Arc::clone(places).try_acquire_owned() {
-        let Some(round) = state.store.claim_round(runner, SILENCE_MS).await? else { break };
+    loop {
+        let place = Arc::clone(places).try_acquire_owned().ok();
+        let claimed = state.store.claim_round(runner, SILENCE, place.is_some()).await?;
+        let Some(round) = claimed else { return Ok(()) };
+        // What is followed here was silent because the store was.
+        let Some(following) = ours.follow(&round.id) else { continue };
         let follower = Follower {
+            _following: following,
             state: Arc::clone(state),
             examiner: Arc::clone(examiner),
             runner: Arc::clone(runner),
             waiter: state.learning.wake.waiter(),
-            place: Some(place),
+            place: place.filter(|_| !round.state.waits()),
         };
-        tokio::spawn(follower.follow(round));
+        tokio::spawn(follow(follower, round));
     }
-    Ok(())
+}
+
+/// Follows a round. If that panics, the round is let go of after a rest: whoever takes it up goes on with the step that it
+/// was at.
+async fn follow(follower: Follower, round: StoredRound) {
+    let (state, runner) = (Arc::clone(&follower.state), Arc::clone(&follower.runner));
+    let ended = tokio::spawn(follower.follow(round.clone())).await;
+    if ended.is_err_and(|error| error.is_panic()) {
+        tracing::error!(round = round.id, "what follows a round has panicked: it is begun anew");
+        sleep(PANIC_REST).await;
+        let_go(&state, &round, &runner).await;
+    }
+}
+
+/// The same round, after a rest.
+async fn again(round: StoredRound, error: &StoreError) -> Option<StoredRound> {
+    tracing::warn!(round = round.id, %error, "a step is made again");
+    sleep(STORE_REST).await;
+    Some(round)
+}
+
+async fn let_go(state: &AppState, round: &StoredRound, runner: &str) {
+    if let Err(error) = state.store.release_round(round, runner).await {
+        // It is claimed again when its time is over.
+        tracing::warn!(round = round.id, %error, "a round is not let go of");
+    }
 }
 
 /// Follows one round.
 struct Follower {
+    /// While it is there, others hear that this process has the round.
+    _following: Following,
     state: Arc<AppState>,
     examiner: Arc<dyn Examiner>,
     runner: Arc<str>,
     waiter: Waiter,
+    /// While it works on the round.
     place: Option<OwnedSemaphorePermit>,
 }
 
@@ -148,21 +197,20 @@ impl Follower {
         while self.state.is_serving() {
             let next = match self.step(&round).await {
                 Ok(next) => next,
-                Err(StepError::Failed(error)) => {
-                    let (state, error) = (Some(RoundState::Failed), Some(error));
-                    Next::Change(Box::new(RoundChange { state, error, ..RoundChange::default() }))
-                }
-                Err(error) => {
-                    tracing::warn!(round = round.id, %error, "a round rests");
-                    sleep(STORE_REST).await;
-                    continue;
-                }
+                Err(error) => match error.lasting() {
+                    Ok(error) => ends(RoundState::Failed, error),
+                    Err(error) => {
+                        tracing::warn!(round = round.id, %error, "a round rests");
+                        sleep(STORE_REST).await;
+                        continue;
+                    }
+                },
             };
             let followed = match next {
                 Next::Change(change) => self.write(round, &change).await,
                 Next::Wait => self.wait(round).await,
                 Next::LetGo => {
-                    self.let_go(&round).await;
+                    let_go(&self.state, &round, &self.runner).await;
                     return;
                 }
             };
@@ -171,7 +219,7 @@ impl Follower {
                 None => return,
             }
         }
-        self.let_go(&round).await;
+        let_go(&self.state, &round, &self.runner).await;
     }
 
     async fn step(&self, round: &StoredRound) -> Result<Next, StepError> {
@@ -205,6 +253,10 @@ impl Follower {
                 if now.state != round.state {
                     tracing::info!(round = now.id, state = now.state.name(), error = ?now.error, "a round goes on");
                 }
+                if now.state.waits() {
+                    // For as long as requests take to come: no place that others need.
+                    drop(self.place.take());
+                }
                 if !now.state.is_final() {
                     return Some(*now);
                 }
@@ -226,11 +278,14 @@ impl Follower {
                 tracing::error!(round = round.id, ?change, "a step that leads nowhere");
                 None
             }
-            Err(error) => {
-                tracing::warn!(round = round.id, %error, "a step is made again");
-                sleep(STORE_REST).await;
-                Some(round)
+            // An example or a file has gone meanwhile: then it is made of what is left.
+            Err(error @ StoreError::NotFound { .. }) => again(round, &error).await,
+            Err(error) if !error.may_pass() && change.state != Some(RoundState::Failed) => {
+                let (state, error) = (Some(RoundState::Failed), Some(refusal(&error)));
+                let failed = RoundChange { state, error, ..RoundChange::default() };
+                Box::pin(self.write(round, &failed)).await
             }
+            Err(error) => again(round, &error).await,
         }
     }
 
@@ -239,7 +294,6 @@ impl Follower {
         // What waits for the end of a round may begin now.
         self.state.learning.wake.all();
         if round.state == RoundState::Promoted {
-            // To watch takes as long as requests take to come: no place that others need.
             drop(self.place.take());
             watch(&self.state, round, &mut self.waiter).await;
         }
@@ -267,12 +321,5 @@ impl Follower {
     fn leave(&self, round: &StoredRound) {
         let space = name_of(round).space();
         self.state.learning.rollouts.end(&space, &round.name, &round.id);
-    }
-
-    async fn let_go(&self, round: &StoredRound) {
-        if let Err(error) = self.state.store.release_round(round, &self.runner).await {
-            // It is claimed again when its time is over.
-            tracing::warn!(round = round.id, %error, "a round is not let go of");
-        }
     }
 }

@@ -4,10 +4,7 @@
 //! limits, appear in no measurement of what is served, and nothing that they say is kept: only how long it took, how long it
 //! is, and whether it refuses.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pleach_engine::{
     engine::{SequenceStream, SubmitError},
@@ -19,6 +16,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::{
     refusals::{LOOKED_AT, is_refusal},
     rollouts::OnTrial,
+    token_times::TokenTimes,
     trial::RequestEnd,
     wake::Wake,
 };
@@ -143,7 +141,7 @@ async fn follow(
     rules: &Rules,
 ) -> Option<Option<RequestEnd>> {
     let (mut text, mut stop_strings) = rules.follower(&state.base.tokenizer);
-    let (mut began, mut beginning) = (Instant::now(), String::new());
+    let (mut times, mut beginning) = (TokenTimes::default(), String::new());
     let mut end = RequestEnd { answers: 1, ..RequestEnd::default() };
     let mut note = |piece: &str| {
         let n_missing = LOOKED_AT.saturating_sub(beginning.chars().count());
@@ -153,15 +151,13 @@ async fn follow(
     let mut refuses = false;
     while let Some(event) = sequence.recv().await {
         match event {
-            // How long it waited behind others says nothing of it.
-            SequenceEvent::Admitted { at, .. } => began = at,
-            SequenceEvent::PromptScores(_) => {}
+            SequenceEvent::Admitted { .. } | SequenceEvent::PromptScores(_) => {}
             SequenceEvent::Failed(_) => return Some(None),
             SequenceEvent::Finished { reason: FinishReason::Cancelled, .. } => return None,
             SequenceEvent::Finished { .. } => break,
             SequenceEvent::Token(event) => {
                 end.tokens += 1;
-                end.seconds = event.at.saturating_duration_since(began).as_secs_f64();
+                times.token(event.at);
                 if rules.stop_tokens.contains(&event.token) {
                     continue;
                 }
@@ -182,6 +178,7 @@ async fn follow(
         return None;
     }
     end.refusals = u64::from(refuses);
+    end.between_tokens = times.between();
     Some(Some(end))
 }
 

@@ -1,6 +1,6 @@
 //! What a step of a round comes to.
 
-use pleach_store::{JobError, RoundChange, RoundState, StoreError};
+use pleach_store::{BlobError, JobError, RoundChange, RoundState, StoreError};
 
 use crate::adapter_service::ServiceError;
 
@@ -37,6 +37,21 @@ impl StepError {
         Self::Failed(problem(code, message))
     }
 
+    /// Why the round cannot go on.
+    ///
+    /// # Errors
+    /// The same, if a step that is made later may be luckier.
+    pub(super) fn lasting(self) -> Result<JobError, Self> {
+        match self {
+            Self::Failed(error) => Ok(error),
+            Self::Store(error) | Self::Service(ServiceError::Store(error)) if !error.may_pass() => {
+                Ok(refusal(&error))
+            }
+            Self::Service(error @ ServiceError::Registry(_)) => Ok(problem("server_error", error)),
+            Self::Store(_) | Self::Service(_) => Err(self),
+        }
+    }
+
     /// A bug, or a document of a later version.
     pub(super) fn server(error: impl std::fmt::Display) -> Self {
         Self::failed("server_error", error)
@@ -47,6 +62,19 @@ impl From<serde_json::Error> for StepError {
     fn from(error: serde_json::Error) -> Self {
         Self::server(error)
     }
+}
+
+/// Why a round ends of which the store takes or gives something never.
+pub(super) fn refusal(error: &StoreError) -> JobError {
+    if matches!(error, StoreError::Blob(BlobError::TooLarge { .. })) {
+        return problem("data_too_large", error);
+    }
+    if matches!(error, StoreError::QuotaExceeded { .. }) {
+        return problem("quota_exceeded", error);
+    }
+    // Its words may tell of the server's surroundings.
+    tracing::error!(%error, "a round cannot go on");
+    problem("server_error", "the store does not have or take what the round needs")
 }
 
 /// Why a round ended.

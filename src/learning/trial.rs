@@ -40,8 +40,10 @@ pub struct SideCounts {
     pub answers: u64,
     /// Their tokens.
     pub tokens: u64,
-    /// Sum over requests of the time for each of their tokens, seconds.
-    pub token_seconds: f64,
+    /// Requests of which there is a time between tokens: an answer has two.
+    pub timed: u64,
+    /// Sum over these of the mean time between two tokens of an answer, seconds.
+    pub between_tokens_seconds: f64,
     /// Answers that refuse.
     pub refusals: u64,
     /// Judgements of answers by people.
@@ -59,8 +61,8 @@ pub struct RequestEnd {
     pub answers: u64,
     /// Their tokens.
     pub tokens: u64,
-    /// From its submission to its end, seconds.
-    pub seconds: f64,
+    /// Mean time between two tokens of an answer, seconds; `None` if no answer has two.
+    pub between_tokens: Option<f64>,
     /// Answers that refuse.
     pub refusals: u64,
 }
@@ -219,7 +221,8 @@ impl Trial {
         if !end.failed {
             counts.answers += end.answers;
             counts.tokens += end.tokens;
-            counts.token_seconds += end.seconds / end.tokens.max(1) as f64;
+            counts.timed += u64::from(end.between_tokens.is_some());
+            counts.between_tokens_seconds += end.between_tokens.unwrap_or_default();
             counts.refusals += end.refusals;
         }
         if side == Side::Candidate && !matches!(self.phase, TrialPhase::Done | TrialPhase::Settled)
@@ -330,13 +333,14 @@ impl Trial {
             // The current generation serves nobody any more: its times are those of another hour.
             return None;
         }
-        let time = |counts: &SideCounts| {
-            counts.token_seconds / (counts.requests - counts.errors).max(1) as f64
-        };
+        if current.timed < ANSWERS_MIN || candidate.timed < ANSWERS_MIN {
+            return None;
+        }
+        let time = |counts: &SideCounts| counts.between_tokens_seconds / counts.timed as f64;
         let ratio = time(candidate) / time(current);
         // Of no time at all there is no ratio.
         if ratio.is_finite() && ratio > latency_ratio_max {
-            let what = "the time for a token in terms of the current generation's";
+            let what = "the time between tokens in terms of the current generation's";
             return Some(Breach::new("latency_ratio_max", what, ratio, latency_ratio_max));
         }
         None
@@ -376,7 +380,9 @@ mod tests {
     #[test]
     fn shadows_are_even_and_end_before_the_canary() {
         let mut trial = in_shadow(0.25, 10);
-        let answered = RequestEnd { answers: 1, tokens: 8, seconds: 1.0, ..RequestEnd::default() };
+        let between_tokens = Some(0.125);
+        let answered =
+            RequestEnd { answers: 1, tokens: 8, between_tokens, ..RequestEnd::default() };
         let mut n = 0;
         for request in 1..=39 {
             assert_eq!(trial.side("anybody"), Side::Current);
@@ -400,15 +406,16 @@ mod tests {
 
     #[test]
     fn guardrails_hold_for_shadows() {
+        let between_tokens = Some(0.1);
         let answered =
-            |tokens| RequestEnd { answers: 1, tokens, seconds: 1.0, ..RequestEnd::default() };
+            |tokens| RequestEnd { answers: 1, tokens, between_tokens, ..RequestEnd::default() };
         let mut failing = in_shadow(1.0, 40);
         failing.shadow_ended(RequestEnd { failed: true, ..RequestEnd::default() });
         assert_eq!(failing.breach.unwrap().guardrail, "error_share_max");
         for (end, guardrail) in [
             (answered(100), "length_ratio"),
             (RequestEnd { refusals: 1, ..answered(10) }, "refusals_more_max"),
-            (RequestEnd { seconds: 9.0, ..answered(10) }, "latency_ratio_max"),
+            (RequestEnd { between_tokens: Some(0.9), ..answered(10) }, "latency_ratio_max"),
         ] {
             let mut trial = in_shadow(1.0, 1000);
             for _ in 0..ANSWERS_MIN {
@@ -431,7 +438,8 @@ mod tests {
     }
 
     fn good() -> RequestEnd {
-        RequestEnd { answers: 1, tokens: 10, seconds: 1.0, ..RequestEnd::default() }
+        let between_tokens = Some(0.1);
+        RequestEnd { answers: 1, tokens: 10, between_tokens, ..RequestEnd::default() }
     }
 
     fn failed() -> RequestEnd {
@@ -509,9 +517,9 @@ mod tests {
     #[test]
     fn every_shift_has_its_guardrail() {
         let cases: [(&str, RequestEnd); 4] = [
-            ("latency_ratio_max", RequestEnd { seconds: 1.6, ..good() }),
-            ("length_ratio", RequestEnd { tokens: 26, seconds: 2.6, ..good() }),
-            ("length_ratio", RequestEnd { tokens: 3, seconds: 0.3, ..good() }),
+            ("latency_ratio_max", RequestEnd { between_tokens: Some(0.16), ..good() }),
+            ("length_ratio", RequestEnd { tokens: 26, ..good() }),
+            ("length_ratio", RequestEnd { tokens: 3, ..good() }),
             ("refusals_more_max", RequestEnd { refusals: 1, ..good() }),
         ];
         for (guardrail, end) in cases {
@@ -570,13 +578,31 @@ mod tests {
         trial.rollout.watch_requests = 1000;
         trial.watch();
         for _ in 0..100 {
-            trial.ended(Side::Candidate, RequestEnd { seconds: 9.0, ..good() });
+            let slow = RequestEnd { between_tokens: Some(0.9), ..good() };
+            trial.ended(Side::Candidate, slow);
         }
         assert_eq!((trial.breach.clone(), trial.phase), (None, TrialPhase::Watched));
         for _ in 0..300 {
             trial.ended(Side::Candidate, RequestEnd { refusals: 1, ..good() });
         }
         assert_eq!(trial.breach.unwrap().guardrail, "refusals_more_max");
+    }
+
+    /// An answer of one token has no time between tokens.
+    #[test]
+    fn times_are_compared_of_what_has_some() {
+        let mut trial = trial(&[(1.0, 1000)]);
+        let short = RequestEnd { tokens: 1, between_tokens: None, ..good() };
+        let slow = RequestEnd { tokens: 1, between_tokens: Some(9.0), ..good() };
+        for _ in 0..ANSWERS_MIN {
+            trial.ended(Side::Current, RequestEnd { tokens: 1, ..good() });
+            trial.ended(Side::Candidate, short);
+        }
+        for n in 1..=ANSWERS_MIN {
+            assert_eq!((trial.breach.as_ref(), trial.candidate.timed), (None, n - 1));
+            trial.ended(Side::Candidate, slow);
+        }
+        assert_eq!(trial.breach.unwrap().guardrail, "latency_ratio_max");
     }
 
     #[test]

@@ -1,18 +1,11 @@
-//! When rounds begin, and which trials go on when a server starts.
-
-use std::sync::Arc;
+//! When rounds begin.
 
 use pleach_adapters::GenerationDigest;
-use pleach_store::{NewRound, Owner, Page, RoundState, StoreError, StoredPolicy, StoredRound};
+use pleach_store::{NewRound, Owner, Page, StoreError, StoredPolicy, StoredRound};
 
 use super::{
-    ending,
-    gating::name_of,
     policy::{Policy, TrainWhen},
     progress::{Progress, Trigger},
-    promotion::watch,
-    rollouts::OnTrial,
-    trial::TrialPhase,
 };
 use crate::{adapter_service::Target, http::state::AppState, telemetry::unix_time};
 
@@ -124,48 +117,6 @@ fn due(when: TrainWhen, n_feedback: u64, oldest_ms: Option<i64>, now_ms: i64) ->
     }
     let age_ms = now_ms.saturating_sub(oldest_ms?) as f64;
     (age_ms >= when.age_hours? * HOUR_MS).then_some(Trigger::Age)
-}
-
-/// Goes on with what is about rounds that have ended: watching what was promoted, taking back what was not.
-pub(super) async fn go_on(state: &Arc<AppState>) {
-    let policies = match all(state).await {
-        Ok(policies) => policies,
-        Err(error) => {
-            tracing::error!(%error, "what was promoted before this start is not watched");
-            return;
-        }
-    };
-    for StoredPolicy { owner, name, .. } in policies {
-        match newest_round(state, &owner, &name).await {
-            Ok(Some(round)) if round.state == RoundState::Promoted => watch_again(state, round),
-            Ok(Some(round)) if round.state.is_final() => ending::clean_up(state, &round).await,
-            Ok(_) => {}
-            Err(error) => tracing::error!(%owner, adapter = name, %error, "it is not watched"),
-        }
-    }
-}
-
-/// Watches a promoted candidate from the beginning: how much of it was done went with the process.
-fn watch_again(state: &Arc<AppState>, round: StoredRound) {
-    let Ok(Progress { trial: Some(mut trial), policy, .. }) = Progress::of(&round) else { return };
-    if trial.phase != TrialPhase::Watched {
-        return;
-    }
-    (trial.in_phase, trial.errors_in_phase) = (0, 0);
-    let target = name_of(&round);
-    let Some(alias) = state.adapters.kept(&target) else { return };
-    let digest = alias.generation.digest;
-    if round.candidate.map(|candidate| candidate.0) != Some(digest.0) {
-        return;
-    }
-    let (id, parent) = (round.id.clone(), round.parent.map(|parent| GenerationDigest(parent.0)));
-    let on_trial = OnTrial::new(id, parent, alias.generation, policy.signals, trial);
-    state.learning.rollouts.begin(&target.space(), &round.name, on_trial);
-    let state = Arc::clone(state);
-    tokio::spawn(async move {
-        let mut waiter = state.learning.wake.waiter();
-        watch(&state, &round, &mut waiter).await;
-    });
 }
 
 async fn newest_round(

@@ -9,7 +9,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use pleach_engine::train::ProductPrecision;
-use pleach_store::{JobEnd, JobReport, NewFile, StoreError, StoredJob};
+use pleach_store::{BlobError, JobEnd, JobReport, NewFile, StoreError, StoredJob};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A process that was not heard of for so long has died. A training tells of itself at least every few seconds.
-const SILENCE_MS: i64 = 15_000;
+const SILENCE: Duration = Duration::from_secs(15);
 /// How often jobs are looked for that other processes took, or left.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a job rests that failed for the store's sake.
@@ -76,7 +76,7 @@ pub fn run_jobs(state: &Arc<AppState>) -> Option<JoinHandle<()>> {
 async fn run_all(state: Arc<AppState>, trainer: Arc<dyn Trainer>) {
     let runner: Arc<str> = ids::random("run-").into();
     while state.is_serving() {
-        match state.store.claim_job(&runner, SILENCE_MS).await {
+        match state.store.claim_job(&runner, SILENCE).await {
             Ok(Some(job)) => run_one(&state, &trainer, &runner, job).await,
             Ok(None) => {
                 // Woken or not: it is time to look again.
@@ -98,7 +98,7 @@ async fn run_one(
 ) {
     let id = job.id.clone();
     tracing::info!(job = id, owner = %job.owner, is_resumed = job.state.is_some(), "training begins");
-    let outcome = train(state, trainer, runner, &job).await;
+    let outcome = train(state, trainer, runner, &job).await.map_err(lasting);
     state.telemetry.set_training_itl_budget(None);
     let result = match &outcome {
         Ok(_) => "succeeded",
@@ -167,12 +167,24 @@ async fn train(
     Ok(JobEnd::Succeeded { fine_tuned_model: name, trained_tokens, results })
 }
 
+/// What a store does not have or take once it never will; one that fails may do so later.
+fn lasting(error: RunError) -> RunError {
+    let RunError::Store(error) = error else { return error };
+    if error.may_pass() {
+        return RunError::Store(error);
+    }
+    if matches!(&*error, StoreError::Blob(BlobError::TooLarge { .. })) {
+        return RunError::server(error);
+    }
+    // Its words may tell of the server's surroundings.
+    tracing::error!(%error, "a training cannot go on");
+    RunError::server("the store does not have or take what the training needs")
+}
+
 /// What a server refuses once it refuses again; a store that fails may not.
 fn refused(error: RunError) -> RunError {
     let RunError::Adapter(error) = error else { return error };
-    let may_pass =
-        matches!(&*error, ServiceError::Store(StoreError::Database { .. } | StoreError::Blob(_)));
-    if may_pass {
+    if matches!(&*error, ServiceError::Store(error) if error.may_pass()) {
         return RunError::Adapter(error);
     }
     let message = format!("the trained adapter cannot be registered: {error}");

@@ -35,21 +35,24 @@ pub struct Erased {
 }
 
 /// Feedback on episodes of which nothing is left.
-macro_rules! orphans_where {
-    ($condition:literal) => {
-        concat!(
-            "DELETE FROM feedback WHERE ",
-            $condition,
-            "episode IS NOT NULL AND NOT EXISTS \
-             (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
-              AND completions.episode = feedback.episode)"
-        )
+macro_rules! is_orphan {
+    () => {
+        "episode IS NOT NULL AND NOT EXISTS \
+         (SELECT 1 FROM completions WHERE completions.owner = feedback.owner \
+          AND completions.episode = feedback.episode)"
     };
 }
 
-const ORPHANS: &str = orphans_where!("");
+const ORPHANS: &str = concat!(
+    "DELETE FROM feedback WHERE (owner, id) IN (SELECT owner, id FROM feedback WHERE ",
+    is_orphan!(),
+    " LIMIT 200)"
+);
 /// Those of one owner's: no erasure reads, or locks, what is another's.
-const OWN_ORPHANS: &str = orphans_where!("owner = $1 AND ");
+const OWN_ORPHANS: &str = concat!("DELETE FROM feedback WHERE owner = $1 AND ", is_orphan!());
+/// Whose time was over first.
+const OVER: &str =
+    "SELECT owner FROM completions WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT 1";
 const GIVEN: &str = "DELETE FROM feedback WHERE owner = $1 AND user_sha256 = $2";
 const FORGET: &str =
     "UPDATE round_examples SET user_sha256 = NULL WHERE owner = $1 AND user_sha256 = $2";
@@ -130,22 +133,48 @@ impl Store {
         Ok(Erased { feedback: erased.feedback + given, generations, rounds, ..erased })
     }
 
-    /// Deletes completions whose time is over, of all owners; how many.
+    /// Deletes completions whose time is over, of all owners; how many. A few of one owner's in each change: others, and
+    /// other owners, come in between.
     ///
     /// # Errors
-    /// When the database cannot be written.
+    /// When the database cannot be written; what was deleted by then stays so.
     pub(crate) async fn sweep_completions(&self) -> Result<u64, StoreError> {
         let action = "delete old completions";
         let failed = |source| StoreError::database(action, source);
-        let mut change = self.database.begin(action).await?;
-        let mut n_deleted = 0;
-        // All of them mean the same rows; the last one deletes these.
-        let now_ms = now_ms();
-        for query in delete_where!("completions.expires_ms <= $1") {
-            let done = sqlx::query(query).bind(now_ms).execute(&mut *change).await;
-            n_deleted = done.map_err(failed)?.rows_affected();
+        let (now_ms, mut n_deleted) = (now_ms(), 0);
+        loop {
+            let over = sqlx::query(OVER).bind(now_ms).fetch_optional(self.database.readers());
+            let Some(row) = over.await.map_err(failed)? else { break };
+            let owner = Fields { row: &row, table: "completions" }.owner("owner")?;
+            n_deleted += self.sweep_some(&owner, now_ms, action).await?;
         }
-        sqlx::query(ORPHANS).execute(&mut *change).await.map_err(failed)?;
+        loop {
+            let orphans = sqlx::query(ORPHANS).execute(self.database.writers());
+            if orphans.await.map_err(failed)?.rows_affected() == 0 {
+                return Ok(n_deleted);
+            }
+        }
+    }
+
+    /// Deletes the first of an owner's completions whose time was over then; how many.
+    async fn sweep_some(
+        &self,
+        owner: &Owner,
+        now_ms: i64,
+        action: &str,
+    ) -> Result<u64, StoreError> {
+        let failed = |source| StoreError::database(action, source);
+        // All of them mean the same rows, as nobody else changes this owner's meanwhile; the last one deletes these.
+        let queries = delete_where!(
+            "completions.owner = $1 AND completions.id IN (SELECT id FROM completions \
+             WHERE owner = $1 AND expires_ms <= $2 ORDER BY id LIMIT 200)"
+        );
+        let mut change = self.database.begin_for(owner, action).await?;
+        let mut n_deleted = 0;
+        for query in queries {
+            let done = sqlx::query(query).bind(owner.as_str()).bind(now_ms);
+            n_deleted = done.execute(&mut *change).await.map_err(failed)?.rows_affected();
+        }
         change.commit().await.map_err(failed)?;
         Ok(n_deleted)
     }
@@ -175,8 +204,9 @@ async fn erase(
     Ok(erased)
 }
 
-/// Cancels the open rounds whose data sets have something of a user's, and deletes the data sets of all such rounds. Their
-/// ids, and the blobs to be let go of.
+/// Cancels the open rounds whose data sets have something of a user's, and deletes the data sets of all such rounds, with all
+/// parts of them. Of a round that is still building nobody knows yet what its data set has: that goes, too, and is built
+/// again. The ids of those that are cancelled, and the blobs to be let go of.
 async fn end_rounds(
     change: &mut Transaction<'static, Any>,
     owner: &Owner,
@@ -202,8 +232,10 @@ async fn end_rounds(
         ended.push(id);
     }
     let files = format!(
-        "SELECT id, sha256 FROM files WHERE owner = $1 AND id IN \
-         (SELECT file FROM rounds WHERE owner = $1 AND id IN ({rounds}))"
+        "SELECT id, sha256 FROM files WHERE owner = $1 AND (id IN \
+         (SELECT file FROM rounds WHERE owner = $1 AND id IN ({rounds})) \
+         OR round IN ({rounds}) \
+         OR round IN (SELECT id FROM rounds WHERE owner = $1 AND state = 'building'))"
     );
     let rows = query(files).fetch_all(&mut **change).await.map_err(failed)?;
     let mut blobs = Vec::new();

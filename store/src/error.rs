@@ -276,6 +276,19 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether the same may succeed later, because what failed is the database, the disk or the object store, and not what was
+    /// asked of them.
+    pub fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Database { .. }
+                | Self::Io { .. }
+                | Self::Random { .. }
+                | Self::BlobExpired { .. }
+                | Self::Blob(BlobError::Objects { .. } | BlobError::Io { .. })
+        )
+    }
+
     /// Wraps an error of the database.
     pub(crate) fn database(action: impl Into<String>, source: sqlx::Error) -> Self {
         Self::Database { action: action.into(), source }

@@ -53,7 +53,10 @@ pub struct StoredFile {
 }
 
 const NEW: &str = "INSERT INTO files (owner, id, filename, purpose, sha256, bytes, created_ms, \
-     expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
+     expires_ms, round) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+const OPEN_ROUND: &str = "SELECT 1 FROM rounds WHERE owner = $1 AND id = $2 AND ended_ms IS NULL";
+/// Also those whose time is over: they go all the same.
+const OF_ROUND: &str = "SELECT * FROM files WHERE owner = $1 AND round = $2 ORDER BY id";
 /// Whether the time `$3` of a file is not over. What a job or a round that has not ended needs is there until that ends: a
 /// training may take longer than what it learns from is kept.
 macro_rules! has_time {
@@ -94,13 +97,61 @@ impl Store {
     /// # Errors
     /// When the owner does not exist or has not the quota, the name cannot be one, or the blob was put too long ago.
     pub async fn create_file(&self, file: &NewFile) -> Result<StoredFile, StoreError> {
+        self.make_file(file, None).await
+    }
+
+    /// Keeps a file that a round makes for itself, which has not ended.
+    ///
+    /// # Errors
+    /// As [`Self::create_file`]; [`StoreError::NotFound`] when the owner has no such open round.
+    pub async fn create_file_of_round(
+        &self,
+        file: &NewFile,
+        round: &str,
+    ) -> Result<StoredFile, StoreError> {
+        self.make_file(file, Some(round)).await
+    }
+
+    async fn make_file(
+        &self,
+        file: &NewFile,
+        round: Option<&str>,
+    ) -> Result<StoredFile, StoreError> {
         let action = format!("keep a file of {}", file.owner);
+        let failed = |source| StoreError::database(&action, source);
         check_name("name of a file", &file.filename)?;
         let mut change = self.database.begin_for(&file.owner, &action).await?;
+        if let Some(round) = round {
+            let open = sqlx::query(OPEN_ROUND).bind(file.owner.as_str()).bind(round);
+            let open = open.fetch_optional(&mut *change).await.map_err(failed)?;
+            if open.is_none() {
+                return Err(StoreError::NotFound { kind: "open round", id: round.to_owned() });
+            }
+        }
         check_quota(&mut change, &file.owner, file.blob.bytes, &action).await?;
-        let made = insert(&mut change, file, &action).await?;
-        change.commit().await.map_err(|source| StoreError::database(&action, source))?;
+        let made = insert(&mut change, file, round, &action).await?;
+        change.commit().await.map_err(failed)?;
         Ok(made)
+    }
+
+    /// Files that a round made for itself, oldest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn files_of_round(
+        &self,
+        owner: &Owner,
+        round: &str,
+    ) -> Result<Vec<StoredFile>, StoreError> {
+        let rows = sqlx::query(OF_ROUND)
+            .bind(owner.as_str())
+            .bind(round)
+            .fetch_all(self.database.readers())
+            .await
+            .map_err(|source| {
+                StoreError::database(format!("list files of round {round:?}"), source)
+            })?;
+        rows.iter().map(file_in).collect()
     }
 
     /// One file of an owner.
@@ -184,6 +235,7 @@ impl Store {
 pub(crate) async fn insert(
     change: &mut Transaction<'static, Any>,
     file: &NewFile,
+    round: Option<&str>,
     action: &str,
 ) -> Result<StoredFile, StoreError> {
     let NewFile { owner, filename, purpose, blob, keep_ms } = file;
@@ -207,6 +259,7 @@ pub(crate) async fn insert(
         .bind(stored(made.bytes))
         .bind(made.created_ms)
         .bind(made.expires_ms)
+        .bind(round)
         .execute(&mut **change)
         .await
         .map_err(|source| StoreError::database(action, source))?;

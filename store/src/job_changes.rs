@@ -4,9 +4,12 @@
 //! has died: another claims the job and goes on from the state that was last reported. A report of one that has lost its
 //! job changes nothing.
 
+use std::time::Duration;
+
 use sqlx::{Any, Row as _, Transaction};
 
 use crate::{
+    beats::{Claim, claim_in},
     blob_writer::StagedBlob,
     clock::now_ms,
     digest::BlobDigest,
@@ -78,15 +81,18 @@ pub enum JobSignal {
 const ONE: &str = "SELECT * FROM jobs WHERE owner = $1 AND id = $2";
 /// Interrupted ones before new ones; of new ones that of the owner who began one longest ago, or never; of one owner's in
 /// the order in which they were asked for.
-const NEXT: &str = "SELECT * FROM jobs WHERE status IN ('validating_files', 'queued', 'running') \
-     AND (runner IS NULL OR heartbeat_ms < $1) \
+const NEXT: &str = "SELECT owner, id, runner, beats FROM jobs \
+     WHERE status IN ('validating_files', 'queued', 'running') AND runner IS NULL \
      ORDER BY CASE WHEN started_ms IS NULL THEN 1 ELSE 0 END, \
      (SELECT COALESCE(MAX(COALESCE(begun.started_ms, begun.heartbeat_ms)), 0) FROM jobs AS begun \
      WHERE begun.owner = jobs.owner), id LIMIT 1";
-const CLAIM: &str = "UPDATE jobs SET runner = $3, heartbeat_ms = $4 WHERE owner = $1 AND id = $2 \
-     AND status IN ('validating_files', 'queued', 'running') \
-     AND (runner IS NULL OR heartbeat_ms < $5)";
-const REPORT: &str = "UPDATE jobs SET status = $3, heartbeat_ms = $4, \
+/// What may have been left by processes that died.
+const HELD: &str = "SELECT owner, id, runner, beats FROM jobs \
+     WHERE status IN ('validating_files', 'queued', 'running') AND runner IS NOT NULL ORDER BY id";
+const CLAIM: &str = "UPDATE jobs SET runner = $3, heartbeat_ms = $4, beats = beats + 1 \
+     WHERE owner = $1 AND id = $2 AND status IN ('validating_files', 'queued', 'running') \
+     AND COALESCE(runner, '') = $5 AND beats = $6";
+const REPORT: &str = "UPDATE jobs SET status = $3, heartbeat_ms = $4, beats = beats + 1, \
      started_ms = COALESCE(started_ms, $5), trained_tokens = COALESCE($6, trained_tokens), \
      estimated_finish_ms = COALESCE($7, estimated_finish_ms) WHERE owner = $1 AND id = $2";
 const NEW_EVENT: &str = "INSERT INTO job_events (owner, job, number, created_ms, level, kind, \
@@ -148,39 +154,43 @@ impl Store {
         self.job(owner, id).await
     }
 
-    /// Takes the next job that waits, or whose process was not heard of for `silence_ms`, for the process `runner`.
+    /// Takes the next job that waits, or whose process was not heard of for `silence` while this one looked now and then,
+    /// for the process `runner`.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn claim_job(
         &self,
         runner: &str,
-        silence_ms: i64,
+        silence: Duration,
     ) -> Result<Option<StoredJob>, StoreError> {
         let action = "look for a training job";
         let failed = |source| StoreError::database(action, source);
         loop {
-            let now_ms = now_ms();
-            let row = sqlx::query(NEXT)
-                .bind(now_ms - silence_ms)
-                .fetch_optional(self.database.readers())
-                .await
-                .map_err(failed)?;
-            let Some(row) = row else { return Ok(None) };
-            let job = job_in(&row)?;
+            let held =
+                sqlx::query(HELD).fetch_all(self.database.readers()).await.map_err(failed)?;
+            let held = held.iter().map(|row| claim_in(row, "jobs")).collect::<Result<_, _>>()?;
+            let mut next = self.job_beats.silent(held, silence).into_iter().next();
+            if next.is_none() {
+                let free = sqlx::query(NEXT).fetch_optional(self.database.readers());
+                let free = free.await.map_err(failed)?;
+                next = free.map(|row| claim_in(&row, "jobs")).transpose()?;
+            }
+            let Some(Claim { owner, id, runner: before, beats }) = next else { return Ok(None) };
             let claimed = sqlx::query(CLAIM)
-                .bind(job.owner.as_str())
-                .bind(&job.id)
+                .bind(owner.as_str())
+                .bind(&id)
                 .bind(runner)
-                .bind(now_ms)
-                .bind(now_ms - silence_ms)
+                .bind(now_ms())
+                .bind(before)
+                .bind(beats)
                 .execute(self.database.writers())
                 .await
                 .map_err(failed)?;
             // Another process may have been first.
             if claimed.rows_affected() == 1 {
                 // It may have changed between the two: who had it before may have told of a later state.
-                return self.job(&job.owner, &job.id).await.map(Some);
+                return self.job(&owner, &id).await.map(Some);
             }
         }
     }
@@ -259,7 +269,7 @@ impl Store {
         }
         let (status, event) = match end {
             JobEnd::Succeeded { fine_tuned_model, trained_tokens, results } => {
-                let file = insert(&mut change, results, &action).await?;
+                let file = insert(&mut change, results, None, &action).await?;
                 sqlx::query(
                     "UPDATE jobs SET fine_tuned_model = $3, trained_tokens = $4, result_file = $5 \
                      WHERE owner = $1 AND id = $2",

@@ -44,14 +44,14 @@ macro_rules! is_label {
 
 /// Two conditions, each with an index of its own, instead of one with OR, which has none.
 const COMPLETIONS: &str = concat!(
-    "SELECT * FROM completions c WHERE c.owner = $1 AND c.model = $2 AND c.id > $3 \
+    "SELECT * FROM completions c WHERE c.owner = $1 AND c.model = $2 AND ($3 = '' OR c.id < $3) \
      AND c.expires_ms > $4 AND (EXISTS (SELECT 1 FROM feedback f \
      WHERE f.owner = c.owner AND f.completion = c.id AND ",
     is_label!(),
     ") OR EXISTS (SELECT 1 FROM feedback f \
      WHERE f.owner = c.owner AND f.episode = c.episode AND ",
     is_label!(),
-    ")) ORDER BY c.id LIMIT $5"
+    ")) ORDER BY c.id DESC LIMIT $5"
 );
 /// The model as no index has it: completions are found by id and by episode.
 const COUNT: &str = concat!(
@@ -66,8 +66,8 @@ const COUNT: &str = concat!(
 );
 
 impl Store {
-    /// Completions of an owner that asked for `name` and that something was said about, in the order of ids. The worse
-    /// answer of a comparison is in the completion that it names as rejected.
+    /// Completions of an owner that asked for `name` and that something was said about, newest first. The worse answer
+    /// of a comparison is in the completion that it names as rejected.
     ///
     /// # Errors
     /// When the database cannot be read.

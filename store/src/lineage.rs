@@ -69,21 +69,27 @@ pub struct SawGeneration {
     pub is_kept: bool,
 }
 
-/// What was put first stays: equal weights have one origin.
+/// What was put first stays: of one round, equal weights have one origin. An empty round is none.
 const NEW: &str = "INSERT INTO lineage (owner, generation, base_sha256, parent, round, job, \
      data_sha256, recipe, seed, created_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
-     ON CONFLICT (owner, generation) DO NOTHING";
+     ON CONFLICT (owner, generation, round) DO NOTHING";
+/// If several rounds came to it, one that was judged, the first.
 const ONE: &str = "SELECT lineage.*, CAST((SELECT COUNT(*) FROM generations \
      WHERE generations.owner = lineage.owner AND generations.digest = lineage.generation) \
-     AS BIGINT) AS kept FROM lineage WHERE owner = $1 AND generation = $2";
-/// The name points at it or did, or a round of that name trained it.
+     AS BIGINT) AS kept FROM lineage WHERE owner = $1 AND generation = $2 \
+     ORDER BY CASE WHEN verdict IS NULL THEN 1 ELSE 0 END, created_ms, round LIMIT 1";
+/// The name points at it or did, or a round of that name trained it; if several rounds came to it, the last of that name, else
+/// as above.
 const ONE_UNDER: &str = "SELECT lineage.*, CAST((SELECT COUNT(*) FROM generations \
      WHERE generations.owner = lineage.owner AND generations.digest = lineage.generation) \
      AS BIGINT) AS kept FROM lineage WHERE owner = $1 AND generation = $2 \
      AND (EXISTS (SELECT 1 FROM alias_moves moves WHERE moves.owner = lineage.owner \
      AND moves.name = $3 AND moves.to_generation = lineage.generation) \
      OR EXISTS (SELECT 1 FROM rounds WHERE rounds.owner = lineage.owner \
-     AND rounds.id = lineage.round AND rounds.name = $3))";
+     AND rounds.id = lineage.round AND rounds.name = $3)) \
+     ORDER BY (SELECT MAX(rounds.id) FROM rounds WHERE rounds.owner = lineage.owner \
+     AND rounds.id = lineage.round AND rounds.name = $3) DESC NULLS LAST, \
+     CASE WHEN verdict IS NULL THEN 1 ELSE 0 END, created_ms, round LIMIT 1";
 
 impl Seen<'_> {
     fn key(self) -> String {
@@ -117,7 +123,7 @@ impl Seen<'_> {
 }
 
 impl Store {
-    /// Notes what a generation came from. What was noted first stays.
+    /// Notes what a generation came from. What was noted of it and of its round first stays.
     ///
     /// # Errors
     /// When the recipe is too long, the owner does not exist, or the database cannot be written.
@@ -128,7 +134,7 @@ impl Store {
             .bind(lineage.generation.to_string())
             .bind(&lineage.base_sha256)
             .bind(lineage.parent.map(|digest| digest.to_string()))
-            .bind(lineage.round.as_deref())
+            .bind(lineage.round.as_deref().unwrap_or_default())
             .bind(lineage.job.as_deref())
             .bind(lineage.data_sha256.as_deref())
             .bind(recipe)
@@ -256,7 +262,7 @@ fn lineage_in(row: &AnyRow) -> Result<StoredLineage, StoreError> {
         generation: fields.parsed("generation")?,
         base_sha256: fields.text("base_sha256")?,
         parent: fields.maybe_parsed("parent")?,
-        round: fields.maybe_text("round")?,
+        round: Some(fields.text("round")?).filter(|round| !round.is_empty()),
         job: fields.maybe_text("job")?,
         data_sha256: fields.maybe_text("data_sha256")?,
         recipe: fields.json("recipe")?,

@@ -43,6 +43,11 @@ pub(crate) const MIGRATIONS: &[Migration] = &[
         name: "learning-loop",
         sql: include_str!("../migrations/0004-learning-loop.sql"),
     },
+    Migration {
+        version: 5,
+        name: "loose-ends",
+        sql: include_str!("../migrations/0005-loose-ends.sql"),
+    },
 ];
 
 /// Any number, the same in every process: one migrates, the others wait and find it done.

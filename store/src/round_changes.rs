@@ -1,8 +1,7 @@
 //! What moves a round on: the one process that runs it, and whoever decides about it.
 //!
-//! A process that runs rounds has *claimed* them, and says so again now and then. Who has not been heard of for a while has
-//! died: another claims its rounds and goes on from the state that was last written. What one that has lost a round still
-//! writes changes nothing.
+//! A process that runs rounds has claimed them ([`crate::round_claims`]). What one that has lost a round still writes changes
+//! nothing.
 
 use serde_json::Value;
 use sqlx::{Any, Row as _, Transaction};
@@ -50,104 +49,27 @@ pub enum RoundSignal {
     Lost,
 }
 
-/// In the order in which they began. What waits for somebody to agree needs no process.
-const NEXT: &str = "SELECT * FROM rounds WHERE ended_ms IS NULL \
-     AND (state <> 'awaiting_approval' OR approved = 1) \
-     AND (runner IS NULL OR heartbeat_ms < $1) ORDER BY id LIMIT 1";
-const CLAIM: &str = "UPDATE rounds SET runner = $3, heartbeat_ms = $4 \
-     WHERE owner = $1 AND id = $2 AND ended_ms IS NULL \
-     AND (state <> 'awaiting_approval' OR approved = 1) \
-     AND (runner IS NULL OR heartbeat_ms < $5)";
 const CHANGE: &str = "UPDATE rounds SET state = $3, candidate = COALESCE($4, candidate), \
      file = COALESCE($5, file), progress = COALESCE($6, progress), \
      verdict = COALESCE($7, verdict), error = COALESCE($8, error), look = COALESCE(look, $9), \
-     heartbeat_ms = $10, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
-const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL, heartbeat_ms = NULL \
-     WHERE owner = $1 AND id = $2";
+     beats = beats + 1, revision = revision + 1, updated_ms = $10 WHERE owner = $1 AND id = $2";
+const FILE: &str = "SELECT 1 FROM files WHERE owner = $1 AND id = $2";
+const LET_GO: &str = "UPDATE rounds SET ended_ms = $3, runner = NULL WHERE owner = $1 AND id = $2";
+/// What was done about a round that was promoted is not what is to be done about one that is taken back.
 const DECIDE: &str = "UPDATE rounds SET state = $3, decisions = $4, approved = $5, \
-     revision = revision + 1, updated_ms = $6 WHERE owner = $1 AND id = $2";
+     done_ms = NULL, revision = revision + 1, updated_ms = $6 WHERE owner = $1 AND id = $2";
+const DONE: &str = "UPDATE rounds SET done_ms = $4 \
+     WHERE owner = $1 AND id = $2 AND state = $3 AND ended_ms IS NOT NULL";
 const LINEAGE_VERDICT: &str = "UPDATE lineage SET verdict = $4 \
      WHERE owner = $1 AND generation = $2 AND round = $3";
 
 impl Store {
-    /// Takes the next round that nobody runs, or whose process was not heard of for `silence_ms`, for the process `runner`,
-    /// which may have many.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn claim_round(
-        &self,
-        runner: &str,
-        silence_ms: i64,
-    ) -> Result<Option<StoredRound>, StoreError> {
-        let action = "look for a round";
-        let failed = |source| StoreError::database(action, source);
-        loop {
-            let now_ms = now_ms();
-            let row = sqlx::query(NEXT)
-                .bind(now_ms - silence_ms)
-                .fetch_optional(self.database.readers())
-                .await
-                .map_err(failed)?;
-            let Some(row) = row else { return Ok(None) };
-            let round = round_in(&row)?;
-            let claimed = sqlx::query(CLAIM)
-                .bind(round.owner.as_str())
-                .bind(&round.id)
-                .bind(runner)
-                .bind(now_ms)
-                .bind(now_ms - silence_ms)
-                .execute(self.database.writers())
-                .await
-                .map_err(failed)?;
-            // Another process may have been first.
-            if claimed.rows_affected() == 1 {
-                // It may have changed between the two.
-                return self.round(&round.owner, &round.id).await.map(Some);
-            }
-        }
-    }
-
-    /// Says that a process still runs all rounds that it has; how many these are.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn heartbeat_rounds(&self, runner: &str) -> Result<u64, StoreError> {
-        // Only who is open has a runner; these have an index.
-        let query = "UPDATE rounds SET heartbeat_ms = $2 WHERE runner = $1 AND ended_ms IS NULL";
-        let told = sqlx::query(query)
-            .bind(runner)
-            .bind(now_ms())
-            .execute(self.database.writers())
-            .await
-            .map_err(|source| StoreError::database("tell of rounds that are run", source))?;
-        Ok(told.rows_affected())
-    }
-
-    /// Lets go of a round that this process cannot go on with, or that waits for somebody to agree.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn release_round(&self, round: &StoredRound, runner: &str) -> Result<(), StoreError> {
-        let query = "UPDATE rounds SET runner = NULL, heartbeat_ms = NULL \
-             WHERE owner = $1 AND id = $2 AND runner = $3";
-        sqlx::query(query)
-            .bind(round.owner.as_str())
-            .bind(&round.id)
-            .bind(runner)
-            .execute(self.database.writers())
-            .await
-            .map_err(|source| {
-                StoreError::database(format!("let go of round {:?}", round.id), source)
-            })?;
-        Ok(())
-    }
-
     /// Writes what a process tells of a round that it runs, all or nothing; what it has to do next.
     ///
     /// # Errors
     /// [`StoreError::WrongState`] when no way leads to the state; [`StoreError::NotFound`] when an example was deleted or
-    /// withdrawn meanwhile, so that the data set has to be made again; when a document is too long or the database fails.
+    /// withdrawn meanwhile, or the file of the data set was, so that it has to be made again; when a document is too long or
+    /// the database fails.
     pub async fn advance_round(
         &self,
         round: &StoredRound,
@@ -170,6 +92,12 @@ impl Store {
             return Ok(RoundSignal::Lost);
         }
         let state = checked(&found, step.state)?;
+        if let Some(file) = &step.file {
+            let there = sqlx::query(FILE).bind(owner.as_str()).bind(file);
+            if there.fetch_optional(&mut *change).await.map_err(failed)?.is_none() {
+                return Err(StoreError::NotFound { kind: "file", id: file.clone() });
+            }
+        }
         let look = if state == RoundState::Gating {
             Some(next_look(&mut change, owner, &found.name, &action).await?)
         } else {
@@ -207,6 +135,24 @@ impl Store {
         let (now, _) = locked(&mut change, owner, id, &action).await?;
         change.commit().await.map_err(failed)?;
         Ok(RoundSignal::GoOn(Box::new(now)))
+    }
+
+    /// Says that nothing is left to do about a round that ended like this. If it ended otherwise meanwhile, there is.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn round_done(&self, round: &StoredRound) -> Result<(), StoreError> {
+        sqlx::query(DONE)
+            .bind(round.owner.as_str())
+            .bind(&round.id)
+            .bind(round.state.name())
+            .bind(now_ms())
+            .execute(self.database.writers())
+            .await
+            .map_err(|source| {
+                StoreError::database(format!("note the end of round {:?}", round.id), source)
+            })?;
+        Ok(())
     }
 
     /// Writes what somebody decides about a round, and ends it if that does; the round as it is then. Whoever runs it finds

@@ -112,6 +112,11 @@ impl RoundState {
         }
     }
 
+    /// Whether a round in this state is worked on by nobody, but waits: for people, or for requests.
+    pub fn waits(self) -> bool {
+        matches!(self, Self::AwaitingApproval | Self::Shadow | Self::Canary)
+    }
+
     /// Whether whoever runs a round in this state may bring it to another.
     pub(crate) fn leads_to(self, to: Self) -> bool {
         let is_rolled_out = matches!(to, Self::Shadow | Self::Canary | Self::Promoted);
@@ -232,6 +237,8 @@ const NEWEST: &str = "SELECT * FROM rounds WHERE owner = $1 AND name = $2 \
      AND ($3 = '' OR id < $3) ORDER BY id DESC LIMIT $4";
 const ALL_OPEN: &str =
     "SELECT * FROM rounds WHERE ended_ms IS NULL AND id > $1 ORDER BY id LIMIT $2";
+const NOT_DONE: &str = "SELECT * FROM rounds WHERE ended_ms IS NOT NULL AND done_ms IS NULL \
+     AND id > $1 ORDER BY id LIMIT $2";
 pub(crate) const LOOKS: &str = "SELECT CAST(COALESCE(MAX(look), 0) AS BIGINT) AS looks \
      FROM rounds WHERE owner = $1 AND name = $2";
 
@@ -327,6 +334,24 @@ impl Store {
         listing(&rows, page)
     }
 
+    /// Rounds of all owners that have ended and of which something is left to do, oldest first: until somebody says that it
+    /// is done ([`Self::round_done`]).
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn rounds_not_done(
+        &self,
+        page: &Page<'_>,
+    ) -> Result<Listing<StoredRound>, StoreError> {
+        let rows = sqlx::query(NOT_DONE)
+            .bind(page.after())
+            .bind(page.limit())
+            .fetch_all(self.database.readers())
+            .await
+            .map_err(|source| StoreError::database("list rounds that have ended", source))?;
+        listing(&rows, page)
+    }
+
     /// How many rounds of a name reached the gate by now.
     ///
     /// # Errors
@@ -347,15 +372,20 @@ fn listing(rows: &[AnyRow], page: &Page<'_>) -> Result<Listing<StoredRound>, Sto
     Ok(Listing::new(rounds, page, |round: &StoredRound| round.id.clone()))
 }
 
-pub(crate) fn round_in(row: &AnyRow) -> Result<StoredRound, StoreError> {
+pub(crate) fn state_in(row: &AnyRow) -> Result<RoundState, StoreError> {
     let fields = Fields { row, table: "rounds" };
     let state = fields.text("state")?;
     let found = RoundState::ALL.into_iter().find(|known| known.name() == state);
+    found.ok_or_else(|| fields.corrupt("state", format!("{state:?} is none")))
+}
+
+pub(crate) fn round_in(row: &AnyRow) -> Result<StoredRound, StoreError> {
+    let fields = Fields { row, table: "rounds" };
     Ok(StoredRound {
         owner: fields.owner("owner")?,
         id: fields.text("id")?,
         name: fields.text("name")?,
-        state: found.ok_or_else(|| fields.corrupt("state", format!("{state:?} is none")))?,
+        state: state_in(row)?,
         rebuild_of: fields.maybe_parsed("rebuild_of")?,
         parent: fields.maybe_parsed("parent")?,
         candidate: fields.maybe_parsed("candidate")?,

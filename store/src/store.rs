@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tracing::warn;
 
 use crate::{
+    beats::Beats,
     blobs::Blobs,
     clock::whole_ms,
     database::Database,
@@ -37,6 +38,10 @@ pub struct Store {
     pub(crate) blobs: Blobs,
     pub(crate) blob_keep_ms: i64,
     pub(crate) key_uses: Arc<KeyUses>,
+    /// Of who runs jobs.
+    pub(crate) job_beats: Arc<Beats>,
+    /// Of who runs rounds.
+    pub(crate) round_beats: Arc<Beats>,
 }
 
 impl Store {
@@ -63,7 +68,14 @@ impl Store {
         let database = Database::open(database).await?;
         migrate(&database, MIGRATIONS).await?;
         let blob_keep_ms = whole_ms(options.blob_keep);
-        let store = Self { database, blobs, blob_keep_ms, key_uses: Arc::default() };
+        let store = Self {
+            database,
+            blobs,
+            blob_keep_ms,
+            key_uses: Arc::default(),
+            job_beats: Arc::default(),
+            round_beats: Arc::default(),
+        };
         if let Err(error) = store.sweep_blobs().await {
             warn!(%error, "garbage among the blobs is left for the next start");
         }

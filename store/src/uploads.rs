@@ -281,7 +281,7 @@ impl Store {
             blob: *blob,
             keep_ms: found.file_keep_ms,
         };
-        let file = insert(&mut change, &file, &action).await?;
+        let file = insert(&mut change, &file, None, &action).await?;
         end(&mut change, owner, upload, COMPLETED, Some(&file.id), &action).await?;
         change.commit().await.map_err(failed)?;
         self.let_go(&parts).await;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use axum::http::Method;
-use pleach_store::{Owner, Quotas};
+use pleach_store::{NewFile, Owner, Quotas};
 use serde_json::{Value, json};
 
 use crate::{
@@ -56,6 +56,14 @@ async fn feedback_becomes_a_generation_that_answers() {
     let id = round["id"].as_str().unwrap();
     let jobs = server.get(&format!("/v1/fine_tuning/jobs?metadata[round]={id}")).await.json();
     assert_eq!(jobs["data"].as_array().unwrap().len(), 3, "{jobs}");
+    for job in jobs["data"].as_array().unwrap() {
+        assert_eq!((&job["status"], &job["fine_tuned_model"]), (&json!("succeeded"), &Value::Null));
+        let path = format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap());
+        for path in [format!("{path}/events"), format!("{path}/checkpoints"), path] {
+            let shown = server.get(&path).await;
+            assert!(shown.status == 200 && !shown.text.contains("candidate:"), "{}", shown.text);
+        }
+    }
     // It has a name of its own, and nothing is left under the hidden ones.
     let own = format!("ft:tiny:shared:{NAME}:{}", &id[id.len() - 8..]);
     until("cleaned up", async || school.hidden() == 0).await;
@@ -392,6 +400,17 @@ async fn what_was_taken_back_is_not_learned() {
     school.judged_by(0..20).await;
     school.becomes("training").await;
     until("a job", async || !school.round().await["jobs"].as_array().unwrap().is_empty()).await;
+    // What a process that died made of it and did not begin with, too.
+    let store = &server.state.store;
+    let round = school.round().await;
+    let stray = NewFile {
+        owner: Owner::Shared,
+        filename: "stray.jsonl".to_owned(),
+        purpose: "fine-tune".to_owned(),
+        blob: store.put_blob("{\"text\": \"early question 2\"}\n").await.unwrap(),
+        keep_ms: None,
+    };
+    store.create_file_of_round(&stray, round["id"].as_str().unwrap()).await.unwrap();
     let erased = server.delete("/v1/feedback/users/early%20user%202").await.json();
     let round = school.becomes("cancelled").await;
     assert_eq!(erased["rounds"], json!([round["id"]]), "{erased}");

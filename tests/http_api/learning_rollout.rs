@@ -1,12 +1,17 @@
 //! A candidate on its way into service, and out of it: canary, guardrails, watching; and whatever a process dies in.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
+use pleach_store::Page;
 use serde_json::json;
 
 use crate::{
-    learning_support::{NAME, ROUNDS, School, at_once},
-    support::write_adapter,
+    learning_support::{NAME, POLICY, ROUNDS, School, answered, at_once, policy, setup},
+    support::{Setup, write_adapter},
     tenant_support::until,
 };
 
@@ -77,13 +82,16 @@ async fn a_guardrail_takes_it_back_and_no_request_fails() {
     school.judged_by(0..20).await;
     school.becomes("canary").await;
     until("on trial", async || !school.server.state.learning.rollouts.is_empty()).await;
-    // Nobody likes the candidate.
-    let mut n_negative = 0;
+    // Nobody likes the candidate. Of the others not so many speak that the next round begins.
+    let (mut n_negative, mut n_positive) = (0, 0);
     for user in users(200) {
         let (id, text) = school.ask(&user).await;
         let is_candidate = text.starts_with('N');
         n_negative += usize::from(is_candidate);
-        school.likes(&id, &user, !is_candidate).await;
+        n_positive += usize::from(!is_candidate);
+        if is_candidate || n_positive <= 10 {
+            school.likes(&id, &user, !is_candidate).await;
+        }
         if n_negative == 5 {
             break;
         }
@@ -133,6 +141,58 @@ async fn what_is_watched_after_it_serves_all_goes_back_too() {
     assert_eq!(round["decisions"][0]["decision"], "roll_back");
     until("taken back", async || school.server.generation(NAME).await == before).await;
     assert_eq!(school.says().await, 'A');
+}
+
+/// However long that takes, whoever lives then, and whatever has become of its policy.
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_taken_back_as_soon_as_it_can() {
+    let mut school = School::new(0.5).await;
+    let before = school.server.generation(NAME).await;
+    school.policy(json!({"canary": [], "watch_requests": 1000})).await;
+    school.judged_by(0..20).await;
+    let promoted = school.becomes("promoted").await;
+    // A later round of the same name has nothing to take back.
+    *school.teacher.letter.lock().unwrap() = 'O';
+    school.policy(json!({"approval": true})).await;
+    assert_eq!(school.server.post(ROUNDS, &json!({})).await.status, 200);
+    school.becomes("awaiting_approval").await;
+    school.decide("veto").await;
+    assert_eq!(school.server.delete(POLICY).await.status, 200);
+    let full = "CREATE TRIGGER no_moves BEFORE UPDATE ON aliases \
+                BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
+    sqlx::raw_sql(full).execute(&school.server.raw().await).await.unwrap();
+    let veto = format!("{ROUNDS}/{}/veto", promoted["id"].as_str().unwrap());
+    let vetoed = school.server.post(&veto, &json!({})).await.json();
+    assert_eq!(vetoed["state"], "vetoed");
+    assert_eq!(school.says().await, 'N', "it cannot be moved");
+    school = school.restart().await;
+    assert_eq!(school.says().await, 'N');
+    let raw = school.server.raw().await;
+    sqlx::raw_sql("DROP TRIGGER no_moves").execute(&raw).await.unwrap();
+    until("taken back", async || school.says().await == 'A').await;
+    assert_eq!(school.server.generation(NAME).await, before);
+    let store = &school.server.state.store;
+    until("nothing is left", async || {
+        store.rounds_not_done(&Page::FIRST).await.unwrap().items.is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_promoted_is_watched_whatever_became_of_its_policy() {
+    let mut school = School::new(0.5).await;
+    school.policy(json!({"canary": [], "watch_requests": 1000})).await;
+    school.judged_by(0..20).await;
+    school.becomes("promoted").await;
+    assert_eq!(school.server.delete(POLICY).await.status, 200);
+    school = school.restart().await;
+    until("watched again", async || !school.server.state.learning.rollouts.is_empty()).await;
+    for user in users(6) {
+        let (id, _) = school.ask(&user).await;
+        school.likes(&id, &user, false).await;
+    }
+    school.becomes("rolled_back").await;
+    until("taken back", async || school.says().await == 'A').await;
 }
 
 #[tokio::test]
@@ -202,6 +262,56 @@ async fn whatever_state_a_process_dies_in_another_goes_on() {
     school.becomes("rolled_back").await;
     until("taken back", async || school.says().await == 'A').await;
     assert_eq!(school.server.get(ROUNDS).await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+/// A canary of nobody's requests may wait for ever.
+#[tokio::test]
+async fn rounds_that_only_wait_keep_no_other_from_being_worked_on() {
+    let mut school = School::of_one_place(0.5).await;
+    let stages = json!([{"share": 0.5, "requests": 1000}]);
+    let mut policy = policy(json!({"canary": stages}));
+    (policy["begins_at_base"], policy["is_on"]) = (json!(true), json!(false));
+    for name in ["first", "second", "third"] {
+        let path = |what: &str| format!("/v1/adapters/{name}/{what}");
+        assert_eq!(school.server.put(&path("policy"), &policy).await.status, 200);
+        for user in users(20) {
+            let body = json!({"model": name, "safety_identifier": user});
+            let (id, _) = answered(&school.server.chat(body).await);
+            school.likes(&id, &user, true).await;
+        }
+        assert_eq!(school.server.post(&path("rounds"), &json!({})).await.status, 200);
+        let state = async |school: &School| {
+            school.server.get(&path("rounds")).await.json()["data"][0]["state"].clone()
+        };
+        until("canary", async || state(&school).await == "canary").await;
+        if name == "second" {
+            // Whoever comes after takes care of both.
+            let setup = Setup { rounds_max: 1, ..setup(&school.teacher, &school.judge) };
+            school.server = school.server.restart(setup).await;
+            let space = pleach_adapters::Namespace::new("shared");
+            for name in ["first", "second"] {
+                let rollouts =
+                    async || school.server.state.learning.rollouts.trial_of(&space, name).is_some();
+                until("on trial again", rollouts).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_round_whose_follower_panics_is_taken_up_again_after_a_rest() {
+    let school = School::new(0.5).await;
+    school.policy(at_once()).await;
+    school.judge.panics.store(1, Ordering::Relaxed);
+    school.judged_by(0..20).await;
+    school.becomes("gating").await;
+    until("a panic", async || school.judge.panics.load(Ordering::Relaxed) == 0).await;
+    let began = Instant::now();
+    assert!(school.judge.exams.lock().unwrap().is_empty());
+    school.becomes("promoted").await;
+    assert!(began.elapsed() > Duration::from_secs(4), "at once would be again and again");
+    assert_eq!(school.judge.exams.lock().unwrap().len(), 1);
+    assert_eq!(school.teacher.learned.lock().unwrap().len(), 3, "nothing was trained twice");
 }
 
 #[tokio::test]

@@ -21,10 +21,8 @@ async fn school(share: f64, requests: u64) -> School {
     school
 }
 
-/// Counts of the trial as it is in memory, which are written now and then.
 fn trial(school: &School) -> pleach::learning::trial::Trial {
-    let space = pleach_adapters::Namespace::new("shared");
-    school.server.state.learning.rollouts.trial_of(&space, NAME).unwrap()
+    school.on_trial().unwrap()
 }
 
 #[tokio::test]

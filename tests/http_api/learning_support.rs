@@ -1,16 +1,19 @@
 //! An adapter whose answers are judged, a trainer and an examiner that do as they are told, and what it takes to follow a
 //! round.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::http::Method;
 use futures_util::future::BoxFuture;
 use pleach::{
     http::state::AppState,
-    learning::{Exam, ExamError, Examiner, FoldExam},
+    learning::{Exam, ExamError, Examiner, FoldExam, trial::Trial},
     training::{Run, RunError, Trained, Trainer},
 };
 use pleach_store::{JobReport, JobSignal};
@@ -65,7 +68,7 @@ impl Trainer for Teacher {
             if !self.is_held.load(Ordering::Relaxed) {
                 break;
             }
-            std::thread::sleep(std::time::Duration::from_millis(3));
+            std::thread::sleep(Duration::from_millis(3));
         }
         if self.fails.load(Ordering::Relaxed) {
             return Err(RunError::job("invalid_training_file", "it is told to fail", None));
@@ -91,12 +94,14 @@ pub(crate) struct Judge {
     pub(crate) anchor_gain: Mutex<f64>,
     pub(crate) exams: Mutex<Vec<Exam>>,
     pub(crate) is_held: AtomicBool,
+    /// How often it panics before it finds anything.
+    pub(crate) panics: AtomicUsize,
 }
 
 impl Judge {
     pub(crate) fn finds(gain: f64) -> Arc<Self> {
-        let (anchor_gain, exams, is_held) = Default::default();
-        Arc::new(Self { gain: Mutex::new(gain), anchor_gain, exams, is_held })
+        let (anchor_gain, exams, is_held, panics) = Default::default();
+        Arc::new(Self { gain: Mutex::new(gain), anchor_gain, exams, is_held, panics })
     }
 }
 
@@ -111,7 +116,12 @@ impl Examiner for Judge {
                 if exam.stop.is_set() {
                     return Err(ExamError::Interrupted);
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let n_panics = self.panics.load(Ordering::Relaxed);
+            if n_panics > 0 {
+                self.panics.store(n_panics - 1, Ordering::Relaxed);
+                panic!("it is told to panic");
             }
             let has_best = exam.best.is_some();
             let row = |index: usize, group: String, gain: f64| RowEvidence {
@@ -178,6 +188,8 @@ pub(crate) fn setup(teacher: &Arc<Teacher>, judge: &Arc<Judge>) -> Setup {
     Setup {
         trainer: Some(Arc::clone(teacher) as _),
         examiner: Some(Arc::clone(judge) as _),
+        // Between tokens that take no time any pause of the machine's is a thousandfold.
+        step: Duration::from_millis(1),
         capture: true,
         ..Setup::default()
     }
@@ -191,6 +203,13 @@ impl School {
         write_adapter(&server.root.join("A"), 'A');
         let put = server.put("/v1/adapters/support", &json!({"path": "A"})).await;
         assert_eq!(put.status, 201, "{}", put.text);
+        Self { server, teacher, judge, ended: Mutex::default() }
+    }
+
+    /// Whose server works on one round at a time.
+    pub(crate) async fn of_one_place(gain: f64) -> Self {
+        let (teacher, judge) = (Teacher::new('N'), Judge::finds(gain));
+        let server = serve(Setup { rounds_max: 1, ..setup(&teacher, &judge) }).await;
         Self { server, teacher, judge, ended: Mutex::default() }
     }
 
@@ -266,6 +285,12 @@ impl School {
         decided
     }
 
+    /// The trial of its name as it is in memory, which is written now and then.
+    pub(crate) fn on_trial(&self) -> Option<Trial> {
+        let space = pleach_adapters::Namespace::new("shared");
+        self.server.state.learning.rollouts.trial_of(&space, NAME)
+    }
+
     /// What its adapter says.
     pub(crate) async fn says(&self) -> char {
         self.ask("somebody").await.1.chars().next().unwrap()
@@ -287,7 +312,7 @@ impl School {
 }
 
 pub(crate) fn policy(mut rollout: Value) -> Value {
-    // Scripted steps take no time of which there could be a ratio.
+    // Seconds between two tokens, where there is a millisecond: no load of the machine comes to that.
     rollout["guardrails"] = json!({"latency_ratio_max": 1000});
     json!({
         "train_when": {"examples": 20, "age_hours": null},

@@ -167,7 +167,7 @@ async fn new_round(
     let store = &server.state.store;
     let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
     let made = store.create_round(owner, &new).await.unwrap();
-    store.claim_round("test", 60_000).await.unwrap().unwrap();
+    store.claim_round("test", std::time::Duration::from_mins(1), true).await.unwrap().unwrap();
     let state = Some(RoundState::Training);
     let step = RoundChange { state, examples, ..RoundChange::default() };
     store.advance_round(&made, "test", &step).await.unwrap();

@@ -22,7 +22,7 @@ use pleach::{
         state::{AppState, Base, HttpLimits},
         v1_routes,
     },
-    learning::{Examiner, Learning, run_rounds},
+    learning::{Examiner, Learning, ROUNDS_MAX, run_rounds},
     telemetry::{ServerFacts, Telemetry},
     tenants::{Caller, FairOrder, FlowSettings, OperatorKey, Tenants, TokenPrices},
     training::{FileChecks, Trainer, Training, run_jobs},
@@ -178,6 +178,8 @@ impl ResidentAdapters for Letters {
 /// What a test may change before the server starts.
 pub(crate) struct Setup {
     pub(crate) tokens: Vec<u32>,
+    /// How long a step takes.
+    pub(crate) step: Duration,
     pub(crate) engine: EngineConfig,
     pub(crate) limits: HttpLimits,
     pub(crate) api_key: Option<&'static str>,
@@ -200,12 +202,15 @@ pub(crate) struct Setup {
     pub(crate) trainer: Option<Arc<dyn Trainer>>,
     /// What judges.
     pub(crate) examiner: Option<Arc<dyn Examiner>>,
+    /// Rounds that are worked on at a time.
+    pub(crate) rounds_max: usize,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         Self {
             tokens: ids("hello"),
+            step: Duration::ZERO,
             engine: EngineConfig {
                 max_batch: 8,
                 max_step_rows: 64,
@@ -225,6 +230,7 @@ impl Default for Setup {
             capture: false,
             trainer: None,
             examiner: None,
+            rounds_max: ROUNDS_MAX,
         }
     }
 }
@@ -293,7 +299,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
     let file = gguf(setup.template);
     let script = Arc::new(Mutex::new(Script {
         tokens: setup.tokens,
-        step: Duration::ZERO,
+        step: setup.step,
         install: Duration::ZERO,
         fail: false,
         seen: None,
@@ -367,7 +373,7 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
         cpu: CpuWork::default(),
         capture,
         training: Training::new(setup.trainer, ProductPrecision::F32),
-        learning: Learning::new(setup.examiner),
+        learning: Learning::new(setup.examiner, setup.rounds_max),
         file_checks: FileChecks::default(),
         stopping: AtomicBool::new(false),
     });
@@ -377,6 +383,12 @@ async fn serve_in(world: Arc<TempDir>, setup: Setup) -> Server {
 }
 
 impl Server {
+    /// The database itself, to do to it what no program does.
+    pub(crate) async fn raw(&self) -> sqlx::AnyPool {
+        let path = self.world.path().join("pleach.db");
+        sqlx::AnyPool::connect(&format!("sqlite://{}", path.display())).await.unwrap()
+    }
+
     /// Ends this server as if it was killed, and starts one over what it left.
     pub(crate) async fn restart(self, setup: Setup) -> Server {
         let world = Arc::clone(&self.world);

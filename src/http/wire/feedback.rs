@@ -16,7 +16,7 @@ use crate::http::error::ApiError;
 /// Longest comment or demonstration.
 pub const TEXT_BYTES_MAX: usize = 256 << 10;
 /// Longest name of a metric.
-const METRIC_BYTES_MAX: usize = 128;
+pub const METRIC_BYTES_MAX: usize = 128;
 /// Longest idempotency key, as Stripe's.
 pub const KEY_CHARS_MAX: usize = 255;
 /// Largest index of a choice: more choices no request has.
@@ -210,14 +210,22 @@ fn read_choice(value: Option<&Value>, param: &str) -> Result<u32, ApiError> {
     as_integer(value, param, 0..=CHOICE_MAX).map(|choice| u32::try_from(choice).unwrap_or(0))
 }
 
-fn read_metric(name: &str) -> Result<String, ApiError> {
+/// Checks the name of a metric.
+///
+/// # Errors
+/// Why it cannot be one.
+pub fn check_metric(name: &str) -> Result<(), String> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/".contains(&byte);
     if name.is_empty() || name.len() > METRIC_BYTES_MAX || !name.bytes().all(is_plain) {
-        let reason = format!(
+        return Err(format!(
             "it has to be 1 to {METRIC_BYTES_MAX} letters, digits, `-`, `_`, `.`, `:` or `/`"
-        );
-        return Err(ApiError::invalid("metric_name", reason));
+        ));
     }
+    Ok(())
+}
+
+fn read_metric(name: &str) -> Result<String, ApiError> {
+    check_metric(name).map_err(|reason| ApiError::invalid("metric_name", reason))?;
     Ok(name.to_owned())
 }
 

@@ -1,5 +1,6 @@
 //! Fine-tuning jobs, as `OpenAI` has them.
 
+use pleach_adapters::registry::is_hidden;
 use pleach_engine::train::ProductPrecision;
 use pleach_store::{JobError, Metadata, StoredCheckpoint, StoredEvent, StoredJob};
 use serde::Serialize;
@@ -7,6 +8,7 @@ use serde_json::Value;
 
 use super::{
     fields::{Fields, as_string},
+    hidden_names::without_hidden,
     metadata::read_metadata,
     training_method::{self, AskedMethod},
 };
@@ -162,7 +164,7 @@ pub struct JobErrorCard {
 
 impl From<JobError> for JobErrorCard {
     fn from(JobError { code, message, param }: JobError) -> Self {
-        Self { code, message, param }
+        Self { code, message: without_hidden(message), param }
     }
 }
 
@@ -180,7 +182,8 @@ impl From<StoredJob> for JobCard {
             estimated_finish: job.estimated_finish_ms.map(seconds),
             model: job.model,
             parent: spec.as_ref().and_then(|spec| Some(spec.parent?.to_string())),
-            fine_tuned_model: job.fine_tuned_model,
+            // A round's model is asked for by the name of its adapter, once it serves.
+            fine_tuned_model: job.fine_tuned_model.filter(|name| !is_hidden(name)),
             organization_id: job.owner.to_string(),
             status: job.status.name(),
             hyperparameters,
@@ -228,7 +231,7 @@ impl From<StoredEvent> for JobEventCard {
             object: "fine_tuning.job.event",
             created_at: event.created_ms / 1000,
             level: event.event.level.name(),
-            message: event.event.message,
+            message: without_hidden(event.event.message),
             kind: if event.event.metrics.is_some() { "metrics" } else { "message" },
             data: event.event.metrics,
         }
@@ -266,7 +269,7 @@ impl From<StoredCheckpoint> for JobCheckpointCard {
             object: "fine_tuning.job.checkpoint",
             created_at: checkpoint.created_ms / 1000,
             fine_tuning_job_id: checkpoint.job,
-            fine_tuned_model_checkpoint: checkpoint.model,
+            fine_tuned_model_checkpoint: without_hidden(checkpoint.model),
             step_number: checkpoint.step,
             metrics: checkpoint.metrics,
         }

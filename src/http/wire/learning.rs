@@ -4,6 +4,8 @@ use pleach_store::{Decided, GenerationDigest, JobError, StoredPolicy, StoredRoun
 use serde::Serialize;
 use serde_json::Value;
 
+use super::hidden_names::without_hidden;
+
 use crate::learning::{
     LeftOut, Progress, RoundJob, Trigger,
     dataset::Counts,
@@ -82,6 +84,8 @@ pub struct RoundCard {
     pub data: Option<Counts>,
     /// Whose rows the candidate does not learn from, because all others contradict them; `null` before anybody looked.
     pub left_out: Option<Vec<LeftOut>>,
+    /// Whether older feedback was left out, as there was more than a round reads.
+    pub data_is_cut: bool,
     /// Its trainings.
     pub jobs: Vec<RoundJob>,
     /// Rounds of this adapter that came to the gate, this one included.
@@ -118,6 +122,7 @@ impl From<StoredRound> for RoundCard {
         // What a later version wrote is shown as far as the store knows it.
         let progress = Progress::of(&round).ok();
         let digest = |digest: Option<GenerationDigest>| digest.map(|digest| digest.to_string());
+        let data_is_cut = progress.as_ref().is_some_and(|progress| progress.is_cut);
         let (trigger, method, data, left_out, jobs, trial) = progress
             .map(|p| (Some(p.trigger), p.method, p.counts, p.left_out, p.jobs, p.trial))
             .unwrap_or_default();
@@ -137,6 +142,7 @@ impl From<StoredRound> for RoundCard {
             method: method.map(Method::name),
             data,
             left_out,
+            data_is_cut,
             jobs,
             look: round.look,
             verdict: round.verdict,
@@ -148,7 +154,9 @@ impl From<StoredRound> for RoundCard {
                 shadows: trial.shadows,
                 breach: trial.breach,
             }),
-            error: round.error,
+            error: round
+                .error
+                .map(|error| JobError { message: without_hidden(error.message), ..error }),
             decisions: round.decisions,
         }
     }

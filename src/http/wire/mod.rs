@@ -14,6 +14,7 @@ pub mod fields;
 pub mod files;
 pub mod fine_tuning;
 pub mod graders;
+pub mod hidden_names;
 pub mod latency;
 pub mod learning;
 pub mod lineage;

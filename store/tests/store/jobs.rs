@@ -1,6 +1,8 @@
 //! Training jobs: every way from one status to another that there is and none that there is not; one process at a time, and
 //! another when that is dead.
 
+use std::time::Duration;
+
 use pleach_store::{
     EventLevel, JobEnd, JobError, JobEvent, JobReport, JobSignal, JobStatus, Metadata,
     NewCheckpoint, NewFile, NewJob, Order, Owner, Page, Quotas, Store, StoreError, StoredJob,
@@ -23,7 +25,7 @@ on_both!(
 );
 
 /// Long enough for no process to be taken for dead.
-const SILENCE_MS: i64 = 60_000;
+const SILENCE: Duration = Duration::from_mins(1);
 
 async fn file(store: &Store, owner: &Owner) -> String {
     let blob = store.put_blob("rows").await.unwrap();
@@ -61,8 +63,8 @@ async fn a_job_goes_its_way_and_tells_about_it(place: Place) {
     let owner = Owner::Tenant(tenant(&store, "one").await);
     let job = new_job(&store, &owner).await;
     assert_eq!(store.job(&owner, &job.id).await.unwrap(), job);
-    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap(), Some(job.clone()));
-    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap(), None, "it has one already");
+    assert_eq!(store.claim_job("p1", SILENCE).await.unwrap(), Some(job.clone()));
+    assert_eq!(store.claim_job("p1", SILENCE).await.unwrap(), None, "it has one already");
     let report = async |report: JobReport| store.report_job(&job, "p1", &report).await.unwrap();
     assert_eq!(report(moves_to(JobStatus::Queued)).await, JobSignal::GoOn);
     assert_eq!(report(moves_to(JobStatus::Running)).await, JobSignal::GoOn);
@@ -140,11 +142,11 @@ async fn what_has_ended_or_is_not_paused_stays(place: Place) {
     refused(store.resume_job(&owner, &early.id).await);
     store.pause_job(&owner, &early.id).await.unwrap();
     refused(store.pause_job(&owner, &early.id).await);
-    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap(), None, "it is paused");
+    assert_eq!(store.claim_job("p1", SILENCE).await.unwrap(), None, "it is paused");
     let resumed = store.resume_job(&owner, &early.id).await.unwrap();
     assert_eq!(resumed.status, JobStatus::ValidatingFiles, "its files were not read");
     // While it runs: the process is told with its next report, and the state that it then tells is kept.
-    let job = store.claim_job("p1", SILENCE_MS).await.unwrap().unwrap();
+    let job = store.claim_job("p1", SILENCE).await.unwrap().unwrap();
     store.report_job(&job, "p1", &moves_to(JobStatus::Running)).await.unwrap();
     store.pause_job(&owner, &job.id).await.unwrap();
     let state = store.put_blob("state").await.unwrap();
@@ -154,7 +156,7 @@ async fn what_has_ended_or_is_not_paused_stays(place: Place) {
     assert_eq!(status(&job).await, JobStatus::Paused);
     let resumed = store.resume_job(&owner, &job.id).await.unwrap();
     assert_eq!((resumed.status, resumed.state), (JobStatus::Queued, Some(state.digest)));
-    let again = store.claim_job("p2", SILENCE_MS).await.unwrap().unwrap();
+    let again = store.claim_job("p2", SILENCE).await.unwrap().unwrap();
     assert_eq!(again.id, job.id);
     // Its end is for good.
     store.cancel_job(&owner, &job.id).await.unwrap();
@@ -174,7 +176,7 @@ async fn what_has_ended_or_is_not_paused_stays(place: Place) {
     store.pause_job(&owner, &paused.id).await.unwrap();
     store.cancel_job(&owner, &paused.id).await.unwrap();
     let bad = new_job(&store, &owner).await;
-    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap().unwrap().id, bad.id);
+    assert_eq!(store.claim_job("p1", SILENCE).await.unwrap().unwrap().id, bad.id);
     assert!(store.finish_job(&bad, "p1", &JobEnd::Failed(failed.clone())).await.unwrap());
     let bad = store.job(&owner, &bad.id).await.unwrap();
     assert_eq!((bad.status, bad.error), (JobStatus::Failed, Some(failed)));
@@ -186,7 +188,7 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     // Of many that ask at once one has it.
     let claims = (0..6).map(|n| {
         let store = store.clone();
-        async move { store.claim_job(&format!("p{n}"), SILENCE_MS).await.unwrap() }
+        async move { store.claim_job(&format!("p{n}"), SILENCE).await.unwrap() }
     });
     let claimed = futures_util::future::join_all(claims).await;
     assert_eq!(claimed.iter().flatten().count(), 1);
@@ -195,8 +197,15 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     let state = store.put_blob("half").await.unwrap();
     let report = JobReport { state: Some(state), ..moves_to(JobStatus::Running) };
     assert_eq!(store.report_job(&job, &first, &report).await.unwrap(), JobSignal::GoOn);
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    let follower = store.claim_job("follower", 1).await.unwrap().unwrap();
+    // However late it is by any clock: who begins to look has not been silent to it, and who reports is not.
+    let short = Duration::from_millis(40);
+    assert_eq!(store.claim_job("follower", short).await.unwrap(), None);
+    tokio::time::sleep(short).await;
+    let heard = store.report_job(&job, &first, &JobReport::default()).await.unwrap();
+    assert_eq!(heard, JobSignal::GoOn);
+    assert_eq!(store.claim_job("follower", short).await.unwrap(), None);
+    tokio::time::sleep(short).await;
+    let follower = store.claim_job("follower", short).await.unwrap().unwrap();
     assert_eq!((follower.status, follower.state), (JobStatus::Running, Some(state.digest)));
     assert_eq!(store.read_blob(&state.digest, 9).await.unwrap(), b"half");
     // The first one was only slow: it finds out.
@@ -212,7 +221,7 @@ async fn files_of_a_job_stay_and_its_state_goes(place: Place) {
     let job = new_job(&store, &owner).await;
     let refused = store.delete_file(&owner, &job.training_file).await.unwrap_err();
     assert!(matches!(refused, StoreError::FileInUse { job: by, .. } if by == job.id));
-    store.claim_job("p1", SILENCE_MS).await.unwrap();
+    store.claim_job("p1", SILENCE).await.unwrap();
     let mut states = Vec::new();
     for text in ["one", "two"] {
         let state = store.put_blob(text).await.unwrap();
@@ -246,7 +255,7 @@ async fn owners_take_turns(place: Place) {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     let begin = async |expected: usize, does_start: bool| {
-        let job = store.claim_job("p1", SILENCE_MS).await.unwrap().unwrap();
+        let job = store.claim_job("p1", SILENCE).await.unwrap().unwrap();
         let found = jobs.iter().position(|other| other.id == job.id).unwrap();
         assert_eq!(found, expected, "of {:?}", jobs.iter().map(|job| &job.owner));
         if does_start {
@@ -266,7 +275,7 @@ async fn owners_take_turns(place: Place) {
     begin(1, true).await;
     begin(5, true).await;
     begin(2, true).await;
-    assert_eq!(store.claim_job("p1", SILENCE_MS).await.unwrap(), None);
+    assert_eq!(store.claim_job("p1", SILENCE).await.unwrap(), None);
 }
 
 async fn jobs_are_limited_and_listed_by_pairs(place: Place) {

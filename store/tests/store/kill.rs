@@ -200,8 +200,7 @@ async fn move_round(store: &Store, owner: &Owner, n: u64) -> StoredRound {
         Err(StoreError::RoundOpen { .. }) => {}
         Err(error) => panic!("{error}"),
     }
-    tokio::time::sleep(Duration::from_millis(5)).await;
-    let round = store.claim_round("writer", 1).await.unwrap().unwrap();
+    let round = store.claim_round("writer", Duration::ZERO, true).await.unwrap().unwrap();
     let mut step = RoundChange { progress: Some(json!(n)), ..RoundChange::default() };
     let way = [
         RoundState::Building,

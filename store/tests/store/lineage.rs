@@ -18,9 +18,11 @@ use crate::{
 
 on_both!(
     a_lineage_stays_as_it_was_first_put,
+    rounds_that_come_to_equal_weights_have_a_lineage_each,
     examples_are_noted_once_and_before_they_are_gone,
     it_is_known_which_generations_saw_what,
     who_is_erased_is_in_no_data_set,
+    no_file_of_a_round_outlives_who_was_erased,
     what_was_said_is_found_by_name,
 );
 
@@ -97,7 +99,10 @@ async fn round(
 ) -> Result<StoredRound, StoreError> {
     let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
     let made = store.create_round(owner, &new).await.unwrap();
-    assert_eq!(store.claim_round("p", 60_000).await.unwrap().unwrap().id, made.id);
+    assert_eq!(
+        store.claim_round("p", std::time::Duration::from_mins(1), true).await.unwrap().unwrap().id,
+        made.id
+    );
     let state = Some(RoundState::Training);
     let step = RoundChange { state, examples, ..RoundChange::default() };
     let told = store.advance_round(&made, "p", &step).await?;
@@ -165,6 +170,42 @@ async fn a_lineage_stays_as_it_was_first_put(place: Place) {
     let store = place.open().await;
     let found = store.lineage(&owner, &digest(1)).await.unwrap();
     assert_eq!((&found.from, found.is_kept), (&wanted, false));
+}
+
+async fn rounds_that_come_to_equal_weights_have_a_lineage_each(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let mut rounds = Vec::new();
+    for (name, passed) in [("mia", false), ("tom", true), ("mia", true)] {
+        let asked = completion(&store, &owner, name, Some(name), None).await;
+        let made = round(&store, &owner, name, vec![of_completion(&asked)]).await.unwrap();
+        store.put_lineage(&owner, &from(1, None, Some(&made.id))).await.unwrap();
+        for state in [RoundState::Gating, RoundState::Refused] {
+            let step = RoundChange {
+                state: Some(state),
+                candidate: Some(digest(1)),
+                verdict: (state == RoundState::Refused).then(|| json!({ "passed": passed })),
+                ..RoundChange::default()
+            };
+            store.advance_round(&made, "p", &step).await.unwrap();
+        }
+        rounds.push((made.id, asked.id));
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    // Each name is told of its own last round.
+    let under = async |name: &str| {
+        let found = store.lineage_under(&owner, name, &digest(1)).await.unwrap();
+        (found.from.round.unwrap(), found.verdict.unwrap()["passed"] == true)
+    };
+    assert_eq!(under("mia").await, (rounds[2].0.clone(), true));
+    assert_eq!(under("tom").await, (rounds[1].0.clone(), true));
+    let first = store.lineage(&owner, &digest(1)).await.unwrap();
+    assert_eq!(first.from.round.as_ref(), Some(&rounds[0].0));
+    // It has seen what each of them learned from.
+    for (_, asked) in &rounds {
+        assert_eq!(saw(&store, &owner, Seen::Completion(asked)).await, (vec![1], vec![]));
+    }
+    assert_eq!(saw(&store, &owner, Seen::User("tom")).await, (vec![1], vec![]));
 }
 
 async fn examples_are_noted_once_and_before_they_are_gone(place: Place) {
@@ -330,6 +371,45 @@ async fn who_is_erased_is_in_no_data_set(place: Place) {
     assert_eq!(saw(&store, &owner, Seen::Completion(&example.id)).await, (vec![1], vec![]));
 }
 
+/// Of a data set that nothing is known of yet, and of parts of data sets.
+async fn no_file_of_a_round_outlives_who_was_erased(place: Place) {
+    let store = place.open_keeping(std::time::Duration::ZERO).await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let mut files = Vec::new();
+    let mut rounds = Vec::new();
+    for (name, user) in [("anns", "ann"), ("toms", "tom"), ("building", "ann")] {
+        let asked = completion(&store, &owner, "mia", Some(user), None).await;
+        let made = if name == "building" {
+            let new = NewRound { name, parent: None, rebuild_of: None, progress: Value::Null };
+            let made = store.create_round(&owner, &new).await.unwrap();
+            store.claim_round("p", std::time::Duration::from_mins(1), true).await.unwrap();
+            made
+        } else {
+            round(&store, &owner, name, vec![of_completion(&asked)]).await.unwrap()
+        };
+        for part in ["all", "a part"] {
+            let blob = store.put_blob(format!("{part} of what {user} said for {name}")).await;
+            let (filename, purpose) = ("rows".to_owned(), "fine-tune".to_owned());
+            let blob = blob.unwrap();
+            let new = NewFile { owner: owner.clone(), filename, purpose, blob, keep_ms: None };
+            files.push(store.create_file_of_round(&new, &made.id).await.unwrap());
+        }
+        rounds.push(made);
+    }
+    assert_eq!(store.erase_user(&owner, "ann").await.unwrap().rounds, [rounds[0].id.clone()]);
+    for (index, file) in files.iter().enumerate() {
+        let is_there = store.file(&owner, &file.id).await.is_ok();
+        assert_eq!(is_there, [2, 3].contains(&index), "{index}");
+        assert_eq!(store.read_blob(&file.blob, 99).await.is_ok(), is_there, "{index}");
+    }
+    // The round that was building has nothing to begin with: it builds again.
+    let (state, file) = (Some(RoundState::Training), Some(files[4].id.clone()));
+    let step = RoundChange { state, file, ..RoundChange::default() };
+    let gone = store.advance_round(&rounds[2], "p", &step).await.unwrap_err();
+    assert!(matches!(gone, StoreError::NotFound { kind: "file", .. }), "{gone}");
+    assert_eq!(store.round(&owner, &rounds[2].id).await.unwrap().state, RoundState::Building);
+}
+
 async fn what_was_said_is_found_by_name(place: Place) {
     let store = place.open().await;
     let owner = Owner::Tenant(tenant(&store, "one").await);
@@ -357,12 +437,12 @@ async fn what_was_said_is_found_by_name(place: Place) {
     liked(&store, &Owner::Shared, &others.id).await;
 
     let all = [
+        Labelled { completion: third.clone(), feedback: vec![better.clone()] },
+        Labelled { completion: second.clone(), feedback: vec![episode.clone()] },
         Labelled {
             completion: first.clone(),
             feedback: vec![liked_first.clone(), episode.clone()],
         },
-        Labelled { completion: second.clone(), feedback: vec![episode.clone()] },
-        Labelled { completion: third.clone(), feedback: vec![better.clone()] },
     ];
     let listing = store.labelled(&owner, "mia", &Page::FIRST).await.unwrap();
     assert_eq!((&listing.items[..], &listing.next), (&all[..], &None));

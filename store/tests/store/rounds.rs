@@ -1,9 +1,11 @@
 //! Rounds: every way from one state to another that there is and none that there is not; one of a name at a time; one
 //! process at a time, and another when that is dead.
 
+use std::time::Duration;
+
 use pleach_store::{
     Decision, JobError, NewFile, NewRound, Owner, Page, RoundChange, RoundSignal, RoundState,
-    Store, StoreError, StoredRound,
+    Store, StoreError, StoredFile, StoredRound,
 };
 use serde_json::{Value, json};
 
@@ -18,11 +20,13 @@ on_both!(
     what_is_decided_is_obeyed,
     a_name_has_one_round_at_a_time,
     a_process_that_died_is_followed_by_another,
+    what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done,
+    files_of_a_round_are_known_and_are_made_while_it_is_open,
     the_data_set_of_an_open_round_stays,
 );
 
 /// Long enough for no process to be taken for dead.
-const SILENCE_MS: i64 = 60_000;
+const SILENCE: Duration = Duration::from_mins(1);
 
 fn wanted(name: &str) -> NewRound<'_> {
     NewRound { name, parent: Some(digest(1)), rebuild_of: None, progress: Value::Null }
@@ -42,7 +46,7 @@ async fn go(store: &Store, round: &StoredRound, change: &RoundChange) -> StoredR
 /// A new round of `name` that `p1` has, in a state.
 async fn new_in(store: &Store, owner: &Owner, name: &str, states: &[RoundState]) -> StoredRound {
     let made = store.create_round(owner, &wanted(name)).await.unwrap();
-    let claimed = store.claim_round("p1", SILENCE_MS).await.unwrap().unwrap();
+    let claimed = store.claim_round("p1", SILENCE, true).await.unwrap().unwrap();
     assert_eq!(claimed.id, made.id);
     let mut round = made;
     for state in states {
@@ -52,6 +56,14 @@ async fn new_in(store: &Store, owner: &Owner, name: &str, states: &[RoundState])
         round = go(store, &round, &to(*state)).await;
     }
     round
+}
+
+/// A file that a round makes.
+async fn file_of(store: &Store, round: &StoredRound) -> Result<StoredFile, StoreError> {
+    let blob = store.put_blob("rows").await.unwrap();
+    let (filename, purpose) = ("rows".to_owned(), "fine-tune".to_owned());
+    let new = NewFile { owner: round.owner.clone(), filename, purpose, blob, keep_ms: None };
+    store.create_file_of_round(&new, &round.id).await
 }
 
 /// The shortest way to each state.
@@ -84,21 +96,22 @@ async fn a_round_goes_its_way(place: Place) {
     let made = store.create_round(&owner, &rebuild).await.unwrap();
     assert_eq!((made.state, made.revision, made.look), (RoundState::Building, 1, None));
     assert_eq!((made.parent, made.rebuild_of), (Some(digest(1)), Some(digest(9))));
-    let claimed = store.claim_round("p1", SILENCE_MS).await.unwrap().unwrap();
+    let claimed = store.claim_round("p1", SILENCE, true).await.unwrap().unwrap();
     assert_eq!(claimed, made);
-    assert_eq!(store.claim_round("p1", SILENCE_MS).await.unwrap(), None, "it has one already");
+    assert_eq!(store.claim_round("p1", SILENCE, true).await.unwrap(), None, "it has one already");
+    let gone = RoundChange { file: Some("file-1".to_owned()), ..to(RoundState::Training) };
+    let refused = store.advance_round(&made, "p1", &gone).await.unwrap_err();
+    assert!(matches!(refused, StoreError::NotFound { kind: "file", .. }), "{refused}");
+    let file = file_of(&store, &made).await.unwrap().id;
     let step = RoundChange {
-        file: Some("file-1".to_owned()),
+        file: Some(file.clone()),
         progress: Some(json!({"rows": 7, "text": "ü \u{0}"})),
         ..to(RoundState::Training)
     };
     let round = go(&store, &made, &step).await;
     assert_eq!((round.state, round.revision), (RoundState::Training, 2));
     let round = go(&store, &round, &RoundChange::default()).await;
-    assert_eq!(
-        (round.file.as_deref(), &round.progress["text"]),
-        (Some("file-1"), &json!("ü \u{0}"))
-    );
+    assert_eq!((round.file.as_deref(), &round.progress["text"]), (Some(&*file), &json!("ü \u{0}")));
     let step = RoundChange { candidate: Some(digest(2)), ..to(RoundState::Gating) };
     let round = go(&store, &round, &step).await;
     assert_eq!((round.candidate, round.look), (Some(digest(2)), Some(1)));
@@ -115,7 +128,7 @@ async fn a_round_goes_its_way(place: Place) {
     drop(store);
     let store = place.open().await;
     assert_eq!(store.round(&owner, &done.id).await.unwrap(), done);
-    assert_eq!((done.verdict, done.file.as_deref()), (Some(verdict), Some("file-1")));
+    assert_eq!((done.verdict, done.file.as_deref()), (Some(verdict), Some(&*file)));
     let foreign = store.round(&Owner::Shared, &done.id).await.unwrap_err();
     assert!(matches!(foreign, StoreError::NotFound { kind: "round", .. }), "{foreign}");
     assert_eq!(store.looks(&owner, "mia").await.unwrap(), 1);
@@ -221,14 +234,22 @@ async fn what_is_decided_is_obeyed(place: Place) {
     // What waits for somebody needs no process; once approved, it goes on with any.
     let round = new_in(&store, &owner, "mia", way_to(AwaitingApproval)).await;
     store.release_round(&round, "p1").await.unwrap();
-    assert_eq!(store.claim_round("p2", SILENCE_MS).await.unwrap(), None);
+    assert_eq!(store.claim_round("p2", SILENCE, true).await.unwrap(), None);
     let approved = store.decide_round(&owner, &round.id, Decision::Approve, "a", "").await.unwrap();
     assert!(approved.is_approved() && !round.is_approved());
     let again = store.decide_round(&owner, &round.id, Decision::Approve, "b", "").await;
     assert!(matches!(again, Err(StoreError::WrongState { .. })), "{again:?}");
-    assert_eq!(store.claim_round("p2", SILENCE_MS).await.unwrap(), Some(approved));
+    assert_eq!(store.claim_round("p2", SILENCE, true).await.unwrap(), Some(approved));
     let gone_on = store.advance_round(&round, "p2", &to(Canary)).await.unwrap();
     assert!(matches!(gone_on, RoundSignal::GoOn(now) if now.state == Canary));
+    // Of what only waits anybody takes care, also of what somebody died over.
+    let died = store.claim_round("p3", Duration::ZERO, false).await.unwrap().unwrap();
+    assert_eq!(died.id, round.id);
+    let worked = store.create_round(&owner, &wanted("other")).await.unwrap();
+    store.claim_round("p2", SILENCE, true).await.unwrap().unwrap();
+    let waiting = store.claim_round("p1", Duration::ZERO, false).await.unwrap();
+    assert_eq!(waiting.map(|waiting| waiting.id), Some(round.id.clone()));
+    store.decide_round(&owner, &worked.id, Decision::Cancel, "", "").await.unwrap();
     let vetoed = store.decide_round(&owner, &round.id, Decision::Veto, "b", "no").await.unwrap();
     let who: Vec<_> = vetoed.decisions.iter().map(|decided| &*decided.by).collect();
     assert_eq!(who, ["a", "b"]);
@@ -271,14 +292,16 @@ async fn a_name_has_one_round_at_a_time(place: Place) {
     assert_eq!(rest, (vec![first.id.clone()], None));
     // Oldest first, each in its turn, and one process may have them all.
     let mut claimed = Vec::new();
-    while let Some(round) = store.claim_round("p1", SILENCE_MS).await.unwrap() {
+    while let Some(round) = store.claim_round("p1", SILENCE, true).await.unwrap() {
         claimed.push(round.id);
     }
     let mut expected = vec![others.id, tom.id, second.id];
     expected.sort_unstable();
     assert_eq!(claimed, expected);
-    assert_eq!(store.heartbeat_rounds("p1").await.unwrap(), 3);
-    assert_eq!(store.heartbeat_rounds("p2").await.unwrap(), 0);
+    assert_eq!(store.beat_rounds("p1", &claimed).await.unwrap(), 3);
+    assert_eq!(store.beat_rounds("p1", &claimed[..1]).await.unwrap(), 1);
+    assert_eq!(store.beat_rounds("p1", &[]).await.unwrap(), 0);
+    assert_eq!(store.beat_rounds("p2", &claimed).await.unwrap(), 0);
     // Looks are counted for each name.
     let gating = [RoundState::Training, RoundState::Gating];
     for (n, name) in [(1, "a"), (1, "b"), (2, "a"), (3, "a")] {
@@ -296,7 +319,7 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     // Of many that ask at once one has it.
     let claims = (0..6).map(|n| {
         let store = store.clone();
-        async move { store.claim_round(&format!("p{n}"), SILENCE_MS).await.unwrap() }
+        async move { store.claim_round(&format!("p{n}"), SILENCE, true).await.unwrap() }
     });
     let claimed = futures_util::future::join_all(claims).await;
     assert_eq!(claimed.iter().flatten().count(), 1);
@@ -304,21 +327,78 @@ async fn a_process_that_died_is_followed_by_another(place: Place) {
     let training = to(RoundState::Training);
     let told = store.advance_round(&made, &first, &training).await.unwrap();
     assert!(matches!(told, RoundSignal::GoOn(_)));
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    let follower = store.claim_round("follower", 1).await.unwrap().unwrap();
+    // However late it is by any clock: who begins to look has not been silent to it, and who beats is not.
+    let short = Duration::from_millis(40);
+    assert_eq!(store.claim_round("follower", short, true).await.unwrap(), None);
+    tokio::time::sleep(short).await;
+    store.beat_rounds(&first, std::slice::from_ref(&made.id)).await.unwrap();
+    assert_eq!(store.claim_round("follower", short, true).await.unwrap(), None);
+    tokio::time::sleep(short).await;
+    let follower = store.claim_round("follower", short, true).await.unwrap().unwrap();
     assert_eq!((&follower.id, follower.state), (&made.id, RoundState::Training));
     // The first one was only slow: it finds out, and changes nothing.
     let gating = to(RoundState::Gating);
     assert_eq!(store.advance_round(&made, &first, &gating).await.unwrap(), RoundSignal::Lost);
-    assert_eq!(store.heartbeat_rounds(&first).await.unwrap(), 0);
+    assert_eq!(store.beat_rounds(&first, std::slice::from_ref(&made.id)).await.unwrap(), 0);
     store.release_round(&made, &first).await.unwrap();
     assert_eq!(store.round(&Owner::Shared, &made.id).await.unwrap(), follower);
-    assert_eq!(store.claim_round("third", SILENCE_MS).await.unwrap(), None);
+    assert_eq!(store.claim_round("third", SILENCE, true).await.unwrap(), None);
     let told = store.advance_round(&made, "follower", &gating).await.unwrap();
     assert!(matches!(told, RoundSignal::GoOn(now) if now.state == RoundState::Gating));
-    // Let go of, it is the next one's at once.
+    // Let go of, it is the next one's at once; of one who has time for it.
     store.release_round(&made, "follower").await.unwrap();
-    assert_eq!(store.claim_round("third", SILENCE_MS).await.unwrap().unwrap().id, made.id);
+    assert_eq!(store.claim_round("third", SILENCE, false).await.unwrap(), None);
+    assert_eq!(store.claim_round("third", SILENCE, true).await.unwrap().unwrap().id, made.id);
+}
+
+async fn what_has_ended_is_left_to_do_until_somebody_says_that_it_is_done(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let left = async || -> Vec<String> {
+        let listing = store.rounds_not_done(&Page::FIRST).await.unwrap();
+        listing.items.into_iter().map(|round| round.id).collect()
+    };
+    let open = new_in(&store, &owner, "open", &[]).await;
+    let failed = new_in(&store, &owner, "failed", &[RoundState::Failed]).await;
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let promoted = new_in(&store, &owner, "mia", way_to(RoundState::Promoted)).await;
+    assert_eq!(left().await, [failed.id.clone(), promoted.id.clone()]);
+    let page = Page { after: Some(&failed.id), rows_max: 1 };
+    assert_eq!(store.rounds_not_done(&page).await.unwrap().items, std::slice::from_ref(&promoted));
+    for round in [&open, &failed, &promoted] {
+        store.round_done(round).await.unwrap();
+    }
+    assert_eq!(left().await, Vec::<String>::new());
+    // Taken back, there is more to do, whatever was done; and what was about the promotion does not end it.
+    let id = &promoted.id;
+    let vetoed = store.decide_round(&owner, id, Decision::Veto, "ann", "").await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(id));
+    store.round_done(&promoted).await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(id));
+    store.round_done(&vetoed).await.unwrap();
+    assert_eq!(left().await, Vec::<String>::new());
+    store.decide_round(&owner, &open.id, Decision::Cancel, "ann", "").await.unwrap();
+    assert_eq!(left().await, std::slice::from_ref(&open.id));
+}
+
+async fn files_of_a_round_are_known_and_are_made_while_it_is_open(place: Place) {
+    let store = place.open().await;
+    let owner = Owner::Tenant(tenant(&store, "one").await);
+    let round = new_in(&store, &owner, "mia", &[]).await;
+    let other = new_in(&store, &owner, "tom", &[]).await;
+    let made = [file_of(&store, &round).await.unwrap(), file_of(&store, &round).await.unwrap()];
+    file_of(&store, &other).await.unwrap();
+    assert_eq!(store.files_of_round(&owner, &round.id).await.unwrap(), made);
+    assert_eq!(store.files_of_round(&Owner::Shared, &round.id).await.unwrap(), []);
+    store.delete_file(&owner, &made[0].id).await.unwrap();
+    assert_eq!(store.files_of_round(&owner, &round.id).await.unwrap(), made[1..]);
+    // Another's round is nobody's, and whoever comes too late makes none.
+    let foreign = StoredRound { owner: Owner::Shared, ..round.clone() };
+    store.decide_round(&owner, &round.id, Decision::Cancel, "", "").await.unwrap();
+    for round in [&foreign, &round] {
+        let refused = file_of(&store, round).await.unwrap_err();
+        assert!(matches!(refused, StoreError::NotFound { kind: "open round", .. }), "{refused}");
+    }
 }
 
 async fn the_data_set_of_an_open_round_stays(place: Place) {
