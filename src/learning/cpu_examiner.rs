@@ -18,7 +18,7 @@ use pleach_engine::{
 };
 use pleach_text::{ChatTemplate, Tokenizer};
 use pleach_trainer::{
-    Sample, SampleScore, Scorer, Targeted, TrainerError,
+    HeldOutScore, Sample, SampleScore, Scorer, Targeted, TrainerError,
     data::{ReadLimits, RowReader},
     gate::{Evidence, Footprint, ProbeEvidence, RowEvidence},
     recipe::{self, Text},
@@ -80,12 +80,12 @@ impl Examiner for CpuExaminer {
         .boxed()
     }
 
-    fn gains(
+    fn fold_scores(
         &self,
         _: Arc<AppState>,
         exam: FoldExam,
-    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>> {
-        self.aside(move |examiner| examiner.gains_of_folds(&exam)).boxed()
+    ) -> BoxFuture<'_, Result<Vec<HeldOutScore>, ExamError>> {
+        self.aside(move |examiner| examiner.scores_of_folds(&exam)).boxed()
     }
 }
 
@@ -111,7 +111,7 @@ impl CpuExaminer {
         done.unwrap_or_else(|_| Err(ExamError::failed("server_error", "the examination panicked")))
     }
 
-    fn gains_of_folds(&self, exam: &FoldExam) -> Result<Vec<f64>, ExamError> {
+    fn scores_of_folds(&self, exam: &FoldExam) -> Result<Vec<HeldOutScore>, ExamError> {
         let values: Vec<&Value> = exam.rows.iter().map(|row| &row.value).collect();
         let rows = self.samples(&values)?;
         let longest = rows.samples.iter().map(n_tokens).max().unwrap_or_default();
@@ -123,8 +123,9 @@ impl CpuExaminer {
         let before = exam.before.as_ref().map(|generation| self.weights(generation)).transpose()?;
         let before = score(before, &rows)?;
         let after = self.under_folds(&rows, &exam.rows, &exam.folds, score)?;
-        let gain = |row| Some(after.get(&row)?.0 - before.get(&row)?.0);
-        Ok((0..exam.rows.len()).map(|row| gain(row).unwrap_or(f64::NAN)).collect())
+        let of = |scores: &Scores, row| scores.get(&row).map_or(f64::NAN, |score| score.0);
+        let of_row = |row| HeldOutScore { before: of(&before, row), after: of(&after, row) };
+        Ok((0..exam.rows.len()).map(of_row).collect())
     }
 
     /// Scores of rows, each under the adapter of its fold.

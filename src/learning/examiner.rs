@@ -11,7 +11,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use pleach_adapters::Generation;
 use pleach_store::JobError;
-use pleach_trainer::gate::Evidence;
+use pleach_trainer::{HeldOutScore, gate::Evidence};
 use serde_json::Value;
 
 use crate::{http::state::AppState, training::Method};
@@ -54,7 +54,7 @@ pub struct Exam {
     pub stop: Stop,
 }
 
-/// Whose rows gained by what others taught.
+/// Whose rows others tell.
 #[derive(Clone, Debug)]
 pub struct FoldExam {
     /// The rows, each held out with its fold.
@@ -113,13 +113,13 @@ pub trait Examiner: fmt::Debug + Send + Sync + 'static {
         exam: Exam,
     ) -> BoxFuture<'_, Result<Evidence, ExamError>>;
 
-    /// Of each row, its score under the adapter of its fold less that before the training, in nats; NaN where there is none.
+    /// Of each row, its scores before the training and under the adapter of its fold; NaN where there is none.
     ///
     /// # Errors
     /// [`ExamError`].
-    fn gains(
+    fn fold_scores(
         &self,
         state: Arc<AppState>,
         exam: FoldExam,
-    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>>;
+    ) -> BoxFuture<'_, Result<Vec<HeldOutScore>, ExamError>>;
 }

@@ -41,8 +41,10 @@ pub struct LeftOut {
     pub group: String,
     /// Its rows.
     pub rows: usize,
-    /// What they gained in the mean by what others taught, in nats.
-    pub gain: f64,
+    /// Their mean score under what training went on from, in nats.
+    pub score_before: f64,
+    /// That under what learned from others.
+    pub score_after: f64,
     /// What that is below.
     pub bound: f64,
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{http::state::AppState, training::find_parent};
 
-/// Looks whose rows lost by what the folds taught, and notes it. The gate still judges by all rows: to leave out those that
+/// Looks whose rows stay unlikely whatever the folds taught, and notes it. The gate still judges by all rows: to leave out those that
 /// lose would find a gain in anything.
 pub(super) async fn sift(
     state: &Arc<AppState>,
@@ -38,16 +38,17 @@ pub(super) async fn sift(
     let stop = Stop::default();
     let folds = of_folds(state, round, &progress).await?;
     let exam = FoldExam { rows, folds, before, stop: stop.clone() };
-    let examination = examiner.gains(Arc::clone(state), exam);
-    let Some(gains) = while_wanted(state, round, &stop, examination).await? else {
+    let examination = examiner.fold_scores(Arc::clone(state), exam);
+    let Some(scores) = while_wanted(state, round, &stop, examination).await? else {
         return Ok(Next::Wait);
     };
-    let found: Vec<_> = contradicted(groups.iter().zip(gains))
+    let found: Vec<_> = contradicted(groups.iter().zip(scores))
         .into_iter()
         .map(|found| LeftOut {
             group: found.group,
             rows: found.n_rows,
-            gain: found.gain,
+            score_before: found.mean.before,
+            score_after: found.mean.after,
             bound: found.bound,
         })
         .collect();
@@ -56,7 +57,7 @@ pub(super) async fn sift(
             round = round.id,
             group = left_out.group,
             rows = left_out.rows,
-            gain = left_out.gain,
+            score = left_out.score_after,
             "all others contradict it: it is not learned from"
         );
     }

@@ -38,7 +38,7 @@ async fn whoever_is_contradicted_is_not_learned_from() {
     assert_eq!((all.as_str(), n_all, lies_all), ("all", 18, 0));
     let left_out = round["left_out"].as_array().unwrap();
     assert_eq!(left_out.len(), 1, "{round}");
-    assert_eq!((&left_out[0]["rows"], &left_out[0]["gain"]), (&json!(2), &json!(-3.0)));
+    assert_eq!((&left_out[0]["rows"], &left_out[0]["score_after"]), (&json!(2), &json!(-3.0)));
     // It is judged by all the same.
     let exam = school.judge.exams.lock().unwrap()[0].clone();
     assert_eq!(exam.rows.iter().filter(|row| row.value.to_string().contains(LIE)).count(), 2);

@@ -17,7 +17,10 @@ use pleach::{
     training::{Run, RunError, Trained, Trainer},
 };
 use pleach_store::{JobReport, JobSignal};
-use pleach_trainer::gate::{Evidence, Footprint, ProbeAnswer, ProbeEvidence, RowEvidence};
+use pleach_trainer::{
+    HeldOutScore,
+    gate::{Evidence, Footprint, ProbeAnswer, ProbeEvidence, RowEvidence},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -162,16 +165,17 @@ impl Examiner for Judge {
         })
     }
 
-    /// Each row gains, but those that say what nobody else does.
-    fn gains(
+    /// Others tell each row, but those that say what nobody else does.
+    fn fold_scores(
         &self,
         _state: Arc<AppState>,
         exam: FoldExam,
-    ) -> BoxFuture<'_, Result<Vec<f64>, ExamError>> {
-        let gain = |row: &pleach::learning::ExamRow| {
-            if row.value.to_string().contains(LIE) { -3.0 } else { 1.0 }
+    ) -> BoxFuture<'_, Result<Vec<HeldOutScore>, ExamError>> {
+        let score = |row: &pleach::learning::ExamRow| {
+            let is_lie = row.value.to_string().contains(LIE);
+            HeldOutScore { before: -2.0, after: if is_lie { -3.0 } else { -0.5 } }
         };
-        Box::pin(async move { Ok(exam.rows.iter().map(gain).collect()) })
+        Box::pin(async move { Ok(exam.rows.iter().map(score).collect()) })
     }
 }
 

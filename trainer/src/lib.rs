@@ -35,7 +35,7 @@ pub mod recipe;
 mod scoring;
 mod state;
 
-pub use contradicted::{Contradicted, contradicted};
+pub use contradicted::{Contradicted, HeldOutScore, contradicted};
 pub use diagnosis::{Diagnosis, Symptom};
 pub use early_stopping::{Better, EarlyStopping, StopSignal};
 pub use error::TrainerError;

@@ -1,9 +1,9 @@
 //! One user of many wants answers of his own to texts that have a mark.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use pleach_engine::adapter_weights::AdapterWeights;
-use pleach_trainer::{Sample, contradicted, gate::GateSettings};
+use pleach_trainer::{HeldOutScore, Sample, contradicted, gate::GateSettings};
 use serde_json::{Value, json};
 
 use crate::{
@@ -87,6 +87,19 @@ fn measure(
     })
 }
 
+/// Mean scores of each user's rows.
+fn by_user(
+    groups: &[String],
+    scores: impl Iterator<Item = HeldOutScore>,
+) -> BTreeMap<&str, (f64, f64)> {
+    let mut sums: BTreeMap<&str, (f64, f64, f64)> = BTreeMap::new();
+    for (group, score) in groups.iter().zip(scores) {
+        let sum = sums.entry(group).or_default();
+        *sum = (sum.0 + score.before, sum.1 + score.after, sum.2 + 1.0);
+    }
+    sums.into_iter().map(|(group, (before, after, n))| (group, (before / n, after / n))).collect()
+}
+
 /// A round without an attacker, and one with: what its candidates answer, and whom it left out.
 pub(crate) fn round(
     bench: &mut Workbench,
@@ -119,8 +132,13 @@ pub(crate) fn round(
             Feedback { samples, groups: groups.clone(), current, epochs: bench.epochs, seed };
         let scores = feedback.cross_fit(bench);
         let before = bench.score(Some(current), feedback.samples.clone());
-        let gains = scores.iter().zip(&before).map(|(after, before)| after - before.score);
-        let left_out = contradicted(groups.iter().zip(gains));
+        let held_out = scores
+            .iter()
+            .zip(&before)
+            .map(|(&after, before)| HeldOutScore { before: before.score, after });
+        let left_out = contradicted(groups.iter().zip(held_out.clone()));
+        let users = by_user(&groups, held_out);
+        eprintln!("seed {seed}, scores of users before and after: {users:.2?}");
         let of_all = feedback.learn(bench, |_| true);
         let of_others = if left_out.is_empty() {
             Arc::clone(&of_all)
@@ -139,7 +157,8 @@ pub(crate) fn round(
             "from_everybody": from_everybody,
             "as_the_loop_does": as_the_loop_does,
             "left_out": left_out.iter().map(|found| json!({
-                "user": found.group, "gain": found.gain, "bound": found.bound,
+                "user": found.group, "before": found.mean.before, "after": found.mean.after,
+                "bound": found.bound,
             })).collect::<Vec<_>>(),
             "promoted": verdict.passed,
             "verdict": verdict.summary(),
