@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use pleach_store::StoredRound;
-use pleach_trainer::contradicted;
+use pleach_trainer::{contradicted, data::ReportSettings};
 
 use super::{
     examiner::{Examiner, FoldExam, Stop},
@@ -26,7 +26,8 @@ pub(super) async fn sift(
     let file = round.file.as_deref().ok_or_else(|| StepError::server("it has no data set"))?;
     let rows = rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await;
     let rows = rows.map_err(data_gone)?;
-    let rows = exam_rows(held_out(&rows).0, &progress);
+    let (held, trusted) = held_out(&rows);
+    let (rows, n_trusted) = (exam_rows(held, &progress), trusted.len());
     let groups: Vec<String> = rows.iter().map(|row| row.group.clone()).collect();
     let before = match goes_on_from(state, round).await? {
         Some(parent) => {
@@ -52,6 +53,15 @@ pub(super) async fn sift(
             bound: found.bound,
         })
         .collect();
+    let n_left = groups.len() + n_trusted - found.iter().map(|group| group.rows).sum::<usize>();
+    let n_least = ReportSettings::default().rows_fail_below;
+    if (n_left as u64) < n_least {
+        let message = format!(
+            "without those whom all others contradict {n_left} rows are left to learn from; it takes at least {n_least} \
+             (leaves_out_contradicted)"
+        );
+        return Err(StepError::failed("too_few_examples", message));
+    }
     for left_out in &found {
         tracing::warn!(
             round = round.id,
