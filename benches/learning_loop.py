@@ -4,7 +4,8 @@
     cargo build --release
     python3 benches/learning_loop.py --rows ROWS.jsonl [--examples 64] [--pleach target/release/pleach] [-- SERVE-FLAGS]
 
-The name begins with the adapter in `--adapter`, a folder below `tests/fixtures/adapters`. ROWS.jsonl has chats `{"messages": [user, assistant], "group"?: "…"}`. Each prompt is asked of the server, which keeps it;
+The name begins with the adapter in `--adapter`, a folder, or at the base. `--probes N` asks candidates the last N prompts of
+the file instead of general questions: for a task whose answers are to be unlike the base's. ROWS.jsonl has chats `{"messages": [user, assistant], "group"?: "…"}`. Each prompt is asked of the server, which keeps it;
 the row's answer is given as a demonstration, each of `--users` users in turn. Then a round is started and watched. It
 prints one JSON object: seconds of each state, the verdict, and when the promoted generation gave its first token.
 """
@@ -43,24 +44,27 @@ def main():
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--users", type=int, default=16)
     parser.add_argument("--name", default="mood")
-    parser.add_argument("--adapter", default="tests/fixtures/adapters/extract")
+    parser.add_argument("--adapter", default="")
+    parser.add_argument("--probes", type=int, default=0)
     parser.add_argument("--pleach", default="target/release/pleach")
     parser.add_argument("--policy", default="{}", help="JSON that goes over the policy of this script")
     parser.add_argument("--json")
     parser.add_argument("serve", nargs="*", help="flags of `pleach serve`, after --")
     arguments = parser.parse_args()
     with open(arguments.rows, encoding="utf-8") as rows:
-        rows = [json.loads(line) for line in rows][: arguments.examples]
+        rows = [json.loads(line) for line in rows]
+    probes = [row["messages"][0]["content"] for row in rows[len(rows) - arguments.probes:]]
+    rows = rows[: arguments.examples]
     home = tempfile.mkdtemp(prefix="pleach-loop-")
     port = free_port()
     base = f"http://127.0.0.1:{port}"
     command = [arguments.pleach, "serve", "--port", str(port), "--database", f"{home}/db.sqlite",
-               "--blobs", f"{home}/blobs", "--adapter-root", os.path.dirname(os.path.abspath(arguments.adapter)),
+               "--blobs", f"{home}/blobs", *(["--adapter-root", os.path.dirname(os.path.abspath(arguments.adapter))] if arguments.adapter else []),
                *arguments.serve]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                               env={**os.environ, "PLEACH_LOG": os.environ.get("PLEACH_LOG", "warn")})
     try:
-        report = run(base, rows, arguments, server)
+        report = run(base, rows, probes, arguments, server)
     finally:
         server.terminate()
         server.wait(60)
@@ -72,7 +76,7 @@ def main():
             out.write(text + "\n")
 
 
-def run(base, rows, arguments, server):
+def run(base, rows, probes, arguments, server):
     for _ in range(600):
         try:
             models = call(base, "GET", "/v1/models")
@@ -87,7 +91,12 @@ def run(base, rows, arguments, server):
     name = arguments.name
     policy = {"is_on": True, "train_when": {"examples": 10**6}, "rollout": {"canary": []},
               **json.loads(arguments.policy)}
-    call(base, "PUT", f"/v1/adapters/{name}", {"path": os.path.abspath(arguments.adapter)})
+    if probes:
+        policy["probes"] = probes
+    if arguments.adapter:
+        call(base, "PUT", f"/v1/adapters/{name}", {"path": os.path.abspath(arguments.adapter)})
+    else:
+        policy["begins_at_base"] = True
     call(base, "PUT", f"/v1/adapters/{name}/policy", policy)
     begun = time.monotonic()
     for index, row in enumerate(rows):
