@@ -64,17 +64,21 @@ fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
     })
 }
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).take(2).collect();
-    let [model, data] = arguments.as_slice() else {
-        println!("no model and data given, nothing measured");
-        return;
-    };
+fn is_dpo() -> bool {
+    match argument("--method").as_deref() {
+        None | Some("supervised") => false,
+        Some("dpo") => true,
+        Some(method) => panic!("--method {method}"),
+    }
+}
+
+/// The model, and the settings of all trainings.
+fn workbench(model: &Path, labels: Vec<String>) -> Workbench {
     let isa = argument("--isa").map_or_else(Isa::detect, |name| name.parse().unwrap());
     let precision = argument("--precision");
     let precision = precision.map_or(ProductPrecision::F32, |name| name.parse().unwrap());
     let threads = number("--threads", 2);
-    let file = GgufFile::open(Path::new(model)).unwrap();
+    let file = GgufFile::open(model).unwrap();
     let cpu = CpuOptions {
         isa,
         threads,
@@ -84,11 +88,8 @@ fn main() {
         max_rows: 256,
     };
     let decoder = load_cpu(&file, cpu).unwrap();
-    let (labels, all) = read(data, number("--labels", 4), number("--words", 24));
-    let method = argument("--method").unwrap_or_else(|| "supervised".to_owned());
-    assert!(matches!(method.as_str(), "supervised" | "dpo"), "--method {method}");
     let decoder_layers = decoder.frozen_base().spec().n_layers;
-    let mut bench = Workbench {
+    Workbench {
         base: decoder.frozen_base(),
         decoder,
         tokenizer: Tokenizer::from_gguf(&file).unwrap(),
@@ -101,7 +102,7 @@ fn main() {
             unit_work: TrainOptions::UNIT_WORK_UNSLICED,
         },
         labels,
-        is_dpo: method == "dpo",
+        is_dpo: is_dpo(),
         rank: number("--rank", 8),
         n_layers: number("--layers", decoder_layers),
         rate: number("--rate", 1e-3),
@@ -109,7 +110,17 @@ fn main() {
         parent_epochs: number("--parent-epochs", 2),
         batch: number("--batch", 8),
         n_folds: number("--folds", 4),
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).take(2).collect();
+    let [model, data] = arguments.as_slice() else {
+        println!("no model and data given, nothing measured");
+        return;
     };
+    let (labels, all) = read(data, number("--labels", 4), number("--words", 24));
+    let mut bench = workbench(Path::new(model), labels);
     let settings = GateSettings { kl_max: number("--kl-max", 0.5), ..GateSettings::default() };
     let counts = [number("--parent-rows", 64), number("--anchors", 32), number("--rows", 64)];
     let first_seed: u32 = number("--seed", 1);
@@ -166,7 +177,8 @@ fn main() {
     let told: serde_json::Map<String, Value> =
         names.into_iter().zip(verdicts.iter().map(|verdicts| told(verdicts))).collect();
     let result = json!({
-        "method": method, "isa": isa.to_string(), "precision": precision.to_string(), "labels": bench.labels, "rows": counts[2], "anchors": counts[1],
+        "method": if bench.is_dpo { "dpo" } else { "supervised" }, "isa": bench.options.isa.to_string(),
+        "precision": bench.options.precision.to_string(), "labels": bench.labels, "rows": counts[2], "anchors": counts[1],
         "parent_rows": counts[0], "folds": bench.n_folds, "rank": bench.rank, "layers": bench.n_layers,
         "rate": bench.rate, "epochs": bench.epochs, "parent_epochs": bench.parent_epochs,
         "batch": bench.batch, "kinds": told, "poison": poisoned,
