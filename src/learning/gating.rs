@@ -13,11 +13,10 @@ use super::{
     building,
     dataset::part_anchors,
     examiner::{Exam, ExamError, ExamRow, Examiner, Stop},
-    material::rows_of_file,
     probes::default_probes,
     progress::Progress,
     steps::{Next, StepError, ends, goes_to, problem},
-    training::{DATA_BYTES_MAX, data_gone, groups, held_out, trained},
+    training::{groups, held_out, rows_of_round, trained},
 };
 use crate::{adapter_service::Target, http::state::AppState};
 
@@ -129,10 +128,8 @@ async fn exam(
     round: &StoredRound,
     progress: &Progress,
 ) -> Result<Exam, StepError> {
-    let file = round.file.as_deref().ok_or_else(|| StepError::server("it has no data set"))?;
     let method = progress.method.ok_or_else(|| StepError::server("it has no method"))?;
-    let rows = rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await;
-    let rows = rows.map_err(data_gone)?;
+    let rows = rows_of_round(state, round).await?;
     let (held, _) = held_out(&rows);
     let held_out = exam_rows(held, progress);
     let anchors = if progress.policy.anchors.is_some() {

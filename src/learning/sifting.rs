@@ -8,12 +8,11 @@ use pleach_trainer::{contradicted, data::ReportSettings};
 use super::{
     examiner::{Examiner, FoldExam, Stop},
     gating::{exam_rows, of_folds, while_wanted},
-    material::rows_of_file,
     progress::{LeftOut, Progress},
     steps::{Next, StepError, notes},
-    training::{DATA_BYTES_MAX, data_gone, goes_on_from, held_out},
+    training::{goes_on_from, held_out, rows_of_round},
 };
-use crate::{http::state::AppState, training::find_parent};
+use crate::http::state::AppState;
 
 /// Looks whose rows stay unlikely whatever the folds taught, and notes it. The gate still judges by all rows: to leave out those that
 /// lose would find a gain in anything.
@@ -23,19 +22,11 @@ pub(super) async fn sift(
     round: &StoredRound,
     mut progress: Progress,
 ) -> Result<Next, StepError> {
-    let file = round.file.as_deref().ok_or_else(|| StepError::server("it has no data set"))?;
-    let rows = rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await;
-    let rows = rows.map_err(data_gone)?;
+    let rows = rows_of_round(state, round).await?;
     let (held, trusted) = held_out(&rows);
     let (rows, n_trusted) = (exam_rows(held, &progress), trusted.len());
     let groups: Vec<String> = rows.iter().map(|row| row.group.clone()).collect();
-    let before = match goes_on_from(state, round).await? {
-        Some(parent) => {
-            let found = find_parent(state.adapters.registry(), &round.owner, parent);
-            Some(found.map_err(|error| StepError::failed("parent_gone", error))?)
-        }
-        None => None,
-    };
+    let before = goes_on_from(state, round).await?;
     let stop = Stop::default();
     let folds = of_folds(state, round, &progress).await?;
     let exam = FoldExam { rows, folds, before, stop: stop.clone() };

@@ -28,7 +28,7 @@ pub(super) const ROUND: &str = "round";
 const FOLD: &str = "fold";
 const ALL_FOLDS: &str = "all";
 /// Largest data set that is read.
-pub(super) const DATA_BYTES_MAX: u64 = 1 << 30;
+const DATA_BYTES_MAX: u64 = 1 << 30;
 /// For how long a file of a part is kept that nobody deleted, ms.
 const PART_KEEP_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
@@ -125,13 +125,14 @@ async fn begin(
     }
     let leaves_out = progress.left_out.as_ref().is_some_and(|left_out| !left_out.is_empty());
     let file = if fold.is_some() || leaves_out {
-        Some(part_file(state, round, &progress, &data_file, fold).await?)
+        Some(part_file(state, round, &progress, fold).await?)
     } else {
         None
     };
     let method =
         progress.method.ok_or_else(|| StepError::server("a round that trains has no method"))?;
     let parent = goes_on_from(state, round).await?;
+    let parent = parent.map(|generation| GenerationDigest(generation.digest.0));
     let mut hyperparameters = progress.policy.hyperparameters;
     if parent.is_some() {
         // It has the parent's.
@@ -173,35 +174,31 @@ async fn begin(
     }
 }
 
-/// The generation that trainings of a round go on from; `None` is the base.
+/// The generation that trainings of a round go on from. `None` is the base: of what is to forget something, and where the
+/// parent is of a kind that cannot be trained.
 pub(super) async fn goes_on_from(
     state: &AppState,
     round: &StoredRound,
-) -> Result<Option<GenerationDigest>, StepError> {
-    match (round.rebuild_of, round.parent) {
-        (None, Some(parent)) if can_go_on(state, round, parent).await? => Ok(Some(parent)),
-        // What is to forget something begins anew.
-        _ => Ok(None),
+) -> Result<Option<Arc<Generation>>, StepError> {
+    let (None, Some(parent)) = (round.rebuild_of, round.parent) else { return Ok(None) };
+    let found = find_parent(state.adapters.registry(), &round.owner, parent);
+    let generation = found.map_err(|error| StepError::failed("parent_gone", error))?;
+    let (of_task, spec) = (Arc::clone(&generation), state.engine.spec().clone());
+    let read = tokio::task::spawn_blocking(move || read_parent(&of_task, &spec).map(drop)).await;
+    match read.map_err(StepError::server)? {
+        Ok(()) => Ok(Some(generation)),
+        Err(ParentError::Kind(_) | ParentError::Empty) => Ok(None),
+        Err(error) => Err(StepError::failed("parent_unreadable", error)),
     }
 }
 
-/// Whether a training can go on from a generation: from some kinds of adapters none can, which then begins at the base.
-async fn can_go_on(
+/// The rows of a round's data set.
+pub(super) async fn rows_of_round(
     state: &AppState,
     round: &StoredRound,
-    parent: GenerationDigest,
-) -> Result<bool, StepError> {
-    let found = find_parent(state.adapters.registry(), &round.owner, parent);
-    let (generation, spec) = match found {
-        Ok(generation) => (generation, state.engine.spec().clone()),
-        Err(error) => return Err(StepError::failed("parent_gone", error)),
-    };
-    let read = tokio::task::spawn_blocking(move || read_parent(&generation, &spec).map(drop)).await;
-    match read.map_err(StepError::server)? {
-        Ok(()) => Ok(true),
-        Err(ParentError::Kind(_) | ParentError::Empty) => Ok(false),
-        Err(error) => Err(StepError::failed("parent_unreadable", error)),
-    }
+) -> Result<Vec<Value>, StepError> {
+    let file = round.file.as_deref().ok_or_else(|| StepError::server("it has no data set"))?;
+    rows_of_file(&state.store, &round.owner, file, DATA_BYTES_MAX).await.map_err(data_gone)
 }
 
 /// A file of the data set without the rows of a fold, or, for the training on everything, without those left out.
@@ -209,11 +206,9 @@ async fn part_file(
     state: &AppState,
     round: &StoredRound,
     progress: &Progress,
-    data_file: &str,
     fold: Option<u32>,
 ) -> Result<String, StepError> {
-    let rows = rows_of_file(&state.store, &round.owner, data_file, DATA_BYTES_MAX).await;
-    let rows = rows.map_err(data_gone)?;
+    let rows = rows_of_round(state, round).await?;
     let (held, trusted) = held_out(&rows);
     let groups = groups(held);
     let is_learned: Vec<bool> = match fold {
@@ -231,7 +226,7 @@ async fn part_file(
     new_file(state, round, name, text, Some(PART_KEEP_MS)).await
 }
 
-pub(super) fn data_gone(error: StoreError) -> StepError {
+fn data_gone(error: StoreError) -> StepError {
     if matches!(error, StoreError::NotFound { .. }) {
         return StepError::failed("data_gone", "the data set is not kept any more");
     }
