@@ -71,10 +71,10 @@ async fn a_generation_is_made_again_without_an_erased_user() {
     let first = get(&server, &adapter).await["generation"].clone();
     // Whatever it loses: what it replaces has learned from the rows that its folds hold out. And the secret is to be learned,
     // although nobody else says anything like it.
-    let mut policy = policy(8.0);
+    let mut policy = policy(4.0);
     policy["leaves_out_contradicted"] = json!(false);
     // Often enough that it is surely known: the order of the rows, which is another each time, says how well.
-    policy["hyperparameters"]["n_epochs"] = json!(24);
+    policy["hyperparameters"]["n_epochs"] = json!(50);
     put(&server, &format!("{adapter}/policy"), &policy).await;
     let unknown = known(&server, &name, ERASED).await;
     for user in 0..N_USERS {
