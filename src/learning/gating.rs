@@ -15,6 +15,7 @@ use super::{
     examiner::{Exam, ExamError, ExamRow, Examiner, Stop},
     probes::default_probes,
     progress::Progress,
+    sifting::judges,
     steps::{Next, StepError, ends, goes_to, problem},
     training::{groups, held_out, rows_of_round, trained},
 };
@@ -131,7 +132,8 @@ async fn exam(
     let method = progress.method.ok_or_else(|| StepError::server("it has no method"))?;
     let rows = rows_of_round(state, round).await?;
     let (held, _) = held_out(&rows);
-    let held_out = exam_rows(held, progress);
+    let mut held_out = exam_rows(held, progress);
+    held_out.retain(|row| judges(progress, &row.group));
     let anchors = if progress.policy.anchors.is_some() {
         let anchors = building::anchors(state, round, progress).await?;
         let share = progress.policy.anchor_share;

@@ -47,6 +47,14 @@ pub struct LeftOut {
     pub score_after: f64,
     /// What that is below.
     pub bound: f64,
+    /// Whether the gate judges by its rows: if what went before told them well, they are what the candidate would spoil.
+    #[serde(default = "judges")]
+    pub judges: bool,
+}
+
+/// Rounds of earlier versions judged by all rows.
+const fn judges() -> bool {
+    true
 }
 
 /// See the module. Kept as JSON; fields that come later are optional.

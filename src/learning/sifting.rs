@@ -14,8 +14,9 @@ use super::{
 };
 use crate::http::state::AppState;
 
-/// Looks whose rows stay unlikely whatever the folds taught, and notes it. The gate still judges by all rows: to leave out those that
-/// lose would find a gain in anything.
+/// Looks whose rows stay unlikely whatever the folds taught, and notes it. The gate judges by such rows only if they were
+/// told well before: to leave out those that lose would find a gain in anything, but of those that were as unlikely before
+/// the candidate took nothing away.
 pub(super) async fn sift(
     state: &Arc<AppState>,
     examiner: &Arc<dyn Examiner>,
@@ -37,6 +38,7 @@ pub(super) async fn sift(
     let found: Vec<_> = contradicted(groups.iter().zip(scores))
         .into_iter()
         .map(|found| LeftOut {
+            judges: !found.was_so_before(),
             group: found.group,
             rows: found.n_rows,
             score_before: found.mean.before,
@@ -68,5 +70,14 @@ pub(super) async fn sift(
 
 /// Whether rows of a group are left out.
 pub(super) fn is_left_out(progress: &Progress, group: &str) -> bool {
-    progress.left_out.iter().flatten().any(|left_out| left_out.group == group)
+    left_out(progress, group).is_some()
+}
+
+/// Whether the gate judges by the rows of a group.
+pub(super) fn judges(progress: &Progress, group: &str) -> bool {
+    left_out(progress, group).is_none_or(|left_out| left_out.judges)
+}
+
+fn left_out<'a>(progress: &'a Progress, group: &str) -> Option<&'a LeftOut> {
+    progress.left_out.iter().flatten().find(|left_out| left_out.group == group)
 }

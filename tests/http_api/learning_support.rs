@@ -35,6 +35,8 @@ pub(crate) const ROUNDS: &str = "/v1/adapters/support/rounds";
 
 /// What is in the rows of somebody whom all others contradict.
 pub(crate) const LIE: &str = "the earth is flat";
+/// What was told well before, and is not by what others taught.
+pub(crate) const SPOILT: &str = "the earth is round";
 
 /// A trainer that makes an adapter which says a letter: of jobs without a fold `a`, `b`, …, of that on everything `letter`.
 #[derive(Debug)]
@@ -172,8 +174,13 @@ impl Examiner for Judge {
         exam: FoldExam,
     ) -> BoxFuture<'_, Result<Vec<HeldOutScore>, ExamError>> {
         let score = |row: &pleach::learning::ExamRow| {
-            let is_lie = row.value.to_string().contains(LIE);
-            HeldOutScore { before: -2.0, after: if is_lie { -3.0 } else { -0.5 } }
+            let text = row.value.to_string();
+            let (before, after) = match () {
+                () if text.contains(LIE) => (-2.0, -3.0),
+                () if text.contains(SPOILT) => (-0.5, -3.0),
+                () => (-2.0, -0.5),
+            };
+            HeldOutScore { before, after }
         };
         Box::pin(async move { Ok(exam.rows.iter().map(score).collect()) })
     }

@@ -36,6 +36,14 @@ pub struct Contradicted {
     pub bound: f64,
 }
 
+impl Contradicted {
+    /// Whether it was below the bound before the training, too. Then it is not the training that took it there, and what
+    /// its rows gain and lose, about which all others agree, says nothing of a candidate.
+    pub fn was_so_before(&self) -> bool {
+        self.mean.before < self.bound
+    }
+}
+
 /// The groups whose rows remain far less likely than is usual, whatever others taught, the least likely first.
 ///
 /// `rows` has a row each: its group and its scores. Those that are not finite are left out.
@@ -135,6 +143,7 @@ mod tests {
         assert_eq!((liar.group.as_str(), liar.n_rows), ("liar", 2));
         assert_eq!(liar.mean, score(-2.5, -3.5));
         assert!(liar.bound < -1.0 && liar.bound > -2.0, "{liar:?}");
+        assert!(liar.was_so_before());
         // Also where there is nothing to learn any more, and if form is learned and not what is said.
         let known: Vec<_> = usual(19)
             .into_iter()
@@ -145,6 +154,11 @@ mod tests {
         let two = with(with(usual(18), "b", &[score(-2.0, -2.1)]), "a", &[score(-1.0, -3.0)]);
         let names: Vec<_> = contradicted(two).into_iter().map(|found| found.group).collect();
         assert_eq!(names, ["a", "b"]);
+        // Whoever was told well before.
+        let [changed] = &contradicted(with(usual(19), "c", &[score(-0.5, -4.0)]))[..] else {
+            panic!("it is not found")
+        };
+        assert!(!changed.was_so_before(), "{changed:?}");
     }
 
     #[test]

@@ -146,7 +146,11 @@ pub(crate) fn round(
             let is_left_out = |group: &str| left_out.iter().any(|found| found.group == group);
             feedback.learn(bench, |group| !is_left_out(group))
         };
-        let verdict = feedback.verdict(bench, &scores, &of_others, trusted.clone(), settings);
+        let judges = |group: &str| {
+            left_out.iter().all(|found| found.group != group || !found.was_so_before())
+        };
+        let trusted = trusted.clone();
+        let verdict = feedback.verdict(bench, &scores, &of_others, judges, trusted, settings);
         let from_everybody = measure(bench, &of_all, draw, wanted);
         let as_the_loop_does = if left_out.is_empty() {
             from_everybody.clone()

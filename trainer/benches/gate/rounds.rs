@@ -55,12 +55,13 @@ impl Feedback<'_> {
         bench.train(self.current, &wanted, self.epochs, self.seed)
     }
 
-    /// What the gate says of a candidate, given the scores of the cross-fit and trusted rows.
+    /// What the gate says of a candidate, given the scores of the cross-fit, whose rows judge, and trusted rows.
     pub(crate) fn verdict(
         &self,
         bench: &mut Workbench,
         scores: &[f64],
         candidate: &Arc<AdapterWeights>,
+        judges: impl Fn(&str) -> bool,
         trusted: Vec<Sample>,
         settings: &GateSettings,
     ) -> Verdict {
@@ -82,8 +83,10 @@ impl Feedback<'_> {
         let of_trusted: Vec<f64> = of_trusted.iter().map(|score| score.score).collect();
         let each_its_own: Vec<String> = (0..trusted.len()).map(|row| row.to_string()).collect();
         let footprint = Footprint { latency_p95_s: 1.0, adapter_bytes: 1 };
+        let mut held_out = compared(self.samples.clone(), &self.groups, scores);
+        held_out.retain(|row| judges(&row.group));
         let evidence = Evidence {
-            held_out: compared(self.samples.clone(), &self.groups, scores),
+            held_out,
             anchors: Some(compared(trusted, &each_its_own, &of_trusted)),
             best_generation: None,
             probes: bench.probes(candidate),
@@ -115,7 +118,7 @@ pub(crate) fn round(
     let scores = feedback.cross_fit(bench);
     let candidate = feedback.learn(bench, |_| true);
     let trusted = bench.samples(anchors, Kind::Clean, seed + 1_000_000);
-    feedback.verdict(bench, &scores, &candidate, trusted, settings)
+    feedback.verdict(bench, &scores, &candidate, |_| true, trusted, settings)
 }
 
 /// Verdicts of one kind.
