@@ -124,8 +124,12 @@ impl CpuExaminer {
         let before = score(before, &rows)?;
         let after = self.under_folds(&rows, &exam.rows, &exam.folds, score)?;
         let of = |scores: &Scores, row| scores.get(&row).map_or(f64::NAN, |score| score.0);
-        let of_row = |row| HeldOutScore { before: of(&before, row), after: of(&after, row) };
-        Ok((0..exam.rows.len()).map(of_row).collect())
+        let of_row = |(row, held): (usize, &ExamRow)| HeldOutScore {
+            fold: held.fold as usize,
+            before: of(&before, row),
+            after: of(&after, row),
+        };
+        Ok(exam.rows.iter().enumerate().map(of_row).collect())
     }
 
     /// Scores of rows, each under the adapter of its fold.

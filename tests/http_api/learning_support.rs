@@ -180,7 +180,7 @@ impl Examiner for Judge {
                 () if text.contains(SPOILT) => (-0.5, -3.0),
                 () => (-2.0, -0.5),
             };
-            HeldOutScore { before, after }
+            HeldOutScore { fold: row.fold as usize, before, after }
         };
         Box::pin(async move { Ok(exam.rows.iter().map(score).collect()) })
     }

@@ -11,15 +11,19 @@ const MAD_TO_DEVIATION: f64 = 1.4826;
 /// What is not further below the usual score than this, in nats, is near it: where all are told nearly surely, a doubt is
 /// no contradiction.
 const DISTANCE_MIN: f64 = 1.0;
+/// A fold of fewer groups has the usual score of all: a median of so few is what one of them makes it.
+const FOLD_GROUPS_MIN: usize = 4;
 /// Whose rows lose more than this share of what they lacked is explained by others, however far away it still is.
 const EXPLAINED: f64 = 0.5;
 
 /// Scores of a row that was held out, in nats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct HeldOutScore {
+    /// The [fold](crate::folds()) that it was held out of, as are all rows of its group.
+    pub fold: usize,
     /// Under what training went on from.
     pub before: f64,
-    /// Under an adapter that learned from rows of other groups only: that of its [fold](crate::folds()).
+    /// Under an adapter that learned from rows of other groups only: that of its fold.
     pub after: f64,
 }
 
@@ -50,9 +54,10 @@ impl Contradicted {
 ///
 /// Where many say what is right, each of them is told by what the others say. Whoever wants the model to answer otherwise
 /// has to contradict them: his rows stay unlikely. So a group is contradicted if the mean score of its rows after training
-/// is a nat and four standard deviations below the median group's, and the training took away less than half of what
-/// they lacked before. Median and deviation (of the median absolute deviation: Hampel, *J. Am. Stat. Assoc.* 69, 1974) are
-/// the majority's, whatever the others do, and of fewer than eight groups none is contradicted.
+/// is a nat and four standard deviations below that of the median group of its fold, and the training took away less than
+/// half of what they lacked before. Median and deviation (of the median absolute deviation: Hampel, *J. Am. Stat. Assoc.*
+/// 69, 1974) are the majority's, whatever the others do, and of fewer than eight groups none is contradicted. Folds are
+/// told apart as one may have learned better than another; deviations from their medians are those of all.
 ///
 /// It sees nothing of a lie that looks like what all others say, of one where answers differ as much anyway, nor of one
 /// that a majority tells.
@@ -69,21 +74,40 @@ pub fn contradicted<G: AsRef<str>>(
         return Vec::new();
     }
     let means: Vec<HeldOutScore> = groups.values().map(|rows| mean(rows)).collect();
-    let usual = median(means.iter().map(|mean| mean.after).collect());
-    let deviation = median(means.iter().map(|mean| (mean.after - usual).abs()).collect());
-    let bound = usual - (DEVIATIONS * MAD_TO_DEVIATION * deviation).max(DISTANCE_MIN);
-    let is_explained =
-        |mean: &HeldOutScore| mean.after - mean.before >= EXPLAINED * (usual - mean.before);
+    let usual = usual_of_folds(&means);
+    let distance = |mean: &HeldOutScore| mean.after - usual[&mean.fold];
+    let deviation = median(means.iter().map(|mean| distance(mean).abs()).collect());
+    let far = (DEVIATIONS * MAD_TO_DEVIATION * deviation).max(DISTANCE_MIN);
+    let is_explained = |mean: &HeldOutScore| {
+        mean.after - mean.before >= EXPLAINED * (usual[&mean.fold] - mean.before)
+    };
     let mut found: Vec<_> = groups
         .into_iter()
         .zip(means)
-        .filter(|(_, mean)| mean.after < bound && !is_explained(mean))
-        .map(|((group, rows), mean)| Contradicted { group, n_rows: rows.len(), mean, bound })
+        .filter(|(_, mean)| distance(mean) < -far && !is_explained(mean))
+        .map(|((group, rows), mean)| {
+            let bound = usual[&mean.fold] - far;
+            Contradicted { group, n_rows: rows.len(), mean, bound }
+        })
         .collect();
     found.sort_by(|a, b| a.mean.after.total_cmp(&b.mean.after));
     found
 }
 
+/// By fold, the usual score after training.
+fn usual_of_folds(means: &[HeldOutScore]) -> BTreeMap<usize, f64> {
+    let of_all = median(means.iter().map(|mean| mean.after).collect());
+    let mut of_folds: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    for mean in means {
+        of_folds.entry(mean.fold).or_default().push(mean.after);
+    }
+    let usual = |scores: Vec<f64>| {
+        if scores.len() < FOLD_GROUPS_MIN { of_all } else { median(scores) }
+    };
+    of_folds.into_iter().map(|(fold, scores)| (fold, usual(scores))).collect()
+}
+
+/// Of a group; there is one at least.
 fn mean(rows: &[HeldOutScore]) -> HeldOutScore {
     let mean_of = |value: fn(&HeldOutScore) -> f64| {
         let mut values: Vec<f64> = rows.iter().map(value).collect();
@@ -91,7 +115,8 @@ fn mean(rows: &[HeldOutScore]) -> HeldOutScore {
         values.sort_unstable_by(f64::total_cmp);
         values.iter().sum::<f64>() / values.len() as f64
     };
-    HeldOutScore { before: mean_of(|score| score.before), after: mean_of(|score| score.after) }
+    let (before, after) = (mean_of(|score| score.before), mean_of(|score| score.after));
+    HeldOutScore { fold: rows[0].fold, before, after }
 }
 
 /// The middle value, or the mean of the middle two; there is one at least.
@@ -114,7 +139,7 @@ mod tests {
     use super::*;
 
     fn score(before: f64, after: f64) -> HeldOutScore {
-        HeldOutScore { before, after }
+        HeldOutScore { fold: 0, before, after }
     }
 
     /// Rows of so many groups, three each, that others tell well.
@@ -172,6 +197,22 @@ mod tests {
         assert_eq!(contradicted(with(spread.collect(), "odd", &[score(-4.0, -5.0)])), []);
     }
 
+    /// Two folds, of which one learned far less: what is unusual there is measured there.
+    #[test]
+    fn a_fold_that_learned_less_hides_nobody_and_accuses_nobody() {
+        let mut rows = usual(10);
+        rows.extend(usual(9).into_iter().map(|(group, score)| {
+            (format!("w{group}"), HeldOutScore { fold: 1, before: -4.0, after: score.after - 2.0 })
+        }));
+        assert_eq!(contradicted(rows.clone()), []);
+        for (fold, after) in [(0, -2.0), (1, -4.0)] {
+            let lie = HeldOutScore { fold, before: after, after };
+            let found = contradicted(with(rows.clone(), "liar", &[lie]));
+            assert_eq!(found.len(), 1, "fold {fold}");
+            assert_eq!((found[0].group.as_str(), found[0].mean), ("liar", lie));
+        }
+    }
+
     #[test]
     fn nobody_is_told_from_few() {
         let lie = [score(-9.0, -9.0)];
@@ -188,10 +229,14 @@ mod tests {
         #[test]
         fn a_majority_is_never_left_out(
             mut rows in prop::collection::vec((0_u8..30, -9.0..0.0_f64, -9.0..0.0_f64), 0..120),
+            n_folds in 1_usize..6,
             turn in 0_usize..120,
         ) {
             let named = |rows: &[(u8, f64, f64)]| {
-                contradicted(rows.iter().map(|row| (row.0.to_string(), score(row.1, row.2))))
+                contradicted(rows.iter().map(|&(group, before, after)| {
+                    let fold = usize::from(group) % n_folds;
+                    (group.to_string(), HeldOutScore { fold, before, after })
+                }))
             };
             let found = named(&rows);
             let groups: BTreeSet<_> = rows.iter().map(|row| row.0).collect();

@@ -132,10 +132,11 @@ pub(crate) fn round(
             Feedback { samples, groups: groups.clone(), current, epochs: bench.epochs, seed };
         let scores = feedback.cross_fit(bench);
         let before = bench.score(Some(current), feedback.samples.clone());
-        let held_out = scores
-            .iter()
-            .zip(&before)
-            .map(|(&after, before)| HeldOutScore { before: before.score, after });
+        let folds = feedback.folds(bench);
+        let held_out =
+            scores.iter().zip(&before).zip(&folds.of_rows).map(|((&after, before), &fold)| {
+                HeldOutScore { fold, before: before.score, after }
+            });
         let left_out = contradicted(groups.iter().zip(held_out.clone()));
         let users = by_user(&groups, held_out);
         eprintln!("seed {seed}, scores of users before and after: {users:.2?}");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use pleach_engine::adapter_weights::AdapterWeights;
 use pleach_trainer::{
-    Sample, folds,
+    Folds, Sample, folds,
     gate::{CheckName, Evidence, Footprint, GateSettings, RowEvidence, Verdict, judge},
 };
 use serde_json::{Value, json};
@@ -25,9 +25,14 @@ pub(crate) struct Feedback<'a> {
 }
 
 impl Feedback<'_> {
+    /// Its parts.
+    pub(crate) fn folds(&self, bench: &Workbench) -> Folds {
+        folds(&self.groups, bench.n_folds, u64::from(self.seed))
+    }
+
     /// Of each row, its score under an adapter that learned from no row of its group.
     pub(crate) fn cross_fit(&self, bench: &Workbench) -> Vec<f64> {
-        let parts = folds(&self.groups, bench.n_folds, u64::from(self.seed));
+        let parts = self.folds(bench);
         let mut scores = vec![f64::NAN; self.samples.len()];
         let pick = |rows: &mut dyn Iterator<Item = usize>| -> Vec<Sample> {
             rows.map(|row| self.samples[row].clone()).collect()
