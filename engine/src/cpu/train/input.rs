@@ -13,13 +13,24 @@ use crate::{
 use super::{
     base::{Frozen, FrozenLinear},
     dropout::Masks,
-    linear::{Dropped, Inputs},
-    memory::{BufferId, Memory},
+    linear::{Factors, Inputs, LowRank},
+    linear_back::Dropped,
+    memory::Memory,
     plan::BatchPlan,
     product::Rows,
     product_bf16::PairRows,
-    program::{LinearAt, Norm, SiteAt},
+    program::{Columns, LinearAt, Norm, SiteAt},
 };
+
+/// Which half of an adapter a linear adds: forward `B v`, backward `Aᵀ dv`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AdapterHalf {
+    pub(super) site: SiteAt,
+    /// `v` or `dv`.
+    pub(super) v: Columns,
+    /// Which of the packed factors.
+    pub(super) factor: usize,
+}
 
 /// Cosines and sines of positions, `[positions, D / 2]`.
 #[derive(Debug)]
@@ -112,21 +123,40 @@ impl PassInput {
         1.0 / (self.base.spec.head_dim as f32).sqrt()
     }
 
-    /// What products with frozen weights read of a buffer from a column on: itself, or what
-    /// [`Op::Round`](super::program::Op::Round) made of it just before.
+    /// What a product with frozen weights reads of a buffer from a column on, itself or what
+    /// [`Op::Round`](super::program::Op::Round) made of it, and the half of the site's adapter that is added: the one that
+    /// has `v`, forward the second factor, backward the first.
     pub(super) fn inputs<'a>(
         &self,
         memory: &'a Memory,
-        buffer: BufferId,
-        column: usize,
+        x: Columns,
+        half: Option<AdapterHalf>,
     ) -> Inputs<'a> {
+        let rank = |half: AdapterHalf| self.site_weights(half.site).rank;
+        let wide = memory.widths.widest;
         match self.precision {
             ProductPrecision::F32 => {
-                let buffer = &memory[buffer];
-                Inputs::F32(Rows::new(&buffer.values[column..], buffer.stride))
+                let low_rank = half.map(|half| LowRank {
+                    rank: rank(half),
+                    v: memory.rows(half.v),
+                    factor: Rows::new(
+                        &memory[memory.packed[half.site.part][half.factor]].values,
+                        wide,
+                    ),
+                });
+                Inputs::F32(Factors { x: memory.rows(x), low_rank })
             }
             ProductPrecision::Bf16 => {
-                Inputs::Bf16(PairRows { pairs: &memory.rounded, stride: memory.rounded_stride })
+                let pairs = &memory.pairs;
+                let low_rank = half.map(|half| LowRank {
+                    rank: rank(half).next_multiple_of(2),
+                    v: pairs.v[half.site.part].rows(),
+                    factor: PairRows {
+                        pairs: &pairs.packed[half.site.part][half.factor],
+                        stride: wide,
+                    },
+                });
+                Inputs::Bf16(Factors { x: pairs.rounded.rows().from(x.column / 2), low_rank })
             }
         }
     }

@@ -1,52 +1,56 @@
-//! Linears with frozen weights, forward and backward, each with the second half of its adapter in the same chain of
-//! sums: `y (+)= W x + bias + B v` and `dx (+)= Wᵀ dy + Aᵀ dv`.
+//! Linears with frozen weights, each with the second half of its adapter in the same chain of sums:
+//! `y (+)= W x + bias + B v`. The backward half is [`super::linear_back`].
 #![expect(unsafe_code, reason = "vector kernels over panels")]
 
 use std::ops::Range;
 
-use crate::{
-    cpu::{
-        Isa,
-        packed::{BLOCK, PackedMatrix},
-        simd::{Bf16, Bf16Kernel, Kernel, LANES, Simd, Tiles},
-    },
-    site::Site,
+use crate::cpu::{
+    Isa,
+    packed::PackedMatrix,
+    simd::{Bf16, Bf16Kernel, Kernel, LANES, Simd, Tiles},
 };
 
 use super::{
-    dropout::Masks,
-    panel::{PANEL, backward_pairs, backward_panel, forward_pairs, forward_panel},
+    panel::{forward_pairs, forward_panel},
     product::{Left, Panel, Rows, Size, Sum, Target, product},
-    product_bf16::{PairRows, product_bf16},
+    product_bf16::{PairPanel, PairRows, Terms, product_bf16},
 };
 
-/// Inputs of a linear as its precision wants them, from row 0 of the batch on.
+/// The adapter's second half: `[T, rank]` times `[rank, n]`; `X` is [`Rows`] or [`PairRows`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Inputs<'a> {
-    F32(Rows<'a>),
-    Bf16(PairRows<'a>),
-}
-
-/// The adapter's second half: `[T, rank]` times `[rank, n]`.
-#[derive(Clone, Copy)]
-pub(crate) struct LowRank<'a> {
+pub(crate) struct LowRank<X> {
+    /// With [`PairRows`] an even number.
     pub(crate) rank: usize,
     /// `v` or `dv`, scaled.
-    pub(crate) v: Rows<'a>,
+    pub(crate) v: X,
     /// `Bᵀ` or `A`.
-    pub(crate) factor: Rows<'a>,
+    pub(crate) factor: X,
 }
 
-/// Some rows of one panel of a linear; `X` is [`Rows`], [`PairRows`], or [`Inputs`] before it is known.
-pub(crate) struct LinearPanel<'a, X> {
+/// What a linear reads in one precision: rows from row 0 of the batch on, and its adapter's half.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Factors<X> {
+    /// `x` or `dy`.
+    pub(crate) x: X,
+    pub(crate) low_rank: Option<LowRank<X>>,
+}
+
+/// The same as its precision wants them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Inputs<'a> {
+    F32(Factors<Rows<'a>>),
+    Bf16(Factors<PairRows<'a>>),
+}
+
+/// Some rows of one panel of a linear; `F` is [`Factors`], or [`Inputs`] before the precision is known.
+pub(crate) struct LinearPanel<'a, F> {
     pub(crate) matrix: &'a PackedMatrix,
     /// At most two.
     pub(crate) tiles: Range<usize>,
     pub(crate) rows: Range<usize>,
-    pub(crate) x: X,
+    pub(crate) factors: F,
     /// Of all output features, padded to whole tiles.
     pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) low_rank: Option<LowRank<'a>>,
     /// `start` is where the panel's first feature is in row 0.
     pub(crate) out: Target<'a>,
     pub(crate) accumulate: bool,
@@ -56,20 +60,29 @@ pub(crate) struct LinearPanel<'a, X> {
 impl<'a> LinearPanel<'a, Inputs<'a>> {
     /// Runs it in its precision.
     pub(crate) fn run(self, isa: Isa) {
-        let Self { matrix, tiles, rows, x, bias, low_rank, out, accumulate, scratch } = self;
+        let Self { matrix, tiles, rows, factors, bias, out, accumulate, scratch } = self;
         macro_rules! with {
-            ($x:expr) => {
-                LinearPanel { matrix, tiles, rows, x: $x, bias, low_rank, out, accumulate, scratch }
+            ($factors:expr) => {
+                LinearPanel {
+                    matrix,
+                    tiles,
+                    rows,
+                    factors: $factors,
+                    bias,
+                    out,
+                    accumulate,
+                    scratch,
+                }
             };
         }
-        match x {
-            Inputs::F32(x) => isa.run(with!(x)),
-            Inputs::Bf16(x) => isa.run_bf16(with!(x)),
+        match factors {
+            Inputs::F32(factors) => isa.run(with!(factors)),
+            Inputs::Bf16(factors) => isa.run_bf16(with!(factors)),
         }
     }
 }
 
-impl<'a, X> LinearPanel<'a, X> {
+impl<'a, F> LinearPanel<'a, F> {
     fn size(&self) -> Size {
         Size { m: self.rows.len(), n: self.tiles.len() * LANES, k: self.matrix.n_in }
     }
@@ -92,55 +105,71 @@ impl<'a, X> LinearPanel<'a, X> {
     }
 }
 
-/// Adds the adapter's second half to rows `rows` of `size.n` columns from `column` on.
-#[inline(always)]
-unsafe fn add_low_rank<S: Simd>(
-    low_rank: LowRank<'_>,
-    size: Size,
-    first_row: usize,
-    column: usize,
-    out: Target<'_>,
-) {
-    let LowRank { rank, v, factor } = low_rank;
-    let (size, v) = (Size { k: rank, ..size }, v.from(first_row * v.stride));
-    // SAFETY: the caller's.
-    unsafe {
-        let panel = Panel::of_rows(factor.from(column));
-        product::<S>(size, Left::Rows, v, panel, out, Sum::GoesOn);
+impl LowRank<Rows<'_>> {
+    /// Adds the adapter's second half to `size.m` rows from `first_row` on, of `size.n` columns from `column` on.
+    ///
+    /// # Safety
+    /// As [`product`].
+    #[inline(always)]
+    pub(super) unsafe fn add<S: Simd>(
+        self,
+        size: Size,
+        first_row: usize,
+        column: usize,
+        out: Target<'_>,
+        sum: Sum,
+    ) {
+        let (size, v) = (Size { k: self.rank, ..size }, self.v.from(first_row * self.v.stride));
+        // SAFETY: the caller's.
+        unsafe {
+            let panel = Panel::of_rows(self.factor.from(column));
+            product::<S>(size, Left::Rows, v, panel, out, sum);
+        }
     }
 }
 
-impl<'a> Kernel for LinearPanel<'a, Rows<'a>> {
+impl<'a> LowRank<PairRows<'a>> {
+    /// The terms of the adapter's second half of rows from `first_row` on, of columns from `column` on.
+    pub(super) fn terms(self, first_row: usize, column: usize) -> Terms<'a> {
+        let Self { rank, v, factor } = self;
+        Terms { k: rank, a: v.skip_rows(first_row), p: PairPanel::of_rows(factor.from(column)) }
+    }
+}
+
+impl<'a> Kernel for LinearPanel<'a, Factors<Rows<'a>>> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let (size, out, column) = (self.size(), self.target(), self.tiles.start * LANES);
+        let Factors { x, low_rank } = self.factors;
         // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
         unsafe {
             let sum = self.begin::<S>();
             let panel = forward_panel::<S>(self.matrix, self.tiles, self.scratch);
-            let x = self.x.from(self.rows.start * self.x.stride);
+            let x = x.from(self.rows.start * x.stride);
             product::<S>(size, Left::Rows, x, panel, out, sum);
-            if let Some(low_rank) = self.low_rank {
-                add_low_rank::<S>(low_rank, size, self.rows.start, column, out);
+            if let Some(low_rank) = low_rank {
+                low_rank.add::<S>(size, self.rows.start, column, out, Sum::GoesOn);
             }
         }
     }
 }
 
-impl<'a> Bf16Kernel for LinearPanel<'a, PairRows<'a>> {
+impl<'a> Bf16Kernel for LinearPanel<'a, Factors<PairRows<'a>>> {
     #[inline(always)]
     unsafe fn run<S: Bf16, T: Tiles>(self) {
-        let (size, out, column) = (self.size(), self.target(), self.tiles.start * LANES);
+        let (Size { m, n, k }, out) = (self.size(), self.target());
+        let (first_row, column) = (self.rows.start, self.tiles.start * LANES);
+        let Factors { x, low_rank } = self.factors;
         // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
         unsafe {
             let sum = self.begin::<S>();
-            let panel = forward_pairs::<S>(self.matrix, self.tiles, self.scratch);
-            product_bf16::<S, T>(size, self.x.skip_rows(self.rows.start), panel, out, sum);
-            if let Some(low_rank) = self.low_rank {
-                add_low_rank::<S>(low_rank, size, self.rows.start, column, out);
-            }
+            let p = forward_pairs::<S>(self.matrix, self.tiles, self.scratch);
+            let of_base = Terms { k, a: x.skip_rows(first_row), p };
+            let of_adapter = low_rank.map_or(of_base, |own| own.terms(first_row, column));
+            let terms = &[of_base, of_adapter][..1 + usize::from(low_rank.is_some())];
+            product_bf16::<S, T>((m, n), terms, out, sum);
         }
     }
 }
@@ -156,153 +185,6 @@ unsafe fn put_bias<S: Simd>(bias: &[f32], n_rows: usize, out: Target<'_>, add: b
                 let bias = S::load(bias.as_ptr());
                 S::store(to, if add { S::add(S::load(to), bias) } else { bias });
             }
-        }
-    }
-}
-
-/// Dropout on the inputs that the adapter saw.
-#[derive(Clone, Copy)]
-pub(crate) struct Dropped<'a> {
-    pub(crate) masks: Masks,
-    pub(crate) site: Site,
-    /// Of every row of the batch.
-    pub(crate) places: &'a [(u32, u32)],
-}
-
-/// Some rows of 32 input features of a linear's backward half; `X` as for [`LinearPanel`].
-pub(crate) struct LinearBackPanel<'a, X> {
-    pub(crate) matrix: &'a PackedMatrix,
-    /// Output features that are summed over.
-    pub(crate) tiles: Range<usize>,
-    /// Input features `32 * block..`.
-    pub(crate) block: usize,
-    pub(crate) rows: Range<usize>,
-    /// From the first of the output features on.
-    pub(crate) dy: X,
-    pub(crate) low_rank: Option<LowRank<'a>>,
-    pub(crate) dropped: Option<Dropped<'a>>,
-    /// `start` is input feature 0 in row 0.
-    pub(crate) dx: Target<'a>,
-    pub(crate) sum: Sum,
-    pub(crate) scratch: &'a mut [f32],
-}
-
-impl<'a> LinearBackPanel<'a, Inputs<'a>> {
-    /// Runs it in its precision.
-    pub(crate) fn run(self, isa: Isa) {
-        let Self { matrix, tiles, block, rows, dy, low_rank, dropped, dx, sum, scratch } = self;
-        macro_rules! with {
-            ($dy:expr) => {
-                LinearBackPanel {
-                    matrix,
-                    tiles,
-                    block,
-                    rows,
-                    dy: $dy,
-                    low_rank,
-                    dropped,
-                    dx,
-                    sum,
-                    scratch,
-                }
-            };
-        }
-        match dy {
-            Inputs::F32(dy) => isa.run(with!(dy)),
-            Inputs::Bf16(dy) => isa.run_bf16(with!(dy)),
-        }
-    }
-}
-
-impl<'a, X> LinearBackPanel<'a, X> {
-    fn size(&self) -> Size {
-        Size { m: self.rows.len(), n: PANEL, k: self.tiles.len() * LANES }
-    }
-
-    fn target(&self) -> Target<'a> {
-        let start = self.dx.start + self.rows.start * self.dx.stride + self.block * BLOCK;
-        Target { start, ..self.dx }
-    }
-}
-
-/// What a backward half adds of the adapter.
-#[inline(always)]
-unsafe fn add_low_rank_back<S: Simd>(
-    (low_rank, dropped): (LowRank<'_>, Option<Dropped<'_>>),
-    size: Size,
-    rows: Range<usize>,
-    column: usize,
-    out: Target<'_>,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let Some(dropped) = dropped else {
-            return add_low_rank::<S>(low_rank, size, rows.start, column, out);
-        };
-        let LowRank { rank, v, factor } = low_rank;
-        let (v, factor) = (v.from(rows.start * v.stride), factor.from(column));
-        let places = &dropped.places[rows];
-        add_dropped::<S>(dropped, places, column, LowRank { rank, v, factor }, out);
-    }
-}
-
-impl<'a> Kernel for LinearBackPanel<'a, Rows<'a>> {
-    type Out = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (size, out, column) = (self.size(), self.target(), self.block * BLOCK);
-        // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
-        unsafe {
-            let panel = backward_panel::<S>(self.matrix, self.block, self.tiles, self.scratch);
-            let dy = self.dy.from(self.rows.start * self.dy.stride);
-            product::<S>(size, Left::Rows, dy, panel, out, self.sum);
-            if let Some(low_rank) = self.low_rank {
-                add_low_rank_back::<S>((low_rank, self.dropped), size, self.rows, column, out);
-            }
-        }
-    }
-}
-
-impl<'a> Bf16Kernel for LinearBackPanel<'a, PairRows<'a>> {
-    #[inline(always)]
-    unsafe fn run<S: Bf16, T: Tiles>(self) {
-        let (size, out, column) = (self.size(), self.target(), self.block * BLOCK);
-        // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
-        unsafe {
-            let panel = backward_pairs::<S>(self.matrix, self.block, self.tiles, self.scratch);
-            product_bf16::<S, T>(size, self.dy.skip_rows(self.rows.start), panel, out, self.sum);
-            if let Some(low_rank) = self.low_rank {
-                add_low_rank_back::<S>((low_rank, self.dropped), size, self.rows, column, out);
-            }
-        }
-    }
-}
-
-/// Adds `mask * (Aᵀ dv)` to 32 input features of some rows.
-#[inline(always)]
-unsafe fn add_dropped<S: Simd>(
-    dropped: Dropped<'_>,
-    places: &[(u32, u32)],
-    column: usize,
-    low_rank: LowRank<'_>,
-    out: Target<'_>,
-) {
-    let (mut delta, mut factors) = ([0.0; PANEL], [0.0; PANEL]);
-    for (row, &place) in places.iter().enumerate() {
-        let parts = crate::cpu::threads::Parts::new(&mut delta);
-        let target = Target { parts: &parts, start: 0, stride: PANEL };
-        let size = Size { m: 1, n: PANEL, k: low_rank.rank };
-        let v = low_rank.v.from(row * low_rank.v.stride);
-        // SAFETY: the instruction set is the caller's; `delta` is this function's.
-        unsafe {
-            product::<S>(size, Left::Rows, v, Panel::of_rows(low_rank.factor), target, Sum::New);
-        }
-        dropped.masks.factors(place, dropped.site, column, &mut factors);
-        let to = out.parts.at(out.start + row * out.stride, PANEL);
-        for (i, (delta, factor)) in delta.iter().zip(&factors).enumerate() {
-            // SAFETY: within the part, which is the caller's alone.
-            unsafe { *to.add(i) += delta * factor };
         }
     }
 }

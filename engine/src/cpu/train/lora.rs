@@ -63,8 +63,9 @@ pub(crate) enum Factor {
     B,
 }
 
-/// `gradient[r, c] += Σ_t v[t, r] x[t, c]` for at most 32 columns `c`, over all rows of the batch.
-pub(crate) struct GradientPanel<'a> {
+/// `gradient[r, c] += Σ_t v[t, r] x[t, c]` for at most 32 columns `c`, over all rows of the batch; `V` is [`Rows`], or
+/// [`super::lora_bf16::ByTwos`].
+pub(crate) struct GradientPanel<'a, V> {
     pub(crate) factor: Factor,
     pub(crate) rank: usize,
     /// Features of the factor's long side.
@@ -72,7 +73,7 @@ pub(crate) struct GradientPanel<'a> {
     pub(crate) columns: Range<usize>,
     pub(crate) n_rows: usize,
     /// `[T, R]`: `dv` for `A`, `v` for `B`.
-    pub(crate) v: Rows<'a>,
+    pub(crate) v: V,
     /// `[T, features]`: `x` for `A`, `dy` for `B`; whole vectors can be read.
     pub(crate) x: Rows<'a>,
     pub(crate) gradient: &'a Parts<'a, f32>,
@@ -80,7 +81,7 @@ pub(crate) struct GradientPanel<'a> {
     pub(crate) scratch: &'a mut [f32],
 }
 
-impl GradientPanel<'_> {
+impl<V> GradientPanel<'_, V> {
     /// Where element `r`, `c` is, seen from the gradient's start.
     fn at(&self, r: usize, c: usize) -> usize {
         match self.factor {
@@ -88,35 +89,52 @@ impl GradientPanel<'_> {
             Factor::B => c * self.rank + r,
         }
     }
+
+    /// Columns of whole vectors.
+    pub(super) fn n_padded(&self) -> usize {
+        self.columns.len().next_multiple_of(LANES)
+    }
+
+    /// Copies what the gradient is so far to scratch, `[rank, 32]`.
+    pub(super) fn copy_in(&self, scratch: &mut [f32]) {
+        for (r, row) in scratch.chunks_exact_mut(PANEL).enumerate() {
+            for c in self.columns.clone() {
+                // SAFETY: these columns of the gradient are this task's alone.
+                row[c - self.columns.start] = unsafe { *self.gradient.at(self.at(r, c), 1) };
+            }
+            row[self.columns.len()..].fill(0.0);
+        }
+    }
+
+    /// Copies it back.
+    pub(super) fn copy_out(&self, scratch: &[f32]) {
+        for (r, row) in scratch.chunks_exact(PANEL).enumerate() {
+            for c in self.columns.clone() {
+                // SAFETY: as above.
+                unsafe { *self.gradient.at(self.at(r, c), 1) = row[c - self.columns.start] };
+            }
+        }
+    }
 }
 
-impl Kernel for GradientPanel<'_> {
+impl Kernel for GradientPanel<'_, Rows<'_>> {
     type Out = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
         let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * PANEL];
-        let first = self.columns.start;
-        // SAFETY: the instruction set is the caller's; these columns of the gradient are this task's alone.
-        unsafe {
-            for (r, row) in scratch.chunks_exact_mut(PANEL).enumerate() {
-                for c in self.columns.clone() {
-                    row[c - first] = *self.gradient.at(self.at(r, c), 1);
-                }
-                row[self.columns.len()..].fill(0.0);
-            }
-            let n = self.columns.len().next_multiple_of(LANES);
-            let size = Size { m: self.rank, n, k: self.n_rows };
+        self.copy_in(scratch);
+        let size = Size { m: self.rank, n: self.n_padded(), k: self.n_rows };
+        let panel = Panel::of_rows(self.x.from(self.columns.start));
+        {
             let parts = Parts::new(scratch);
             let target = Target { parts: &parts, start: 0, stride: PANEL };
-            let panel = Panel::of_rows(self.x.from(first));
-            product::<S>(size, Left::Columns, self.v, panel, target, Sum::GoesOn);
-            for (r, row) in scratch.chunks_exact(PANEL).enumerate() {
-                for c in self.columns.clone() {
-                    *self.gradient.at(self.at(r, c), 1) = row[c - first];
-                }
+            // SAFETY: the instruction set is the caller's; the scratch is this task's alone.
+            unsafe {
+                product::<S>(size, Left::Columns, self.v, panel, target, Sum::GoesOn);
             }
         }
+        self.copy_out(scratch);
     }
 }
 

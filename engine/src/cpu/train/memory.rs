@@ -22,7 +22,10 @@ use crate::{
     train::{AdapterShape, MemoryNeed, ProductPrecision, TrainOptions},
 };
 
-use super::{attention::QUERY_ROWS, panel::panel_values};
+use super::{
+    attention::QUERY_ROWS, memory_pairs::PairMemory, panel::panel_values, product::Rows,
+    program::Columns,
+};
 
 /// Columns of logits that are in memory at a time.
 pub(crate) const VOCAB_CHUNK: usize = 512;
@@ -114,7 +117,7 @@ impl Widths {
         }
     }
 
-    fn qkv(&self) -> usize {
+    pub(super) fn qkv(&self) -> usize {
         self.q + 2 * self.kv
     }
 }
@@ -152,13 +155,11 @@ pub(crate) struct Memory {
     pub(crate) keeps_logits: bool,
     /// Largest logit and sum of exponentials so far, of each head row.
     pub(crate) head_sums: BufferId,
-    /// Copies of each part's factors in the order that products read.
+    /// Copies of each part's factors in the order that products read; empty with bf16.
     pub(crate) packed: [[BufferId; 2]; PARTS],
     /// Weights of a group of query tiles.
     pub(crate) group: BufferId,
-    /// Inputs of linears in bf16, `[T, rounded_stride]` pairs; empty with f32.
-    pub(crate) rounded: Lines<u32>,
-    pub(crate) rounded_stride: usize,
+    pub(crate) pairs: PairMemory,
     /// Per thread: a panel, or scores of a tile.
     pub(crate) scratch: Vec<Lines<f32>>,
     pub(crate) widths: Widths,
@@ -239,6 +240,8 @@ impl Memory {
         let n_logits = if keeps_logits { n_chunks } else { 1 };
         let turned = rows.next_multiple_of(LANES) + LANES;
         let group_floats = (GROUP_BYTES / size_of::<f32>()).max(tile_values(spec, rows));
+        let is_bf16 = options.precision == ProductPrecision::Bf16;
+        let n_packed = if is_bf16 { 0 } else { widths.widest };
         let mut take = |n_rows, width| taker.take(n_rows, width);
         let mut memory = Self {
             residual,
@@ -261,36 +264,31 @@ impl Memory {
             keeps_logits,
             head_sums: take(rows, 2),
             packed: std::array::from_fn(|_| {
-                [take(widths.widest, widths.rank), take(widths.widest, widths.rank)]
+                [take(n_packed, widths.rank), take(n_packed, widths.rank)]
             }),
             group: take(1, group_floats),
-            rounded: Lines::default(),
-            rounded_stride: 0,
+            pairs: PairMemory::default(),
             scratch: Vec::new(),
             buffers: Vec::new(),
             widths,
             need: MemoryNeed::default(),
         };
-        let widest = memory.widths.widest.max(VOCAB_CHUNK);
-        // An odd number of cache lines apart: at a power of two, the rows of a block would share one set of the cache.
-        let rounded_stride = widest.div_ceil(2 * LANES).next_multiple_of(2) * LANES + LANES;
-        let n_pairs =
-            if options.precision == ProductPrecision::Bf16 { rows * rounded_stride } else { 0 };
-        let panel = panel_values(widest);
+        let panel = panel_values(memory.widths.widest.max(VOCAB_CHUNK));
         let scratch = panel.max(QUERY_ROWS * turned);
         let scratch_bytes = options.threads.max(1) * scratch * size_of::<f32>();
         let kept_bytes = kept_layers * record_bytes;
-        let rounded_bytes = n_pairs * size_of::<u32>();
+        let pairs_bytes =
+            if is_bf16 { PairMemory::bytes(rows, &memory.widths, VOCAB_CHUNK) } else { 0 };
         memory.need = MemoryNeed {
             residual_bytes,
             kept_bytes,
             kept_layers,
-            working_bytes: taker.bytes - residual_bytes - kept_bytes
-                + scratch_bytes
-                + rounded_bytes,
+            working_bytes: taker.bytes - residual_bytes - kept_bytes + scratch_bytes + pairs_bytes,
         };
         if allocate {
-            (memory.rounded, memory.rounded_stride) = (Lines::zeroed(n_pairs), rounded_stride);
+            if is_bf16 {
+                memory.pairs = PairMemory::new(rows, &memory.widths, VOCAB_CHUNK);
+            }
             memory.scratch = (0..options.threads.max(1)).map(|_| Lines::zeroed(scratch)).collect();
         }
         memory.buffers = taker.buffers;
@@ -315,6 +313,12 @@ impl Memory {
     pub(crate) fn record(&self, layer: usize) -> Record {
         let first_kept = self.n_layers - self.kept.len();
         if layer >= first_kept { self.kept[layer - first_kept] } else { self.shared }
+    }
+
+    /// Some columns of every row.
+    pub(crate) fn rows(&self, from: Columns) -> Rows<'_> {
+        let buffer = &self[from.buffer];
+        Rows::new(&buffer.values[from.column..], buffer.stride)
     }
 
     /// Takes a buffer out, to write to it beside others; [`Self::put`] it back.

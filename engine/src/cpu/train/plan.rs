@@ -38,6 +38,8 @@ pub(crate) struct Group {
 #[derive(Debug, Default)]
 pub(crate) struct BatchPlan {
     pub(crate) batch: MicroBatch,
+    /// Rows of each sequence.
+    pub(crate) sequences: Vec<Range<usize>>,
     /// Position and dropout stream of every row.
     pub(crate) places: Vec<(u32, u32)>,
     pub(crate) tiles: Vec<QueryTile>,
@@ -57,7 +59,8 @@ impl BatchPlan {
             }));
         }
         let groups = groups(&tiles, spec, group_values);
-        Self { batch, places, tiles, groups }
+        let sequences = batch.sequences().collect();
+        Self { batch, sequences, places, tiles, groups }
     }
 
     pub(crate) fn n_rows(&self) -> usize {

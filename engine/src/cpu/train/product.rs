@@ -44,6 +44,13 @@ pub(crate) struct Target<'a> {
     pub(crate) stride: usize,
 }
 
+impl Target<'_> {
+    /// The same rows without the first `n`.
+    pub(crate) fn skip_rows(self, n: usize) -> Self {
+        Self { start: self.start + n * self.stride, ..self }
+    }
+}
+
 /// How the left factor is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {

@@ -1,7 +1,8 @@
 //! The dense product with factors in bf16 and sums in f32: `c[i, n] (+)= Σ_j a(i, j) p[j, n]`.
 //!
 //! As [`super::product`], but that the chain of an element takes two terms at a time (which it has in the same order
-//! wherever it runs: see [`Bf16`]), or 32 where there are tiles (see [`super::product_tiles`]).
+//! wherever it runs: see [`Bf16`]), or 32 where there are tiles (see [`super::product_tiles`]). A sum may have terms of
+//! two pairs of factors, one after the other: a linear's, and its adapter's.
 #![expect(unsafe_code, reason = "vector kernel over strided rows")]
 
 use std::ops::Range;
@@ -26,7 +27,12 @@ pub(crate) struct PairRows<'a> {
 impl PairRows<'_> {
     /// The same rows without the first `n`.
     pub(crate) fn skip_rows(self, n: usize) -> Self {
-        Self { pairs: &self.pairs[n * self.stride..], stride: self.stride }
+        self.from(n * self.stride)
+    }
+
+    /// The same rows from pair `start` on.
+    pub(crate) fn from(self, start: usize) -> Self {
+        Self { pairs: &self.pairs[start..], stride: self.stride }
     }
 }
 
@@ -36,6 +42,35 @@ pub(crate) struct PairPanel<'a> {
     pub(crate) pairs: &'a [u32],
     pub(crate) stride: usize,
     pub(crate) vector_stride: usize,
+}
+
+impl<'a> PairPanel<'a> {
+    /// Rows that hold pairs of two rows each.
+    pub(crate) fn of_rows(rows: PairRows<'a>) -> Self {
+        Self { pairs: rows.pairs, stride: rows.stride, vector_stride: LANES }
+    }
+}
+
+/// Terms of a sum: `k` of them, an even number.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms<'a> {
+    pub(crate) k: usize,
+    pub(crate) a: PairRows<'a>,
+    pub(crate) p: PairPanel<'a>,
+}
+
+impl Terms<'_> {
+    /// Checks that the factors of `m` rows and `n` columns are there.
+    fn check(&self, m: usize, n: usize) {
+        let Self { k, a, p } = self;
+        assert!(k.is_multiple_of(2), "{k} terms");
+        let needed = (m - 1) * a.stride + k / 2;
+        assert!(needed <= a.pairs.len(), "left factor: {needed} pairs of {}", a.pairs.len());
+        if *k > 0 {
+            let last = (k / 2 - 1) * p.stride + (n / LANES - 1) * p.vector_stride + LANES;
+            assert!(last <= p.pairs.len(), "panel: {last} pairs of {}", p.pairs.len());
+        }
+    }
 }
 
 /// Rounds rows to bf16.
@@ -65,36 +100,35 @@ impl Bf16Kernel for RoundRows<'_> {
     }
 }
 
-/// Computes one product on this thread; `k` is even.
+/// Computes one product of `m` rows and `n` columns on this thread, `n` a multiple of 16; there are terms.
 ///
 /// # Safety
 /// The processor must have the instruction set and the tiles, and nobody else may use the elements of `c` meanwhile.
 ///
 /// # Panics
-/// When a factor is smaller than `size` says.
+/// When a factor is smaller than its terms say.
 #[inline(always)]
 pub(crate) unsafe fn product_bf16<S: Bf16, T: Tiles>(
-    size: Size,
-    a: PairRows<'_>,
-    p: PairPanel<'_>,
+    (m, n): (usize, usize),
+    terms: &[Terms<'_>],
     c: Target<'_>,
     sum: Sum,
 ) {
-    let Size { m, n, k } = size;
     if m == 0 || n == 0 {
         return;
     }
-    assert!(n.is_multiple_of(LANES) && k.is_multiple_of(2), "{n} columns of {k} terms");
-    let needed = (m - 1) * a.stride + k / 2;
-    assert!(needed <= a.pairs.len(), "left factor: {needed} pairs of {}", a.pairs.len());
-    if k > 0 {
-        let last = (k / 2 - 1) * p.stride + (n / LANES - 1) * p.vector_stride + LANES;
-        assert!(last <= p.pairs.len(), "panel: {last} pairs of {}", p.pairs.len());
-    }
+    assert!(n.is_multiple_of(LANES), "{n} columns");
+    terms.iter().for_each(|terms| terms.check(m, n));
     let out = c.parts.at(c.start, (m - 1) * c.stride + n);
-    if T::ARE_HERE && k > 0 {
-        // SAFETY: all that the tiles cover lies within the bounds checked above.
-        unsafe { by_tiles::<S, T>(size, a, p, (out, c.stride), sum) };
+    if T::ARE_HERE && terms.iter().all(|terms| terms.k > 0) {
+        let mut sum = sum;
+        for &Terms { k, a, p } in terms {
+            // SAFETY: all that the tiles cover lies within the bounds checked above.
+            unsafe { by_tiles::<S, T>(Size { m, n, k }, a, p, (out, c.stride), sum) };
+            if sum == Sum::New {
+                sum = Sum::GoesOn;
+            }
+        }
         return;
     }
     let mut vector = 0;
@@ -108,9 +142,8 @@ pub(crate) unsafe fn product_bf16<S: Bf16, T: Tiles>(
                             // SAFETY: all that the block touches lies within the bounds checked above.
                             unsafe {
                                 micro::<S, $m, $w>(
-                                    k / 2,
-                                    (a.pairs.as_ptr().add(row * a.stride), a.stride),
-                                    (p.pairs.as_ptr().add(vector * p.vector_stride), p),
+                                    (row, vector),
+                                    terms,
                                     (out.add(row * c.stride + vector * LANES), c.stride),
                                     sum,
                                 );
@@ -134,9 +167,8 @@ pub(crate) unsafe fn product_bf16<S: Bf16, T: Tiles>(
 /// `M` rows by `W` vectors of the result, in registers.
 #[inline(always)]
 unsafe fn micro<S: Bf16, const M: usize, const W: usize>(
-    n_pairs: usize,
-    (a, a_stride): (*const u32, usize),
-    (panel, p): (*const u32, PairPanel<'_>),
+    (row, vector): (usize, usize),
+    terms: &[Terms<'_>],
     (out, out_stride): (*mut f32, usize),
     sum: Sum,
 ) {
@@ -150,16 +182,22 @@ unsafe fn micro<S: Bf16, const M: usize, const W: usize>(
                 }
             }
         }
-        for j in 0..n_pairs {
-            let row = panel.add(j * p.stride);
-            let mut values = [S::load_pairs(row); W];
-            for (w, value) in values.iter_mut().enumerate().skip(1) {
-                *value = S::load_pairs(row.add(w * p.vector_stride));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let x = S::splat_pair(a.add(r * a_stride + j));
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = S::dot_pairs(*sum, x, value);
+        for &Terms { k, a, p } in terms {
+            let (left, right) = (
+                a.pairs.as_ptr().add(row * a.stride),
+                p.pairs.as_ptr().add(vector * p.vector_stride),
+            );
+            for j in 0..k / 2 {
+                let right = right.add(j * p.stride);
+                let mut values = [S::load_pairs(right); W];
+                for (w, value) in values.iter_mut().enumerate().skip(1) {
+                    *value = S::load_pairs(right.add(w * p.vector_stride));
+                }
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    let x = S::splat_pair(left.add(r * a.stride + j));
+                    for (sum, value) in sums.iter_mut().zip(values) {
+                        *sum = S::dot_pairs(*sum, x, value);
+                    }
                 }
             }
         }

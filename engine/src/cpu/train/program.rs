@@ -47,7 +47,7 @@ pub(crate) struct LinearAt {
 pub(crate) enum Side {
     /// Inputs of a linear, and of those that share them.
     In(LinearAt),
-    /// Gradients of its outputs.
+    /// Gradients of its outputs, and of those before it in their buffer.
     Out(LinearAt),
     /// Inputs of the head.
     Head,
@@ -79,7 +79,7 @@ pub(crate) enum Op {
     },
     /// Rounds to bf16 what the products that follow read.
     Round {
-        from: Columns,
+        from: BufferId,
         side: Side,
     },
     /// `out (+)= W x + bias + B v`.
@@ -117,6 +117,11 @@ pub(crate) enum Op {
     ShrinkBack {
         site: SiteAt,
         dy: Columns,
+    },
+    /// Two rows at a time what the next gradient multiplies, in bf16.
+    PairUp {
+        site: SiteAt,
+        v: Columns,
     },
     /// `dA += dvᵀ x`.
     GradientA {
@@ -219,7 +224,7 @@ impl Builder<'_> {
             self.linears(&mut ops, layer, &[M::DownProj], memory.product, out, true);
         }
         ops.push(Op::HeadInput);
-        self.round(&mut ops, memory.head_input, 0, Side::Head);
+        self.round(&mut ops, memory.head_input, Side::Head);
         for tiles in self.vocab_chunks() {
             ops.push(Op::Logits { tiles: tiles.clone() });
             ops.push(Op::FoldLogits { tiles });
@@ -258,11 +263,11 @@ impl Builder<'_> {
         let mut ops = vec![Op::Zero(memory.d_head_input), Op::Zero(memory.d_residual)];
         for tiles in self.vocab_chunks() {
             if !memory.keeps_logits {
-                self.round(&mut ops, memory.head_input, 0, Side::Head);
+                self.round(&mut ops, memory.head_input, Side::Head);
                 ops.push(Op::Logits { tiles: tiles.clone() });
             }
             ops.push(Op::LogitsBack { tiles: tiles.clone() });
-            self.round(&mut ops, memory.logits(tiles.start), 0, Side::Logits(tiles.len()));
+            self.round(&mut ops, memory.logits(tiles.start), Side::Logits(tiles.len()));
             ops.push(Op::HeadBack { tiles });
         }
         if self.has_features {
@@ -285,7 +290,8 @@ impl Builder<'_> {
         ops.push(Op::SwiGlu { gate_up: record.gate_up });
         if !memory.keeps(layer) {
             // All of the layer but its last linear was computed again.
-            self.shrink(ops, self.site(layer, M::DownProj, 0), memory.product);
+            let at = LinearAt { layer, module: M::DownProj };
+            self.shrink(ops, at, self.site(layer, M::DownProj, 0), memory.product, false);
         }
         // The gradient of the product takes its place.
         let (x, dx) = (memory.product, Some(memory.product));
@@ -332,23 +338,37 @@ impl Builder<'_> {
         out: BufferId,
         accumulate: bool,
     ) {
-        if let Some(&module) = modules.first() {
-            self.round(ops, x, 0, Side::In(LinearAt { layer, module }));
-        }
+        let mut is_rounded = false;
         for (part, &module) in modules.iter().enumerate() {
-            let site = self.site(layer, module, part);
-            self.shrink(ops, site, x);
+            let (at, site) = (LinearAt { layer, module }, self.site(layer, module, part));
+            is_rounded = self.shrink(ops, at, site, x, is_rounded);
+            if !is_rounded {
+                self.round(ops, x, Side::In(at));
+                is_rounded = true;
+            }
             let out = Columns { buffer: out, column: self.memory.widths.column(module) };
-            ops.push(Op::Linear { at: LinearAt { layer, module }, site, x, out, accumulate });
+            ops.push(Op::Linear { at, site, x, out, accumulate });
         }
     }
 
-    /// `s A x` of a linear, and what its second half needs.
-    fn shrink(&self, ops: &mut Vec<Op>, site: Option<SiteAt>, x: BufferId) {
-        let Some(site) = site else { return };
+    /// `s A x` of a linear, and what its second half needs. Given whether `x` is what was rounded last, tells whether it
+    /// still is.
+    fn shrink(
+        &self,
+        ops: &mut Vec<Op>,
+        at: LinearAt,
+        site: Option<SiteAt>,
+        x: BufferId,
+        is_rounded: bool,
+    ) -> bool {
+        let Some(site) = site else { return is_rounded };
         ops.push(Op::Pack { site, backward: false });
-        let x = self.dropped(ops, site, x);
-        ops.push(Op::Shrink { site, x });
+        let seen = self.dropped(ops, site, x);
+        if !is_rounded || seen != x {
+            self.round(ops, seen, Side::In(at));
+        }
+        ops.push(Op::Shrink { site, x: seen });
+        seen == x
     }
 
     /// Their gradients; `dx` may be the buffer of `x`.
@@ -361,26 +381,36 @@ impl Builder<'_> {
         dy: BufferId,
         dx: Option<BufferId>,
     ) {
+        if let Some(&module) = modules.last() {
+            self.round(ops, dy, Side::Out(LinearAt { layer, module }));
+        }
         let dy = |module| Columns { buffer: dy, column: self.memory.widths.column(module) };
         for (part, &module) in modules.iter().enumerate() {
             let Some(site) = self.site(layer, module, part) else { continue };
             ops.push(Op::Pack { site, backward: true });
             ops.push(Op::ShrinkBack { site, dy: dy(module) });
+            self.pair_up(ops, site, site.v);
             ops.push(Op::GradientB { site, dy: dy(module) });
             let x = self.dropped(ops, site, x);
+            self.pair_up(ops, site, Columns { buffer: self.memory.dv[part], column: 0 });
             ops.push(Op::GradientA { site, x });
         }
         let Some(dx) = dx else { return };
         for (part, &module) in modules.iter().enumerate() {
             let (at, site) = (LinearAt { layer, module }, self.site(layer, module, part));
-            self.round(ops, dy(module).buffer, dy(module).column, Side::Out(at));
             ops.push(Op::LinearBack { at, site, dy: dy(module), dx, accumulate: part > 0 });
         }
     }
 
-    fn round(&self, ops: &mut Vec<Op>, buffer: BufferId, column: usize, side: Side) {
+    fn round(&self, ops: &mut Vec<Op>, from: BufferId, side: Side) {
         if self.precision == ProductPrecision::Bf16 {
-            ops.push(Op::Round { from: Columns { buffer, column }, side });
+            ops.push(Op::Round { from, side });
+        }
+    }
+
+    fn pair_up(&self, ops: &mut Vec<Op>, site: SiteAt, v: Columns) {
+        if self.precision == ProductPrecision::Bf16 {
+            ops.push(Op::PairUp { site, v });
         }
     }
 

@@ -40,11 +40,11 @@ impl TrainPass {
         };
         let shrink = |site: &SiteAt, inner| {
             let rank = super::lora::padded(input.site_weights(*site).rank);
-            (rows.div_ceil(SHRINK_ROWS), rows.min(SHRINK_ROWS) * inner * rank)
+            (rows.div_ceil(SHRINK_ROWS), rows.min(SHRINK_ROWS) / at_once * inner * rank)
         };
         let gradient = |site: &SiteAt, features: usize| {
             let rank = input.site_weights(*site).rank;
-            (features.div_ceil(PANEL), (rows + 8) * PANEL * rank)
+            (features.div_ceil(PANEL), (rows / at_once + 8) * PANEL * rank)
         };
         let attention = |tiles: &[super::attention::QueryTile], products: usize| {
             let keys = tiles.iter().map(head_values).sum::<usize>() / tiles.len().max(1);
@@ -75,6 +75,11 @@ impl TrainPass {
             Op::Drop { site, .. } => by_rows(rows, 4 * input.site_shape(*site).1),
             Op::Shrink { site, .. } => shrink(site, input.site_shape(*site).1),
             Op::ShrinkBack { site, .. } => shrink(site, input.site_shape(*site).0),
+            Op::PairUp { site, .. } => {
+                let n_sequences = plan.sequences.len();
+                let width = super::lora::padded(input.site_weights(*site).rank);
+                (n_sequences, rows.div_ceil(n_sequences.max(1)) * width)
+            }
             Op::GradientA { site, .. } => gradient(site, input.site_shape(*site).1),
             Op::GradientB { site, .. } => gradient(site, input.site_shape(*site).0),
             Op::Rotate { .. } | Op::RotateBack { .. } | Op::Turn { .. } => {
@@ -122,6 +127,7 @@ impl TrainPass {
             Op::Drop { site, x } => self.drop_inputs(chunks, site, x),
             Op::Shrink { site, x } => self.shrink(chunks, site, x),
             Op::ShrinkBack { site, dy } => self.shrink_back(chunks, site, dy),
+            Op::PairUp { site, v } => self.pair_up(chunks, site, v),
             Op::GradientA { site, x } => self.gradient_a(chunks, site, x),
             Op::GradientB { site, dy } => self.gradient_b(chunks, site, dy),
             Op::Rotate { layer, qkv } => self.rotate(chunks, layer, qkv),

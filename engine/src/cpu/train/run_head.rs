@@ -7,10 +7,12 @@ use crate::cpu::{elementwise::RmsNorm, packed::BLOCK, simd::LANES, threads::Part
 use super::{
     elementwise::RmsNormBack,
     head::{FoldRow, LogitsBackRow, take_likely},
-    linear::{LinearBackPanel, LinearPanel},
+    linear::LinearPanel,
+    linear_back::LinearBackPanel,
     panel::PANEL,
     pass::TrainPass,
     product::{Sum, Target},
+    program::Columns,
     run_products::panel_and_rows,
     run_rows::for_rows,
 };
@@ -45,7 +47,8 @@ impl TrainPass {
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, out.stride);
         let n_rows = self.input.plan.head_rows().len();
-        let x = self.input.inputs(&self.memory, self.memory.head_input, 0);
+        let x = Columns { buffer: self.memory.head_input, column: 0 };
+        let factors = self.input.inputs(&self.memory, x, None);
         let (parts, scratch_parts) = (Parts::new(&mut out.values), Parts::new(&mut scratch));
         let per_panel = PANEL / LANES;
         let (first, n_panels) = (chunks.start, super::memory::VOCAB_CHUNK / PANEL);
@@ -58,9 +61,8 @@ impl TrainPass {
                     matrix,
                     tiles: from..tiles.end.min(from + per_panel),
                     rows,
-                    x,
+                    factors,
                     bias: None,
-                    low_rank: None,
                     out: Target { parts: &parts, start: panel * PANEL, stride },
                     accumulate: false,
                     scratch: &mut scratch_parts.row(thread, 1)[0],
@@ -146,7 +148,8 @@ impl TrainPass {
         let mut scratch = std::mem::take(&mut self.memory.scratch);
         let (matrix, isa, stride) = (&*self.input.base.head, self.input.isa, dx.stride);
         let n_rows = self.input.plan.head_rows().len();
-        let dy = self.input.inputs(&self.memory, self.memory.logits(tiles.start), 0);
+        let dy = Columns { buffer: self.memory.logits(tiles.start), column: 0 };
+        let factors = self.input.inputs(&self.memory, dy, None);
         let (parts, scratch_parts) = (Parts::new(&mut dx.values), Parts::new(&mut scratch));
         let (first, n_panels) = (chunks.start, matrix.n_in / BLOCK);
         self.team.run(chunks.len(), |chunk, thread| {
@@ -156,8 +159,7 @@ impl TrainPass {
                 tiles: tiles.clone(),
                 block,
                 rows,
-                dy,
-                low_rank: None,
+                factors,
                 dropped: None,
                 dx: Target { parts: &parts, start: 0, stride },
                 // Over the whole vocabulary, what many unlikely tokens add would be lost in one chain.

@@ -15,10 +15,11 @@ use crate::{
         tests::{Guarded, Random, assert_close, bits, is_untouched, random_rows, widen},
         threads::Parts,
         train::{
-            linear::{LinearBackPanel, LinearPanel, LowRank},
+            linear::{Factors, LinearPanel, LowRank},
+            linear_back::LinearBackPanel,
             panel::PANEL,
             product::{Rows, Size, Sum, Target},
-            product_bf16::{PairPanel, PairRows, RoundRows, product_bf16},
+            product_bf16::{PairPanel, PairRows, RoundRows, Terms, product_bf16},
         },
     },
     quant::BlockFormat,
@@ -62,7 +63,7 @@ pub(super) fn rounded(values: &[f32]) -> Vec<f64> {
     values.iter().map(|value| bf16::from_f32(*value).to_f64()).collect()
 }
 
-fn turned(values: &[f64], width: usize) -> Vec<f64> {
+pub(super) fn turned(values: &[f64], width: usize) -> Vec<f64> {
     (0..width).flat_map(|c| values.iter().skip(c).step_by(width).copied()).collect()
 }
 
@@ -82,9 +83,8 @@ pub(super) fn round_rows(runner: Runner, values: &[f32], width: usize) -> Vec<u3
 }
 
 struct OneProduct<'a> {
-    size: Size,
-    a: PairRows<'a>,
-    p: PairPanel<'a>,
+    size: (usize, usize),
+    terms: &'a [Terms<'a>],
     c: Target<'a>,
     sum: Sum,
 }
@@ -93,12 +93,18 @@ impl Bf16Kernel for OneProduct<'_> {
     #[inline(always)]
     unsafe fn run<S: Bf16, T: Tiles>(self) {
         // SAFETY: instruction set and tiles are the caller's, and `c` is the test's alone.
-        unsafe { product_bf16::<S, T>(self.size, self.a, self.p, self.c, self.sum) };
+        unsafe { product_bf16::<S, T>(self.size, self.terms, self.c, self.sum) };
     }
 }
 
+/// Rows of `width` values as rows of sixteen.
+pub(super) fn padded_rows(values: &[f32], width: usize) -> Vec<f32> {
+    let pad = |row: &[f32]| row.iter().copied().chain(vec![0.0; LANES - width]).collect::<Vec<_>>();
+    values.chunks_exact(width).flat_map(pad).collect()
+}
+
 /// `[k, n]` as rows of pairs, two rows at a time.
-fn pairs_of_rows(values: &[f32], n: usize) -> Vec<u32> {
+pub(super) fn pairs_of_rows(values: &[f32], n: usize) -> Vec<u32> {
     let bits = |value: f32| u32::from(bf16::from_f32(value).to_bits());
     let two = values.chunks_exact(2 * n);
     two.flat_map(|rows| (0..n).map(|i| bits(rows[i]) | bits(rows[n + i]) << 16)).collect()
@@ -134,7 +140,7 @@ impl ProductCase {
 
     /// Some rows, `[rows, n]`.
     pub(super) fn run(&self, runner: Runner, rows: Range<usize>, sum: Sum) -> Vec<f32> {
-        let Size { n, .. } = self.size;
+        let Size { n, k, .. } = self.size;
         let stride = n + 16;
         let mut out = Guarded::new(rows.len() * stride);
         for (out, row) in out.values().chunks_exact_mut(stride).zip(rows.clone()) {
@@ -143,9 +149,12 @@ impl ProductCase {
         let parts = Parts::new(out.values());
         let a = PairRows { pairs: &self.pairs, stride: self.width / 2 };
         runner.run(OneProduct {
-            size: Size { m: rows.len(), ..self.size },
-            a: a.skip_rows(rows.start),
-            p: PairPanel { pairs: &self.panel, stride: n, vector_stride: LANES },
+            size: (rows.len(), n),
+            terms: &[Terms {
+                k,
+                a: a.skip_rows(rows.start),
+                p: PairPanel { pairs: &self.panel, stride: n, vector_stride: LANES },
+            }],
             c: Target { parts: &parts, start: 0, stride },
             sum,
         });
@@ -186,6 +195,7 @@ impl ProductCase {
 }
 
 const N_ROWS: usize = 14;
+/// Odd: the last pair has a zero.
 const RANK: usize = 3;
 
 /// A linear of some format in both directions.
@@ -205,13 +215,18 @@ fn check_linear(
     let stride = tiles * LANES;
     let wide = n_in.max(stride);
     let (v, factor) = (random.units(N_ROWS * RANK), random.units(RANK * wide));
-    let low_rank =
-        Some(LowRank { rank: RANK, v: Rows::new(&v, RANK), factor: Rows::new(&factor, wide) });
-    // The adapter's half stays exact.
+    let v_pairs = round_rows(runner, &padded_rows(&v, RANK), LANES);
+    let padded_factor: Vec<f32> = factor.iter().copied().chain(vec![0.0; wide]).collect();
+    let factor_pairs = pairs_of_rows(&padded_factor, wide);
+    let low_rank = Some(LowRank {
+        rank: RANK + 1,
+        v: PairRows { pairs: &v_pairs, stride: LANES / 2 },
+        factor: PairRows { pairs: &factor_pairs, stride: wide },
+    });
     let with_adapter = |w: &[f64], x: &[f64], k: usize, n: usize| {
         let columns: Vec<f32> =
             factor.chunks_exact(wide).flat_map(|row| row[..n].to_vec()).collect();
-        let (factor, v) = (turned(&widen(&columns), n), widen(&v));
+        let (factor, v) = (turned(&rounded(&columns), n), rounded(&v));
         let sum = |a: Vec<f64>, b: Vec<f64>| a.iter().zip(b).map(|(a, b)| a + b).collect();
         let expected: Vec<f64> = sum(matmul(w, x, k), matmul(&factor, &v, RANK));
         let magnitude: Vec<f64> =
@@ -230,9 +245,8 @@ fn check_linear(
             matrix: &matrix,
             tiles: first..tiles.min(first + 2),
             rows: 0..N_ROWS,
-            x: PairRows { pairs: &pairs, stride: n_in / 2 },
+            factors: Factors { x: PairRows { pairs: &pairs, stride: n_in / 2 }, low_rank },
             bias: None,
-            low_rank,
             out: Target { parts: &parts, start: first * LANES, stride },
             accumulate: false,
             scratch: &mut scratch,
@@ -257,8 +271,7 @@ fn check_linear(
             tiles: 0..tiles,
             block,
             rows: 0..N_ROWS,
-            dy: PairRows { pairs: &pairs, stride: stride / 2 },
-            low_rank,
+            factors: Factors { x: PairRows { pairs: &pairs, stride: stride / 2 }, low_rank },
             dropped: None,
             dx: Target { parts: &parts, start: 0, stride: n_in },
             sum: Sum::New,

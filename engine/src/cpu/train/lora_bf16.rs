@@ -1,0 +1,257 @@
+//! As [`super::lora`], with factors in bf16: what is trained is rounded when it is packed, as frozen weights are.
+//!
+//! Gradients sum over rows of the batch, two at a time. A pair has rows of one sequence only, the last of an odd number of
+//! rows beside zeros: so a sum's bits do not depend on what else is in the batch.
+#![expect(unsafe_code, reason = "vector kernels over strided rows")]
+
+use std::ops::Range;
+
+use crate::cpu::{
+    simd::{Bf16, Bf16Kernel, LANES, Simd, Tiles},
+    threads::Parts,
+};
+
+use super::{
+    lora::GradientPanel,
+    panel::PANEL,
+    product::{Rows, Sum, Target},
+    product_bf16::{PairPanel, PairRows, Terms, product_bf16},
+};
+
+/// Rows of a gradient in registers.
+const GRADIENT_ROWS: usize = 16;
+
+/// `out[r, c] = scale Σ_k x[r, k] factor[k, c]` for some rows, and the same rounded: `A x` or `Bᵀ dy`.
+pub(crate) struct ShrinkPairs<'a> {
+    pub(crate) rows: Range<usize>,
+    /// Terms of the sum.
+    pub(crate) n_in: usize,
+    pub(crate) x: PairRows<'a>,
+    /// `[n_in / 2, padded rank]`, pairs of two rows.
+    pub(crate) factor: PairRows<'a>,
+    pub(crate) lora_scale: f32,
+    pub(crate) out: Target<'a>,
+    pub(crate) rounded: &'a Parts<'a, u32>,
+    /// Pairs of a row of `rounded`.
+    pub(crate) rounded_stride: usize,
+}
+
+impl Bf16Kernel for ShrinkPairs<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
+        let Self { rows, n_in, x, factor, lora_scale, out, rounded, rounded_stride } = self;
+        let (m, n) = (rows.len(), factor.stride);
+        let a = x.skip_rows(rows.start);
+        let terms = [Terms { k: n_in.next_multiple_of(2), a, p: PairPanel::of_rows(factor) }];
+        let out = out.skip_rows(rows.start);
+        // SAFETY: instruction set and tiles are the caller's; these rows are this task's alone.
+        unsafe {
+            product_bf16::<S, T>((m, n), &terms, out, Sum::New);
+            for row in 0..m {
+                let to = out.parts.at(out.start + row * out.stride, n);
+                let pairs = rounded.at((rows.start + row) * rounded_stride, n / 2).cast::<u16>();
+                for at in (0..n).step_by(LANES) {
+                    let value = S::mul(S::load(to.add(at)), S::splat(lora_scale));
+                    S::store(to.add(at), value);
+                    S::store_bf16(pairs.add(at), value);
+                }
+            }
+        }
+    }
+}
+
+/// `v` or `dv` for gradients: row `s + j` has rows `s + 2 j` and `s + 2 j + 1` of a sequence from row `s` on, in pairs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ByTwos<'a> {
+    pub(crate) pairs: PairRows<'a>,
+    /// Rows of the batch.
+    pub(crate) sequences: &'a [Range<usize>],
+}
+
+/// Makes the rows of [`ByTwos`] of one sequence.
+pub(crate) struct PairSequence<'a> {
+    pub(crate) sequence: Range<usize>,
+    pub(crate) rows: Rows<'a>,
+    /// A multiple of 16.
+    pub(crate) width: usize,
+    pub(crate) to: &'a Parts<'a, u32>,
+}
+
+impl Bf16Kernel for PairSequence<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
+        let Self { sequence, rows, width, to } = self;
+        let row = |row: usize| &rows.values[row * rows.stride..][..width];
+        for (to_row, first) in (sequence.start..).zip(sequence.clone().step_by(2)) {
+            let high = (first + 1 < sequence.end).then(|| row(first + 1));
+            // SAFETY: the instruction set is the caller's; a sequence's rows are one task's.
+            unsafe { pair_rows::<S>(row(first), high, to.row(to_row, width)) };
+        }
+    }
+}
+
+/// Two rows in pairs, with zeros beyond their end; the second one may be missing.
+#[inline(always)]
+unsafe fn pair_rows<S: Bf16>(low: &[f32], high: Option<&[f32]>, to: &mut [u32]) {
+    for (i, to) in to.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        // SAFETY: the instruction set is the caller's; a chunk has sixteen pairs.
+        unsafe {
+            let high = high.map_or(S::splat(0.0), |high| load_padded::<S>(high, i * LANES));
+            S::store_pairs(to.as_mut_ptr(), S::pair(load_padded::<S>(low, i * LANES), high));
+        }
+    }
+}
+
+/// Sixteen values from `start` on, zeros beyond the end.
+#[inline(always)]
+unsafe fn load_padded<S: Simd>(values: &[f32], start: usize) -> S::F {
+    let left = values.get(start..).unwrap_or_default();
+    let mut padded = [0.0; LANES];
+    // SAFETY: the instruction set is the caller's; sixteen values are there.
+    unsafe {
+        if left.len() >= LANES {
+            return S::load(left.as_ptr());
+        }
+        padded[..left.len()].copy_from_slice(left);
+        S::load(padded.as_ptr())
+    }
+}
+
+/// Rounds rows `2 j` and `2 j + 1` of `from`, `[n_rows, width]`, to row `j` of `to`, for some `j`.
+pub(crate) struct PackPairs<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) width: usize,
+    pub(crate) pairs: Range<usize>,
+    pub(crate) to: &'a Parts<'a, u32>,
+    /// Pairs of a row of `to`; what is beyond `width` becomes zero.
+    pub(crate) stride: usize,
+}
+
+impl Bf16Kernel for PackPairs<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
+        let Self { from, width, pairs, to, stride } = self;
+        let row = |row: usize| from.get(row * width..(row + 1) * width);
+        for j in pairs {
+            let to = to.row(j, stride);
+            match row(2 * j) {
+                // SAFETY: the instruction set is the caller's; a row is one task's.
+                Some(low) => unsafe { pair_rows::<S>(low, row(2 * j + 1), to) },
+                None => to.fill(0),
+            }
+        }
+    }
+}
+
+/// Rounds columns `2 j` and `2 j + 1` of `from`, `[n_rows, width]`, to row `j` of `to`: element `r` has those of row `r`.
+/// For some columns, from a multiple of 16 on, of rows `16 * block..`, which become zero beyond the last one.
+pub(crate) struct TurnPairs<'a> {
+    pub(crate) from: &'a [f32],
+    pub(crate) width: usize,
+    pub(crate) columns: Range<usize>,
+    pub(crate) block: usize,
+    pub(crate) to: &'a Parts<'a, u32>,
+    /// Pairs of a row of `to`.
+    pub(crate) stride: usize,
+}
+
+impl Bf16Kernel for TurnPairs<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Bf16, T: Tiles>(self) {
+        let Self { from, width, columns, block, to, stride } = self;
+        let first_row = block * LANES;
+        for column in columns.clone().step_by(LANES) {
+            // Row by row eight pairs.
+            let mut rounded = [[0_u32; LANES / 2]; LANES];
+            for (r, rounded) in rounded.iter_mut().enumerate() {
+                let row = (first_row + r) * width;
+                let Some(row) = from.get(row..row + width) else { continue };
+                // SAFETY: the instruction set is the caller's; eight pairs are sixteen halves.
+                unsafe {
+                    S::store_bf16(rounded.as_mut_ptr().cast(), load_padded::<S>(row, column));
+                }
+            }
+            for j in 0..(columns.end - column).min(LANES).div_ceil(2) {
+                let to = to.at((column / 2 + j) * stride + first_row, LANES);
+                for (r, rounded) in rounded.iter().enumerate() {
+                    // SAFETY: sixteen pairs by the part; these columns of the rows are this task's.
+                    unsafe { *to.add(r) = rounded[j] };
+                }
+            }
+        }
+    }
+}
+
+impl Bf16Kernel for GradientPanel<'_, ByTwos<'_>> {
+    #[inline(always)]
+    unsafe fn run<S: Bf16, T: Tiles>(mut self) {
+        let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * PANEL];
+        self.copy_in(scratch);
+        let ByTwos { pairs, sequences } = self.v;
+        let last = sequences.last().map_or(0, |sequence| sequence.end);
+        assert!(last == self.n_rows && sequences.is_sorted_by_key(|sequence| sequence.start));
+        assert!(self.n_rows * pairs.stride <= pairs.pairs.len() && self.rank <= pairs.stride);
+        let (n, x) = (self.n_padded(), self.x.from(self.columns.start));
+        let needed = (self.n_rows.max(1) - 1) * x.stride + n;
+        assert!(self.n_rows == 0 || needed <= x.values.len(), "{needed} of {}", x.values.len());
+        let v = (pairs.pairs.as_ptr(), pairs.stride);
+        for at in (0..n).step_by(LANES) {
+            let mut r = 0;
+            macro_rules! rows {
+                ($m:expr) => {
+                    while self.rank - r >= $m {
+                        // SAFETY: the instruction set is the caller's; sequences, ranks and columns are within the
+                        // rows by the assertions, and the block is within the scratch.
+                        unsafe {
+                            gradient::<S, { $m }>(
+                                sequences,
+                                (v.0.add(r), v.1),
+                                (x.values.as_ptr().add(at), x.stride),
+                                scratch.as_mut_ptr().add(r * PANEL + at),
+                            );
+                        }
+                        r += $m;
+                    }
+                };
+            }
+            rows!(GRADIENT_ROWS);
+            rows!(8);
+            rows!(4);
+            rows!(1);
+        }
+        self.copy_out(scratch);
+    }
+}
+
+/// `M` rows of sixteen columns of a gradient, whose rows are 32 apart.
+#[inline(always)]
+unsafe fn gradient<S: Bf16, const M: usize>(
+    sequences: &[Range<usize>],
+    (v, v_stride): (*const u32, usize),
+    (x, x_stride): (*const f32, usize),
+    out: *mut f32,
+) {
+    // SAFETY: the caller checked all of it.
+    unsafe {
+        let mut sums = [S::splat(0.0); M];
+        for (r, sum) in sums.iter_mut().enumerate() {
+            *sum = S::load(out.add(r * PANEL));
+        }
+        for sequence in sequences {
+            let (v, x) = (v.add(sequence.start * v_stride), x.add(sequence.start * x_stride));
+            let n_rows = sequence.len();
+            for j in 0..n_rows.div_ceil(2) {
+                let (v, x) = (v.add(j * v_stride), x.add(2 * j * x_stride));
+                let is_whole = 2 * j + 1 < n_rows;
+                let high = if is_whole { S::load(x.add(x_stride)) } else { S::splat(0.0) };
+                let two = S::pair(S::load(x), high);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::dot_pairs(*sum, S::splat_pair(v.add(r)), two);
+                }
+            }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            S::store(out.add(r * PANEL), sum);
+        }
+    }
+}
