@@ -9,10 +9,7 @@ use crate::cpu::{
     threads::Parts,
 };
 
-use super::{
-    panel::PANEL,
-    product::{Left, Panel, Rows, Size, Sum, Target, product},
-};
+use super::product::{Left, Panel, Rows, Size, Sum, Target, product};
 
 /// Columns that a rank takes.
 pub(crate) const fn padded(rank: usize) -> usize {
@@ -63,7 +60,17 @@ pub(crate) enum Factor {
     B,
 }
 
-/// `gradient[r, c] += Σ_t v[t, r] x[t, c]` for at most 32 columns `c`, over all rows of the batch; `V` is [`Rows`], or
+/// Columns of a gradient's panel: rows of `x` are read some cache lines at a time.
+pub(crate) const GRADIENT_COLUMNS: usize = 6 * LANES;
+/// Rows of a batch that a panel takes at a time: what is read of them stays near for all columns.
+pub(crate) const GRADIENT_ROWS: usize = 64;
+
+/// Values of scratch that a panel of this rank needs: `[rank, 96]`, and in bf16 some rows of `x` by twos.
+pub(crate) const fn gradient_values(rank: usize) -> usize {
+    (rank + GRADIENT_ROWS / 2) * GRADIENT_COLUMNS
+}
+
+/// `gradient[r, c] += Σ_t v[t, r] x[t, c]` for at most 96 columns `c`, over all rows of the batch; `V` is [`Rows`], or
 /// [`super::lora_bf16::ByTwos`].
 pub(crate) struct GradientPanel<'a, V> {
     pub(crate) factor: Factor,
@@ -77,7 +84,7 @@ pub(crate) struct GradientPanel<'a, V> {
     /// `[T, features]`: `x` for `A`, `dy` for `B`; whole vectors can be read.
     pub(crate) x: Rows<'a>,
     pub(crate) gradient: &'a Parts<'a, f32>,
-    /// At least `rank * 32` values.
+    /// [`gradient_values`] at least.
     pub(crate) scratch: &'a mut [f32],
 }
 
@@ -95,9 +102,9 @@ impl<V> GradientPanel<'_, V> {
         self.columns.len().next_multiple_of(LANES)
     }
 
-    /// Copies what the gradient is so far to scratch, `[rank, 32]`.
+    /// Copies what the gradient is so far to scratch, `[rank, 96]`.
     pub(super) fn copy_in(&self, scratch: &mut [f32]) {
-        for (r, row) in scratch.chunks_exact_mut(PANEL).enumerate() {
+        for (r, row) in scratch.chunks_exact_mut(GRADIENT_COLUMNS).enumerate() {
             for c in self.columns.clone() {
                 // SAFETY: these columns of the gradient are this task's alone.
                 row[c - self.columns.start] = unsafe { *self.gradient.at(self.at(r, c), 1) };
@@ -108,7 +115,7 @@ impl<V> GradientPanel<'_, V> {
 
     /// Copies it back.
     pub(super) fn copy_out(&self, scratch: &[f32]) {
-        for (r, row) in scratch.chunks_exact(PANEL).enumerate() {
+        for (r, row) in scratch.chunks_exact(GRADIENT_COLUMNS).enumerate() {
             for c in self.columns.clone() {
                 // SAFETY: as above.
                 unsafe { *self.gradient.at(self.at(r, c), 1) = row[c - self.columns.start] };
@@ -122,16 +129,18 @@ impl Kernel for GradientPanel<'_, Rows<'_>> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self) {
-        let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * PANEL];
+        let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * GRADIENT_COLUMNS];
         self.copy_in(scratch);
-        let size = Size { m: self.rank, n: self.n_padded(), k: self.n_rows };
-        let panel = Panel::of_rows(self.x.from(self.columns.start));
-        {
+        let x = self.x.from(self.columns.start);
+        for first in (0..self.n_rows).step_by(GRADIENT_ROWS) {
+            let k = (self.n_rows - first).min(GRADIENT_ROWS);
+            let size = Size { m: self.rank, n: self.n_padded(), k };
+            let (v, x) = (self.v.from(first * self.v.stride), x.from(first * x.stride));
             let parts = Parts::new(scratch);
-            let target = Target { parts: &parts, start: 0, stride: PANEL };
+            let target = Target { parts: &parts, start: 0, stride: GRADIENT_COLUMNS };
             // SAFETY: the instruction set is the caller's; the scratch is this task's alone.
             unsafe {
-                product::<S>(size, Left::Columns, self.v, panel, target, Sum::GoesOn);
+                product::<S>(size, Left::Columns, v, Panel::of_rows(x), target, Sum::GoesOn);
             }
         }
         self.copy_out(scratch);

@@ -12,14 +12,11 @@ use crate::cpu::{
 };
 
 use super::{
-    lora::GradientPanel,
-    panel::PANEL,
+    lora::{GRADIENT_COLUMNS, GRADIENT_ROWS, GradientPanel},
+    panel::as_pairs,
     product::{Rows, Sum, Target},
     product_bf16::{PairPanel, PairRows, Terms, product_bf16},
 };
-
-/// Rows of a gradient in registers.
-const GRADIENT_ROWS: usize = 16;
 
 /// `out[r, c] = scale Σ_k x[r, k] factor[k, c]` for some rows, and the same rounded: `A x` or `Bᵀ dy`.
 pub(crate) struct ShrinkPairs<'a> {
@@ -185,73 +182,91 @@ impl Bf16Kernel for TurnPairs<'_> {
 impl Bf16Kernel for GradientPanel<'_, ByTwos<'_>> {
     #[inline(always)]
     unsafe fn run<S: Bf16, T: Tiles>(mut self) {
-        let scratch = &mut std::mem::take(&mut self.scratch)[..self.rank * PANEL];
-        self.copy_in(scratch);
+        let scratch = std::mem::take(&mut self.scratch);
+        let (sums, near) = scratch.split_at_mut(self.rank * GRADIENT_COLUMNS);
+        let near = &mut as_pairs(near)[..GRADIENT_ROWS / 2 * GRADIENT_COLUMNS];
+        self.copy_in(sums);
         let ByTwos { pairs, sequences } = self.v;
-        let last = sequences.last().map_or(0, |sequence| sequence.end);
-        assert!(last == self.n_rows && sequences.is_sorted_by_key(|sequence| sequence.start));
-        assert!(self.n_rows * pairs.stride <= pairs.pairs.len() && self.rank <= pairs.stride);
         let (n, x) = (self.n_padded(), self.x.from(self.columns.start));
-        let needed = (self.n_rows.max(1) - 1) * x.stride + n;
-        assert!(self.n_rows == 0 || needed <= x.values.len(), "{needed} of {}", x.values.len());
-        let v = (pairs.pairs.as_ptr(), pairs.stride);
-        for at in (0..n).step_by(LANES) {
-            let mut r = 0;
-            macro_rules! rows {
-                ($m:expr) => {
-                    while self.rank - r >= $m {
-                        // SAFETY: the instruction set is the caller's; sequences, ranks and columns are within the
-                        // rows by the assertions, and the block is within the scratch.
-                        unsafe {
-                            gradient::<S, { $m }>(
-                                sequences,
-                                (v.0.add(r), v.1),
-                                (x.values.as_ptr().add(at), x.stride),
-                                scratch.as_mut_ptr().add(r * PANEL + at),
-                            );
-                        }
-                        r += $m;
-                    }
-                };
+        for sequence in sequences {
+            for first in sequence.clone().step_by(GRADIENT_ROWS) {
+                let rows = first..sequence.end.min(first + GRADIENT_ROWS);
+                let n_pairs = rows.len().div_ceil(2);
+                let row = |row: usize| &x.values[row * x.stride..][..n];
+                for (low, to) in
+                    rows.clone().step_by(2).zip(near.chunks_exact_mut(GRADIENT_COLUMNS))
+                {
+                    let high = (low + 1 < rows.end).then(|| row(low + 1));
+                    // SAFETY: the instruction set is the caller's.
+                    unsafe { pair_rows::<S>(row(low), high, &mut to[..n]) };
+                }
+                let v = pairs.skip_rows(sequence.start + (first - sequence.start) / 2);
+                assert!((n_pairs - 1) * v.stride + self.rank <= v.pairs.len(), "{n_pairs} pairs");
+                // SAFETY: the instruction set is the caller's; there are so many pairs of both.
+                unsafe { add_pairs::<S>((self.rank, n, n_pairs), v, near, sums) };
             }
-            rows!(GRADIENT_ROWS);
-            rows!(8);
-            rows!(4);
-            rows!(1);
         }
-        self.copy_out(scratch);
+        self.copy_out(sums);
     }
 }
 
-/// `M` rows of sixteen columns of a gradient, whose rows are 32 apart.
+/// Adds the products of some pairs of rows, `[n_pairs, rank]` and `[n_pairs, 96]`, to `rank` rows of `n` columns.
 #[inline(always)]
-unsafe fn gradient<S: Bf16, const M: usize>(
-    sequences: &[Range<usize>],
+unsafe fn add_pairs<S: Bf16>(
+    (rank, n, n_pairs): (usize, usize, usize),
+    v: PairRows<'_>,
+    x: &[u32],
+    sums: &mut [f32],
+) {
+    assert!(n <= GRADIENT_COLUMNS && n.is_multiple_of(LANES));
+    assert!(n_pairs * GRADIENT_COLUMNS <= x.len() && rank * GRADIENT_COLUMNS <= sums.len());
+    for at in (0..n).step_by(LANES) {
+        let mut r = 0;
+        macro_rules! rows {
+            ($m:literal) => {
+                while rank - r >= $m {
+                    // SAFETY: ranks and columns are within the rows by the assertions and the caller's.
+                    unsafe {
+                        add_block::<S, $m>(
+                            n_pairs,
+                            (v.pairs.as_ptr().add(r), v.stride),
+                            x.as_ptr().add(at),
+                            sums.as_mut_ptr().add(r * GRADIENT_COLUMNS + at),
+                        );
+                    }
+                    r += $m;
+                }
+            };
+        }
+        rows!(16);
+        rows!(8);
+        rows!(4);
+        rows!(1);
+    }
+}
+
+/// `M` rows of sixteen columns.
+#[inline(always)]
+unsafe fn add_block<S: Bf16, const M: usize>(
+    n_pairs: usize,
     (v, v_stride): (*const u32, usize),
-    (x, x_stride): (*const f32, usize),
+    x: *const u32,
     out: *mut f32,
 ) {
     // SAFETY: the caller checked all of it.
     unsafe {
         let mut sums = [S::splat(0.0); M];
         for (r, sum) in sums.iter_mut().enumerate() {
-            *sum = S::load(out.add(r * PANEL));
+            *sum = S::load(out.add(r * GRADIENT_COLUMNS));
         }
-        for sequence in sequences {
-            let (v, x) = (v.add(sequence.start * v_stride), x.add(sequence.start * x_stride));
-            let n_rows = sequence.len();
-            for j in 0..n_rows.div_ceil(2) {
-                let (v, x) = (v.add(j * v_stride), x.add(2 * j * x_stride));
-                let is_whole = 2 * j + 1 < n_rows;
-                let high = if is_whole { S::load(x.add(x_stride)) } else { S::splat(0.0) };
-                let two = S::pair(S::load(x), high);
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    *sum = S::dot_pairs(*sum, S::splat_pair(v.add(r)), two);
-                }
+        for j in 0..n_pairs {
+            let two = S::load_pairs(x.add(j * GRADIENT_COLUMNS));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = S::dot_pairs(*sum, S::splat_pair(v.add(j * v_stride + r)), two);
             }
         }
         for (r, sum) in sums.into_iter().enumerate() {
-            S::store(out.add(r * PANEL), sum);
+            S::store(out.add(r * GRADIENT_COLUMNS), sum);
         }
     }
 }

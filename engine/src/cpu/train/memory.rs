@@ -23,8 +23,8 @@ use crate::{
 };
 
 use super::{
-    attention::QUERY_ROWS, memory_pairs::PairMemory, panel::panel_values, product::Rows,
-    program::Columns,
+    attention::QUERY_ROWS, lora::gradient_values, memory_pairs::PairMemory, panel::panel_values,
+    product::Rows, program::Columns,
 };
 
 /// Columns of logits that are in memory at a time.
@@ -274,7 +274,7 @@ impl Memory {
             need: MemoryNeed::default(),
         };
         let panel = panel_values(memory.widths.widest.max(VOCAB_CHUNK));
-        let scratch = panel.max(QUERY_ROWS * turned);
+        let scratch = panel.max(QUERY_ROWS * turned).max(gradient_values(memory.widths.rank));
         let scratch_bytes = options.threads.max(1) * scratch * size_of::<f32>();
         let kept_bytes = kept_layers * record_bytes;
         let pairs_bytes =

@@ -112,7 +112,7 @@ unsafe fn block_values<S: Simd>(
 }
 
 /// Scratch for pairs of bf16.
-fn as_pairs(scratch: &mut [f32]) -> &mut [u32] {
+pub(super) fn as_pairs(scratch: &mut [f32]) -> &mut [u32] {
     // SAFETY: the two types have one size and alignment, and every pattern of bits is a value of both.
     unsafe { std::slice::from_raw_parts_mut(scratch.as_mut_ptr().cast(), scratch.len()) }
 }

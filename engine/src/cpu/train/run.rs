@@ -5,6 +5,7 @@ use std::ops::Range;
 use crate::train::ProductPrecision;
 
 use super::{
+    lora::GRADIENT_COLUMNS,
     memory::VOCAB_CHUNK,
     panel::PANEL,
     pass::TrainPass,
@@ -44,7 +45,8 @@ impl TrainPass {
         };
         let gradient = |site: &SiteAt, features: usize| {
             let rank = input.site_weights(*site).rank;
-            (features.div_ceil(PANEL), (rows / at_once + 8) * PANEL * rank)
+            let columns = features.min(GRADIENT_COLUMNS);
+            (features.div_ceil(GRADIENT_COLUMNS), (rows / at_once + 8) * columns * rank)
         };
         let attention = |tiles: &[super::attention::QueryTile], products: usize| {
             let keys = tiles.iter().map(head_values).sum::<usize>() / tiles.len().max(1);

@@ -8,10 +8,9 @@ use crate::{
 };
 
 use super::{
-    lora::{Factor, GradientPanel, ShrinkRows, copy_padded, copy_turned, padded},
+    lora::{Factor, GRADIENT_COLUMNS, GradientPanel, ShrinkRows, copy_padded, copy_turned, padded},
     lora_bf16::{ByTwos, PackPairs, PairSequence, ShrinkPairs, TurnPairs},
     memory::BufferId,
-    panel::PANEL,
     pass::TrainPass,
     product::{Rows, Target},
     product_bf16::PairRows,
@@ -193,14 +192,14 @@ impl TrainPass {
         let (parts, scratch_parts) = (Parts::new(gradient), Parts::new(&mut scratch));
         let first = chunks.start;
         self.team.run(chunks.len(), |chunk, thread| {
-            let start = (first + chunk) * PANEL;
+            let start = (first + chunk) * GRADIENT_COLUMNS;
             macro_rules! panel {
                 ($v:expr) => {
                     GradientPanel {
                         factor,
                         rank,
                         n_features,
-                        columns: start..n_features.min(start + PANEL),
+                        columns: start..n_features.min(start + GRADIENT_COLUMNS),
                         n_rows: input.plan.n_rows(),
                         v: $v,
                         x: memory.rows(x),

@@ -11,9 +11,8 @@ use crate::{
         tests::{Guarded, Random, assert_close, bits, is_untouched, random::case_seed, widen},
         threads::Parts,
         train::{
-            lora::{Factor, GradientPanel, padded},
+            lora::{Factor, GRADIENT_COLUMNS, GradientPanel, gradient_values, padded},
             lora_bf16::{ByTwos, PackPairs, PairSequence, ShrinkPairs, TurnPairs},
-            panel::PANEL,
             product::{Rows, Target},
             product_bf16::PairRows,
         },
@@ -142,17 +141,17 @@ fn first_halves_are_scaled_sums_and_come_rounded_too() {
     }
 }
 
-/// Sequences of odd and even lengths, one of a single row.
-const SEQUENCES: [Range<usize>; 4] = [0..7, 7..8, 8..16, 16..19];
+/// Sequences of odd and even lengths, one of a single row, one of more than are taken at a time.
+const SEQUENCES: [Range<usize>; 4] = [0..7, 7..8, 8..16, 16..149];
 
 #[test]
 fn gradients_are_sums_over_pairs_of_rows_of_one_sequence() {
     let mut random = Random::new(case_seed(242));
     for runner in runners() {
         for (factor, n_features, rank) in
-            [(Factor::A, 40, 3), (Factor::B, 72, 16), (Factor::B, 33, 29)]
+            [(Factor::A, 40, 3), (Factor::B, 152, 16), (Factor::B, 33, 29)]
         {
-            let (n_rows, stride, narrow) = (19, 96, padded(rank));
+            let (n_rows, stride, narrow) = (SEQUENCES[3].end, 160, padded(rank));
             let mut v = vec![0.0; n_rows * narrow];
             for row in v.chunks_exact_mut(narrow) {
                 row[..rank].copy_from_slice(&random.units(rank));
@@ -174,17 +173,17 @@ fn gradients_are_sums_over_pairs_of_rows_of_one_sequence() {
                 }
                 let pairs = PairRows { pairs: &by_twos, stride: narrow };
                 let parts = Parts::new(gradient);
-                for start in (0..n_features).step_by(PANEL) {
+                for start in (0..n_features).step_by(GRADIENT_COLUMNS) {
                     runner.run(GradientPanel {
                         factor,
                         rank,
                         n_features,
-                        columns: start..n_features.min(start + PANEL),
+                        columns: start..n_features.min(start + GRADIENT_COLUMNS),
                         n_rows,
                         v: ByTwos { pairs, sequences: &own },
                         x: Rows::new(x, stride),
                         gradient: &parts,
-                        scratch: &mut vec![f32::NAN; rank * PANEL],
+                        scratch: &mut vec![f32::NAN; gradient_values(rank)],
                     });
                 }
             };

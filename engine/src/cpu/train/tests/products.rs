@@ -17,7 +17,7 @@ use crate::{
             elementwise::Transpose,
             linear::{Factors, LinearPanel, LowRank},
             linear_back::LinearBackPanel,
-            lora::{Factor, GradientPanel},
+            lora::{Factor, GRADIENT_COLUMNS, GradientPanel, gradient_values},
             panel::PANEL,
             product::{Left, Panel, Rows, Size, Sum, Target, product},
         },
@@ -244,25 +244,25 @@ fn linears_of_every_format_in_both_directions() {
 fn gradients_of_factors_are_sums_over_rows_that_go_on() {
     let mut random = Random::new(case_seed(202));
     for isa in isas() {
-        for (factor, n_features) in [(Factor::A, 40), (Factor::B, 72)] {
-            let (n_rows, stride) = (19, 96);
+        for (factor, n_features) in [(Factor::A, 40), (Factor::B, 152)] {
+            let (n_rows, stride) = (149, 160);
             let (v, x) = (random.units(n_rows * RANK), random.units(n_rows * stride));
             let initial = random.units(RANK * n_features);
             let run = |cuts: &[usize]| {
                 let mut gradient = initial.clone();
                 for (from, to) in cuts.iter().zip(&cuts[1..]) {
                     let parts = Parts::new(&mut gradient);
-                    for start in (0..n_features).step_by(PANEL) {
+                    for start in (0..n_features).step_by(GRADIENT_COLUMNS) {
                         isa.run(GradientPanel {
                             factor,
                             rank: RANK,
                             n_features,
-                            columns: start..n_features.min(start + PANEL),
+                            columns: start..n_features.min(start + GRADIENT_COLUMNS),
                             n_rows: to - from,
                             v: Rows::new(&v[from * RANK..], RANK),
                             x: Rows::new(&x[from * stride..], stride),
                             gradient: &parts,
-                            scratch: &mut vec![f32::NAN; RANK * PANEL],
+                            scratch: &mut vec![f32::NAN; gradient_values(RANK)],
                         });
                     }
                 }
