@@ -1,6 +1,5 @@
 //! `building`: from feedback to a file of rows.
 
-use pleach_adapters::GenerationDigest;
 use pleach_store::{NewFile, RoundState, StoreError, StoredRound};
 use pleach_trainer::data::ReportSettings;
 
@@ -8,7 +7,7 @@ use super::{
     dataset::{self, LoopData},
     material::{self, Limits, Read, rows_of_file},
     progress::Progress,
-    rebuild,
+    rebuild::Before,
     steps::{Next, StepError, ends, goes_to, problem},
     training::delete_file,
 };
@@ -32,19 +31,19 @@ pub(super) async fn build(
     // What is on its way belongs to it.
     state.capture.settled().await;
     let limits = Limits::OF_ROUND;
-    let mut read = material::read(&state.store, &round.owner, &round.name, limits).await?;
+    let before = Before::of(&state.store, round).await?;
+    let only = before.as_ref().map(|before| &before.examples);
+    let mut read = material::read(&state.store, &round.owner, &round.name, limits, only).await?;
     if read.is_cut {
         let Limits { completions_max, bytes_max } = limits;
         tracing::warn!(round = round.id, completions_max, bytes_max, "older feedback is left out");
     }
     progress.is_cut = read.is_cut;
     read.material.anchors = anchors(state, round, &progress).await?;
-    progress.usual = dataset::judged_and_negative(&read.material, &progress.policy.signals);
-    let before = before(state, round).await?;
-    if let Some(before) = &before {
-        let examples = rebuild::examples_of(&state.store, before).await?;
-        rebuild::keep(&mut read.material, &examples);
-    }
+    progress.usual = match &before {
+        Some(before) => before.usual,
+        None => dataset::judged_and_negative(&read.material, &progress.policy.signals),
+    };
     // It takes seconds of much.
     let policy = progress.policy.clone();
     let made = move || {
@@ -62,8 +61,7 @@ pub(super) async fn build(
     progress.n_folds = progress.n_folds.min(u32::try_from(folds.n_folds).unwrap_or(u32::MAX));
     let is_left_out = progress.policy.leaves_out_contradicted;
     // Without folds nobody can be looked for.
-    progress.left_out =
-        before.filter(|_| is_left_out).map(|before| rebuild::still_left_out(&before, &data));
+    progress.left_out = before.filter(|_| is_left_out).map(|before| before.left_out_of(&data));
     let n_left_out: usize = progress.left_out.iter().flatten().map(|group| group.rows).sum();
     let of_training = |fold: Option<u32>| match fold {
         Some(fold) => folds.learned(fold as usize).count(),
@@ -100,19 +98,6 @@ pub(super) async fn build(
     change.file = Some(file);
     change.examples = read.examples(&data);
     Ok(Next::Change(Box::new(change)))
-}
-
-/// The round that made what a rebuild makes again.
-async fn before(state: &AppState, round: &StoredRound) -> Result<Option<StoredRound>, StepError> {
-    let Some(generation) = round.rebuild_of else { return Ok(None) };
-    let generation = GenerationDigest(generation.0);
-    let made_by =
-        rebuild::round_that_made(&state.store, &round.owner, &round.name, generation).await?;
-    let unknown = || {
-        let message = "no round made the generation: nobody knows what it learned from";
-        StepError::failed("data_unknown", message)
-    };
-    made_by.map(Some).ok_or_else(unknown)
 }
 
 /// The folds of rows of these groups; without folds all rows are in one.

@@ -9,8 +9,9 @@ use pleach_adapters::GenerationDigest;
 use pleach_store::{Owner, Page, Store, StoreError, StoredRound};
 
 use super::{
-    dataset::{LoopData, Material},
+    dataset::LoopData,
     progress::{LeftOut, Progress},
+    steps::StepError,
 };
 
 /// The round that made a generation of a name's; `None` if no round did.
@@ -35,11 +36,50 @@ pub async fn round_that_made(
     }
 }
 
-/// Ids of all that the data set of a round was made of.
-pub(super) async fn examples_of(
-    store: &Store,
-    round: &StoredRound,
-) -> Result<HashSet<String>, StoreError> {
+/// What is known of the round that made the generation.
+#[derive(Debug)]
+pub(super) struct Before {
+    /// Ids of the completions and the feedback that its data set was made of.
+    pub(super) examples: HashSet<String>,
+    /// As [`Progress::usual`].
+    pub(super) usual: (u64, u64),
+    left_out: Vec<LeftOut>,
+}
+
+impl Before {
+    /// Of a rebuild; `None` for any other round.
+    pub(super) async fn of(
+        store: &Store,
+        rebuild: &StoredRound,
+    ) -> Result<Option<Self>, StepError> {
+        let Some(generation) = rebuild.rebuild_of else { return Ok(None) };
+        let generation = GenerationDigest(generation.0);
+        let round = round_that_made(store, &rebuild.owner, &rebuild.name, generation).await?;
+        let round = round.ok_or_else(|| {
+            let message = "no round made the generation: nobody knows what it learned from";
+            StepError::failed("data_unknown", message)
+        })?;
+        // What a later version wrote is not known.
+        let progress = Progress::of(&round).ok();
+        let usual = progress.as_ref().map(|progress| progress.usual).unwrap_or_default();
+        let left_out = progress.and_then(|progress| progress.left_out).unwrap_or_default();
+        Ok(Some(Self { examples: examples_of(store, &round).await?, usual, left_out }))
+    }
+
+    /// Of those who were left out, who still has rows, and how many.
+    pub(super) fn left_out_of(self, data: &LoopData) -> Vec<LeftOut> {
+        let mut rows: HashMap<&str, usize> = HashMap::new();
+        for group in data.rows.iter().filter_map(|row| row.value["group"].as_str()) {
+            *rows.entry(group).or_default() += 1;
+        }
+        let still = |left_out: LeftOut| {
+            rows.get(&*left_out.group).map(|&rows| LeftOut { rows, ..left_out })
+        };
+        self.left_out.into_iter().filter_map(still).collect()
+    }
+}
+
+async fn examples_of(store: &Store, round: &StoredRound) -> Result<HashSet<String>, StoreError> {
     let (mut ids, mut after) = (HashSet::new(), None::<String>);
     loop {
         let page = Page { after: after.as_deref(), ..Page::FIRST };
@@ -50,25 +90,4 @@ pub(super) async fn examples_of(
             return Ok(ids);
         }
     }
-}
-
-/// Leaves in the material what has one of these ids.
-pub(super) fn keep(material: &mut Material, ids: &HashSet<String>) {
-    material.judged.retain_mut(|judged| {
-        judged.opinions.retain(|opinion| ids.contains(&opinion.id));
-        ids.contains(&judged.completion.id)
-    });
-}
-
-/// Of those whom a round left out, who still has rows, and how many.
-pub(super) fn still_left_out(before: &StoredRound, data: &LoopData) -> Vec<LeftOut> {
-    // What a later version wrote is not known.
-    let left_out = Progress::of(before).ok().and_then(|progress| progress.left_out);
-    let mut rows: HashMap<&str, usize> = HashMap::new();
-    for group in data.rows.iter().filter_map(|row| row.value["group"].as_str()) {
-        *rows.entry(group).or_default() += 1;
-    }
-    let still =
-        |left_out: LeftOut| rows.get(&*left_out.group).map(|&rows| LeftOut { rows, ..left_out });
-    left_out.into_iter().flatten().filter_map(still).collect()
 }
