@@ -6,6 +6,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
+use pleach_adapters::GenerationDigest;
 use pleach_store::{Decision, StoreError, StoredRound};
 
 use super::{
@@ -18,7 +19,8 @@ use super::{
     wire::{learning::RoundCard, list::ObjectList},
 };
 use crate::{
-    learning::{Begin, Policy, Trigger, begin, clean_up},
+    adapter_service::Target,
+    learning::{Begin, Policy, Trigger, begin, clean_up, round_that_made},
     tenants::Caller,
 };
 
@@ -48,11 +50,7 @@ pub async fn create(
         return Err(ApiError::Unsupported { param: "rounds".to_owned(), hint });
     }
     if let Some(generation) = rebuild_of {
-        // Of this name, now or before.
-        let namespace = target.space();
-        let registry = state.adapters.registry();
-        let found = registry.resolve_generation(&namespace, &name, generation);
-        found.map_err(|error| ApiError::from_registry(&error))?;
+        must_be_rebuildable(&state, &target, generation).await?;
     }
     if state.adapters.kept(&target).is_some() {
         // An adapter of another base serves nobody.
@@ -71,6 +69,31 @@ pub async fn create(
             Err(must_have(&state, &caller.owner, &name).err().unwrap_or(ApiError::ShuttingDown))
         }
     }
+}
+
+/// Refuses to make a generation again that does not serve, as what is made is judged by what it replaces, or of which nobody
+/// knows what it learned from.
+async fn must_be_rebuildable(
+    state: &AppState,
+    target: &Target,
+    generation: GenerationDigest,
+) -> Result<(), ApiError> {
+    let refused = |reason: &str| Err(ApiError::invalid("rebuild_of", reason));
+    let Target { owner, name, .. } = target;
+    // Of this name, now or before.
+    let found = state.adapters.registry().resolve_generation(&target.space(), name, generation);
+    found.map_err(|error| ApiError::from_registry(&error))?;
+    let here = state.adapters.kept(target).map(|alias| alias.generation.digest);
+    if here != Some(generation) {
+        return refused(
+            "the name points at another generation, and a rebuild replaces what serves",
+        );
+    }
+    let made_by = round_that_made(&state.store, owner, name, generation).await;
+    if made_by.map_err(ApiError::from_stored)?.is_none() {
+        return refused("no round made it: nobody knows what it learned from");
+    }
+    Ok(())
 }
 
 /// Rounds of one of the caller's adapters, newest first.

@@ -7,6 +7,7 @@ use super::{
     dataset::{self, LoopData},
     material::{self, Limits, Read, rows_of_file},
     progress::Progress,
+    rebuild::Before,
     steps::{Next, StepError, ends, goes_to, problem},
     training::delete_file,
 };
@@ -30,13 +31,19 @@ pub(super) async fn build(
     // What is on its way belongs to it.
     state.capture.settled().await;
     let limits = Limits::OF_ROUND;
-    let mut read = material::read(&state.store, &round.owner, &round.name, limits).await?;
+    let before = Before::of(&state.store, round).await?;
+    let only = before.as_ref().map(|before| &before.examples);
+    let mut read = material::read(&state.store, &round.owner, &round.name, limits, only).await?;
     if read.is_cut {
         let Limits { completions_max, bytes_max } = limits;
         tracing::warn!(round = round.id, completions_max, bytes_max, "older feedback is left out");
     }
     progress.is_cut = read.is_cut;
     read.material.anchors = anchors(state, round, &progress).await?;
+    progress.usual = match &before {
+        Some(before) => before.usual,
+        None => dataset::judged_and_negative(&read.material, &progress.policy.signals),
+    };
     // It takes seconds of much.
     let policy = progress.policy.clone();
     let made = move || {
@@ -49,10 +56,19 @@ pub(super) async fn build(
     let gate = progress.policy.gate;
     progress.method = Some(data.method);
     progress.counts = Some(data.counts.clone());
-    progress.usual = dataset::judged_and_negative(&read.material, &progress.policy.signals);
+    progress.n_folds = if before.is_some() { 0 } else { progress.policy.folds };
     let folds = folds_of(&data.groups(), &progress);
-    let of_fold = |fold| folds.learned(fold).count() + data.anchors_learned.len();
-    let n_learned = (0..folds.n_folds).map(of_fold).min().unwrap_or_default();
+    progress.n_folds = progress.n_folds.min(u32::try_from(folds.n_folds).unwrap_or(u32::MAX));
+    let is_left_out = progress.policy.leaves_out_contradicted;
+    // Without folds nobody can be looked for.
+    progress.left_out = before.filter(|_| is_left_out).map(|before| before.left_out_of(&data));
+    let n_left_out: usize = progress.left_out.iter().flatten().map(|group| group.rows).sum();
+    let of_training = |fold: Option<u32>| match fold {
+        Some(fold) => folds.learned(fold as usize).count(),
+        None => n_rows - n_left_out,
+    };
+    let n_learned = progress.plan().map(of_training).min().unwrap_or_default();
+    let n_learned = n_learned + data.anchors_learned.len();
     let n_learned_min = ReportSettings::default().rows_fail_below;
     let too_few = if n_rows < gate.examples_min || n_groups < gate.groups_min {
         Some(format!(
@@ -61,7 +77,8 @@ pub(super) async fn build(
         ))
     } else if (n_learned as u64) < n_learned_min {
         Some(format!(
-            "{n_rows} rows, of which a fold leaves {n_learned} to learn from; it takes at least {n_learned_min} (folds)"
+            "{n_rows} rows, of which a training has {n_learned} to learn from; it takes at least {n_learned_min} \
+             (folds, leaves_out_contradicted)"
         ))
     } else {
         None
@@ -75,7 +92,6 @@ pub(super) async fn build(
         change.progress = Some(progress.to_value()?);
         return Ok(Next::Change(change));
     }
-    progress.n_folds = u32::try_from(folds.n_folds).unwrap_or(1);
     let name = format!("{}.jsonl", round.id);
     let file = put_file(state, round, name, text, &read).await?;
     let mut change = goes_to(RoundState::Training, &progress)?;
@@ -84,9 +100,9 @@ pub(super) async fn build(
     Ok(Next::Change(Box::new(change)))
 }
 
-/// The folds of rows of these groups.
+/// The folds of rows of these groups; without folds all rows are in one.
 pub(super) fn folds_of(groups: &[&str], progress: &Progress) -> pleach_trainer::Folds {
-    pleach_trainer::folds(groups, progress.policy.folds as usize, progress.policy.seed)
+    pleach_trainer::folds(groups, progress.n_folds as usize, progress.policy.seed)
 }
 
 fn n_groups(data: &LoopData) -> usize {

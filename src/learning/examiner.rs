@@ -38,7 +38,7 @@ pub struct Exam {
     pub rows: Vec<ExamRow>,
     /// Trusted rows, to be scored under the candidate; `None` if the owner named none.
     pub anchors: Option<Vec<Value>>,
-    /// By fold, what was trained without it.
+    /// By fold, what was trained without it; of a rebuild the candidate, for all rows.
     pub folds: Vec<Arc<Generation>>,
     /// What was trained on everything.
     pub candidate: Arc<Generation>,

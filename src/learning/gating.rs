@@ -168,12 +168,16 @@ pub(super) fn exam_rows(held: &[Value], progress: &Progress) -> Vec<ExamRow> {
     held.iter().zip(&groups).zip(&folds.of_rows).map(row).collect()
 }
 
-/// By fold, what was trained without it.
+/// By fold, what was trained without it. Without folds, as of a rebuild, the candidate: it has learned from the rows that it is
+/// judged by, as what it replaces has.
 pub(super) async fn of_folds(
     state: &AppState,
     round: &StoredRound,
     progress: &Progress,
 ) -> Result<Vec<Arc<Generation>>, StepError> {
+    if progress.n_folds == 0 {
+        return Ok(vec![trained(state, round, progress, None).await?]);
+    }
     let mut of_folds = Vec::new();
     for fold in 0..progress.n_folds {
         of_folds.push(trained(state, round, progress, Some(fold)).await?);
@@ -181,8 +185,12 @@ pub(super) async fn of_folds(
     Ok(of_folds)
 }
 
-/// Of the generations that the name pointed at before, the one whose gain over the base was found to be the largest.
+/// Of the generations that the name pointed at before, the one whose gain over the base was found to be the largest. None for a
+/// rebuild: they may have learned from what is to be forgotten, and have not all learned from the rows that it is judged by.
 async fn best(state: &AppState, round: &StoredRound) -> Result<Option<Arc<Generation>>, StepError> {
+    if round.rebuild_of.is_some() {
+        return Ok(None);
+    }
     let mut best: Option<(f64, Arc<Generation>)> = None;
     for generation in state.adapters.earlier(&name_of(round)) {
         if generation.other_base().is_some() {

@@ -1,6 +1,6 @@
 //! What the store has of answers and feedback, as the data set wants it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use pleach_store::{
     Example, ExampleKind, FeedbackKind, FeedbackTarget, Labelled, Owner, PAGE_ROWS_MAX, Page,
@@ -43,19 +43,26 @@ pub(super) struct Read {
     n_bytes: usize,
 }
 
-/// Reads what an owner has of a name and that may be learned from.
+/// Reads what an owner has of a name and that may be learned from; of these ids only, if some are given.
 pub(super) async fn read(
     store: &Store,
     owner: &Owner,
     name: &str,
     limits: Limits,
+    only: Option<&HashSet<String>>,
 ) -> Result<Read, StoreError> {
     let mut read = Read::default();
     let mut after: Option<String> = None;
     loop {
         let page = Page { after: after.as_deref(), rows_max: PAGE_ROWS };
         let listing = store.labelled(owner, name, &page).await?;
-        for labelled in listing.items {
+        for mut labelled in listing.items {
+            if let Some(ids) = only {
+                if !ids.contains(&labelled.completion.id) {
+                    continue;
+                }
+                labelled.feedback.retain(|given| ids.contains(&given.id));
+            }
             let n_bytes = read.n_bytes + labelled.completion.body.len();
             read.is_cut =
                 read.material.judged.len() >= limits.completions_max || n_bytes > limits.bytes_max;
@@ -239,9 +246,9 @@ mod tests {
             };
             store.put_feedback(&Owner::Shared, &liked, false).await.unwrap();
         }
-        let read = async |completions_max, bytes_max| {
+        let read = async |completions_max, bytes_max, only: Option<&HashSet<String>>| {
             let limits = Limits { completions_max, bytes_max };
-            let read = read(&store, &Owner::Shared, "mia", limits).await.unwrap();
+            let read = read(&store, &Owner::Shared, "mia", limits, only).await.unwrap();
             let judged = read.material.judged.iter();
             let ids: Vec<_> = judged.map(|judged| judged.completion.id.clone()).collect();
             (ids, read.is_cut)
@@ -249,9 +256,13 @@ mod tests {
         let newest = |n: usize| -> Vec<_> {
             (0..5).rev().take(n).map(|n| format!("chatcmpl-{n}")).collect()
         };
-        assert_eq!(read(5, 5 * body_bytes).await, (newest(5), false));
-        assert_eq!(read(3, usize::MAX).await, (newest(3), true));
-        assert_eq!(read(99, 4 * body_bytes + 1).await, (newest(4), true));
-        assert_eq!(read(99, 0).await, (Vec::new(), true));
+        assert_eq!(read(5, 5 * body_bytes, None).await, (newest(5), false));
+        assert_eq!(read(3, usize::MAX, None).await, (newest(3), true));
+        assert_eq!(read(99, 4 * body_bytes + 1, None).await, (newest(4), true));
+        assert_eq!(read(99, 0, None).await, (Vec::new(), true));
+        // What is not asked for takes nobody's place.
+        let old = ["chatcmpl-1", "chatcmpl-0"].map(str::to_owned);
+        let only = HashSet::from(old.clone());
+        assert_eq!(read(2, usize::MAX, Some(&only)).await, (old.to_vec(), false));
     }
 }

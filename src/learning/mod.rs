@@ -5,6 +5,7 @@
 //!     building: material ──> dataset ──> a file of rows
 //!     training: a job for each fold; sifting: whom all others contradict is left out; a job for the rest
 //!                                                              (kept under hidden names)
+//!               a rebuild has no folds: one job for what is left of the data of the round that made the generation
 //!     gating:   examiner ──> evidence ──> trainer::gate::judge
 //!     shadow:   shadows: what was answered is run on the candidate once more, for nobody to see
 //!     canary:   rollouts ── trial: who gets the candidate, and whether it may go on
@@ -27,6 +28,7 @@ mod probing;
 mod progress;
 mod promotion;
 mod provenance;
+mod rebuild;
 pub mod refusals;
 pub mod rollouts;
 mod runner;
@@ -49,6 +51,7 @@ pub use policy::{
 };
 pub use progress::{LeftOut, Progress, RoundJob, Trigger};
 pub use provenance::Provenance;
+pub use rebuild::round_that_made;
 pub use runner::{Learning, ROUNDS_MAX, run_rounds};
 pub use triggers::{Begin, begin};
 pub use wake::{Waiter, Wake};

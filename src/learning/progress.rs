@@ -76,7 +76,7 @@ pub struct Progress {
     /// Whether there was more feedback than is read for a round; the newest was.
     #[serde(default)]
     pub is_cut: bool,
-    /// Parts of its rows.
+    /// Parts of its rows; none of a rebuild's.
     #[serde(default)]
     pub n_folds: u32,
     /// Whose rows the candidate does not learn from; `None`: nobody has looked yet, or nobody is to.

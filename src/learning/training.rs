@@ -1,4 +1,5 @@
-//! `training`: a job for each fold, and one for everything that nobody contradicts, one after the other.
+//! `training`: a job for each fold, and one for everything that nobody contradicts, one after the other. A rebuild has no
+//! folds.
 
 use std::sync::Arc;
 
@@ -138,6 +139,7 @@ async fn begin(
         // It has the parent's.
         hyperparameters.lora_rank = Auto::Auto;
     }
+    let shape_of = round.rebuild_of.filter(|_| hyperparameters.lora_rank.is_auto());
     let spec = JobSpec {
         method,
         hyperparameters,
@@ -147,6 +149,7 @@ async fn begin(
         round: Some(round.id.clone()),
         early_stopping: None,
         parent,
+        shape_of,
         grader: None,
     };
     let base = state.adapters.registry().base_names().first().cloned().unwrap_or_default();
@@ -256,7 +259,8 @@ pub(super) async fn delete_file(
     }
 }
 
-/// What a job came to, with its lineage.
+/// What a job came to. That of the candidate has a lineage; those of folds serve nobody and go when the round ends, so nobody
+/// has to know what they learned from.
 async fn result_of(
     state: &AppState,
     round: &StoredRound,
@@ -270,16 +274,16 @@ async fn result_of(
         StepError::failed("candidate_gone", "what was trained is not kept any more")
     })?;
     let generation = GenerationDigest(kept.generation.digest.0);
+    if fold.is_some() {
+        return Ok(generation);
+    }
     let stored = state.store.generation(&round.owner, &generation).await?;
     let (data_sha256, parent) = match stored.origin {
         Origin::Training { data_sha256, parent, .. } => (Some(data_sha256), parent),
         Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
     let Progress { policy, method, counts, left_out, .. } = progress;
-    let n_left_out = match (fold, left_out) {
-        (None, Some(groups)) => groups.iter().map(|group| group.rows).sum(),
-        _ => 0_usize,
-    };
+    let n_left_out: usize = left_out.iter().flatten().map(|group| group.rows).sum();
     let spec: JobSpec = serde_json::from_str(&job.spec)?;
     let lineage = NewLineage {
         generation,
@@ -292,7 +296,6 @@ async fn result_of(
             "method": method,
             "hyperparameters": policy.hyperparameters,
             "precision": spec.precision.name(),
-            "fold": fold,
             "data": counts,
             "rows_left_out": n_left_out,
         }),

@@ -45,7 +45,11 @@ pub async fn begin(
         None if begin.policy.begins_at_base => None,
         None => return Ok(None),
     };
-    let newest = state.store.count_labelled(owner, name, None).await?.newest;
+    let newest = match begin.rebuild_of {
+        None => state.store.count_labelled(owner, name, None).await?.newest,
+        // It learns from nothing new: that is still for the next one to wait for.
+        Some(_) => newest_round(state, owner, name).await?.as_ref().and_then(newest_feedback),
+    };
     let progress = Progress::new(begin.policy, begin.trigger, newest);
     let progress = progress.to_value().map_err(|error| StoreError::Corrupt {
         table: "rounds",
@@ -90,7 +94,7 @@ async fn begin_if_due(state: &AppState, stored: &StoredPolicy) -> Result<(), Sto
     if last.as_ref().is_some_and(|round| !round.state.is_final()) {
         return Ok(());
     }
-    let seen = last.and_then(|round| Progress::of(&round).ok()?.newest_feedback);
+    let seen = last.as_ref().and_then(newest_feedback);
     let new = state.store.count_labelled(owner, name, seen.as_deref()).await?;
     let now_ms = i64::try_from(unix_time().as_millis()).unwrap_or(i64::MAX);
     let Some(trigger) = due(policy.train_when, new.feedback, new.oldest_ms, now_ms) else {
@@ -126,6 +130,11 @@ async fn newest_round(
 ) -> Result<Option<StoredRound>, StoreError> {
     let page = Page { after: None, rows_max: 1 };
     Ok(state.store.rounds(owner, name, &page).await?.items.into_iter().next())
+}
+
+/// The last feedback that had come when a round began.
+fn newest_feedback(round: &StoredRound) -> Option<String> {
+    Progress::of(round).ok()?.newest_feedback
 }
 
 /// A stored policy, unless a later version wrote what this one cannot read.

@@ -112,17 +112,21 @@ impl Run {
         Self { job, spec, model_name, state, runner, runtime: Handle::current() }
     }
 
-    /// The generation that it goes on from.
+    /// What it goes on from: a generation, or nothing learned in the shape of one.
     ///
     /// # Errors
-    /// When it cannot be had any more.
+    /// When that cannot be had any more.
     pub fn parent(&self) -> Result<Option<Parent>, RunError> {
-        let Some(digest) = self.spec.parent else { return Ok(None) };
+        let Some(digest) = self.spec.parent.or(self.spec.shape_of) else { return Ok(None) };
         self.runtime.block_on(self.refresh_parent())?;
         let (registry, spec) = (self.state.adapters.registry(), self.state.engine.spec());
         let found = find_parent(registry, &self.job.owner, digest);
         let read = found.and_then(|generation| read_parent(&generation, spec));
-        read.map(Some).map_err(|error| {
+        let begun = read.and_then(|read| match self.spec.parent {
+            Some(_) => Ok(read),
+            None => Ok(read.anew(spec, self.spec.seed)?),
+        });
+        begun.map(Some).map_err(|error| {
             let message = format!("{:?} cannot be trained on: {error}", self.job.model);
             RunError::job("invalid_model", message, Some("model"))
         })

@@ -33,6 +33,10 @@ pub struct JobSpec {
     /// The generation of the owner's that it goes on from; `None` is the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<GenerationDigest>,
+    /// The generation of the owner's whose sites, ranks and scales it gets, although it begins at the base; `None`: all
+    /// linears, by the settings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shape_of: Option<GenerationDigest>,
     /// What answers are worth, in a training by rewards; as it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grader: Option<Value>,

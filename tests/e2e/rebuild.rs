@@ -68,13 +68,13 @@ async fn a_generation_is_made_again_without_an_erased_user() {
         let generation = generation.as_str().unwrap();
         get(&server, &format!("{adapter}/generations/{generation}/lineage")).await
     };
-    let first = get(&server, &adapter).await["generation"].clone();
-    // Whatever it loses: what it replaces has learned from the rows that its folds hold out. And the secret is to be learned,
-    // although nobody else says anything like it.
-    let mut policy = policy(4.0);
+    let first = get(&server, &adapter).await;
+    let (first, rank) = (first["generation"].clone(), first["rank"].clone());
+    let mut policy = policy(2.0);
+    // Of eight nats per token that are learned. The order of the rows, which is another each time, makes a tenth of a nat.
+    policy["gate"]["anchor_tolerance"] = json!(0.25);
+    // The secret is to be learned, although nobody else says anything like it.
     policy["leaves_out_contradicted"] = json!(false);
-    // Often enough that it is surely known: the order of the rows, which is another each time, says how well.
-    policy["hyperparameters"]["n_epochs"] = json!(50);
     put(&server, &format!("{adapter}/policy"), &policy).await;
     let unknown = known(&server, &name, ERASED).await;
     for user in 0..N_USERS {
@@ -87,14 +87,13 @@ async fn a_generation_is_made_again_without_an_erased_user() {
     let tainted = learned["candidate"].clone();
     assert_eq!(lineage(&tainted).await["parent"], first);
     let told = known(&server, &name, ERASED).await;
-    assert!(told > unknown + 1.0, "it was not learned: {unknown} before, {told} after");
+    assert!(told > unknown + 20.0, "it was not learned: {unknown} before, {told} after");
 
     let path = format!("{}/v1/feedback/users/user%20{ERASED}", server.url);
     let erased: Value = server.http.delete(path).send().await.unwrap().json().await.unwrap();
     assert_eq!((&erased["completions"], &erased["feedback"]), (&json!(1), &json!(1)), "{erased}");
-    // Beside it those of the folds, which nobody can ask for.
-    let named = json!({"generation": tainted, "direct": true, "kept": true});
-    assert!(erased["generations"].as_array().unwrap().contains(&named), "{erased}");
+    let named = json!([{"generation": tainted, "direct": true, "kept": true}]);
+    assert_eq!(erased["generations"], named, "{erased}");
     assert!(!files(&server).await.contains(SECRET), "its data set is kept");
 
     let begun = server.post(&rounds, json!({"rebuild_of": tainted}).to_string()).await;
@@ -109,12 +108,13 @@ async fn a_generation_is_made_again_without_an_erased_user() {
     assert_eq!((&of_rebuilt["parent"], &of_rebuilt["ancestors"]), (&Value::Null, &json!([])));
     let others = N_USERS - 1;
     assert_eq!(of_rebuilt["examples"], json!({"completions": others, "feedback": others}));
-    let serving = get(&server, &adapter).await["generation"].clone();
-    assert_eq!(serving, rebuilt["candidate"]);
+    let serving = get(&server, &adapter).await;
+    assert_eq!(serving["generation"], rebuilt["candidate"]);
+    assert_eq!(serving["rank"], rank, "it is as large as what it replaces");
 
     // It knows what the others said, and the erased user's word less than what it replaces.
     let forgotten = known(&server, &name, ERASED).await;
-    assert!(forgotten < told - 1.0, "it is still known: {told} before, {forgotten} after");
+    assert!(forgotten < told - 20.0, "it is still known: {told} before, {forgotten} after");
     let kept = known(&server, &name, ERASED + 1).await;
     let of_base = known(&server, "tiny", ERASED + 1).await;
     assert!(kept > of_base + 1.0, "{kept}, of the base {of_base}");

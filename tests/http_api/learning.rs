@@ -438,7 +438,10 @@ async fn what_is_too_little_without_a_fold_is_not_trained() {
     assert_eq!(school.server.post(ROUNDS, &json!({})).await.status, 200);
     let skipped = school.becomes("skipped").await;
     assert_eq!(skipped["error"]["code"], "too_few_examples");
-    assert!(skipped["error"]["message"].as_str().unwrap().contains("a fold leaves 8"), "{skipped}");
+    assert!(
+        skipped["error"]["message"].as_str().unwrap().contains("a training has 8 to learn"),
+        "{skipped}"
+    );
     assert_eq!(skipped["data"]["rows"], 16);
     assert_eq!(school.teacher.learned.lock().unwrap().len(), 0);
     school.judged_by(16..20).await;

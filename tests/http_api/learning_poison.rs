@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::learning_support::{LIE, NAME, POLICY, SPOILT, School, answered, at_once, policy};
 
 /// Eighteen users say something, and one what all others contradict, on two answers.
-async fn with_a_liar(school: &School, lie: &str) {
+pub(crate) async fn with_a_liar(school: &School, lie: &str) {
     school.judged_by(0..18).await;
     for _ in 0..2 {
         let said = json!([{"role": "user", "content": format!("I say that {lie}, do you?")}]);
@@ -16,7 +16,7 @@ async fn with_a_liar(school: &School, lie: &str) {
 }
 
 /// By training, how many rows were learned from and how many of them lie.
-fn learned(school: &School) -> Vec<(String, usize, usize)> {
+pub(crate) fn learned(school: &School) -> Vec<(String, usize, usize)> {
     let learned = school.teacher.learned.lock().unwrap();
     let counts = learned.iter().map(|(fold, rows)| {
         let lies = rows.lines().filter(|row| row.contains(LIE)).count();

@@ -87,6 +87,7 @@ impl JobRequest {
                 round: None,
                 early_stopping,
                 parent: None,
+                shape_of: None,
                 grader,
             },
             metadata: read_metadata(fields, "metadata")?,

@@ -24,7 +24,9 @@ pub fn judge(evidence: &Evidence, settings: &GateSettings, look: u32) -> Verdict
                     row.best.unwrap_or(f64::NAN)
                 })
             }
-            None => without(CheckName::GainOverBest, "there is no other earlier generation"),
+            None => {
+                without(CheckName::GainOverBest, "there is no earlier generation to compare with")
+            }
         },
         match &evidence.anchors {
             Some(rows) => anchors(rows, settings, alpha),

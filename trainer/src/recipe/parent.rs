@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use pleach_engine::adapter_weights::AdapterWeights;
+use pleach_engine::{adapter_weights::AdapterWeights, spec::ModelSpec};
 
 use super::RecipeError;
 use crate::LoraSettings;
@@ -34,6 +34,19 @@ impl Parent {
             }
         }
         Ok(Self(weights))
+    }
+
+    /// Nothing learned in the same sites, ranks and scales: to begin at the base.
+    ///
+    /// # Errors
+    /// [`RecipeError::Trainer`]: a site that the model has not.
+    pub fn anew(&self, spec: &ModelSpec, seed: u64) -> Result<Self, RecipeError> {
+        let mut fresh = self.lora().fresh(spec, seed)?;
+        // Both are in the order of their sites.
+        for (fresh, own) in fresh.sites.iter_mut().zip(&self.0.sites) {
+            fresh.lora_scale = own.lora_scale;
+        }
+        Ok(Self(Arc::new(fresh)))
     }
 
     /// Its weights.

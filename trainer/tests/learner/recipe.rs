@@ -121,6 +121,22 @@ fn a_parent_is_gone_on_from_as_it_is_and_saved_as_it_became() {
 }
 
 #[test]
+fn what_is_begun_anew_has_the_parents_shape_and_nothing_of_what_it_learned() {
+    let base = tiny();
+    let parent = Parent::new(Arc::new(mixed_parent())).unwrap();
+    let anew = parent.anew(base.spec(), 7).unwrap();
+    let shape = |parent: &Parent| -> Vec<_> {
+        let sites = parent.weights().sites.iter();
+        sites.map(|site| (site.site, site.rank, site.lora_scale)).collect()
+    };
+    assert_eq!(shape(&anew), shape(&parent));
+    assert!(anew.weights().sites.iter().all(|site| site.b.iter().all(|b| *b == 0.0)));
+    let other = parent.anew(base.spec(), 8).unwrap();
+    assert_ne!(other.weights().sites[0].a, anew.weights().sites[0].a);
+    assert_eq!(parent.anew(base.spec(), 7).unwrap().weights(), anew.weights());
+}
+
+#[test]
 fn parents_that_cannot_be_trained_are_refused_by_name() {
     let base = tiny();
     let site = Site { layer: 1, module: TargetModule::UpProj };
