@@ -188,10 +188,10 @@ def main():
         print(f"| {name} |" + "".join(f" {show([r[key] for r in side])} |" for side in sides))
     beside = show([r["trained"] for r in sides[1]])
     print(f"| trained tokens/s | {alone:.0f} (nothing served) | {beside} |")
-    p99 = [statistics.median([r["itl_p99"] for r in side]) for side in sides]
+    ratio = lambda key: statistics.median([r[key] for r in sides[1]]) / statistics.median([r[key] for r in sides[0]])
     share = statistics.median([r["of_left"] for r in sides[1]])
-    print(f"\nITL P99: {p99[1] / p99[0]:.2f} times that without (bound {ITL_RATIO_MAX}); share of what is left: {share:.2f}"
-          f" (bound {SHARE_MIN})")
+    print(f"\nITL: P50 {ratio('itl_p50'):.2f}, P99 {ratio('itl_p99'):.2f} times those without (bound {ITL_RATIO_MAX}); "
+          f"share of what is left: {share:.2f} (bound {SHARE_MIN})")
     if options.json:
         json.dump({"rate": rate, "alone": alone, "rounds": rounds}, open(options.json, "w"), indent=1)
 

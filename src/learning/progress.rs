@@ -41,7 +41,7 @@ pub struct LeftOut {
     pub group: String,
     /// Its rows.
     pub rows: usize,
-    /// Their mean score under what training went on from, in nats.
+    /// Their median score under what training went on from, in nats.
     pub score_before: f64,
     /// That under what learned from others.
     pub score_after: f64,

@@ -41,8 +41,8 @@ pub(super) async fn sift(
             judges: !found.was_so_before(),
             group: found.group,
             rows: found.n_rows,
-            score_before: found.mean.before,
-            score_after: found.mean.after,
+            score_before: found.score.before,
+            score_after: found.score.after,
             bound: found.bound,
         })
         .collect();

@@ -9,8 +9,9 @@ use pleach_engine::{
 
 /// Intervals between tokens beside a training may be so many times those without.
 const INTERVAL_FACTOR: f64 = 1.5;
-/// Unless told how long intervals may be, training takes at most as much time as steps do.
-const GAP_PER_STEP: f64 = 1.0;
+/// Unless told how long intervals may be, a gap is at most this part of a step: half as long again may the usual interval
+/// become, and the batch grows by those who stay longer.
+const GAP_PER_STEP: f64 = 0.3;
 /// Taken for a unit of which nothing is known.
 const UNIT_TIME: Duration = Duration::from_millis(1);
 /// What a prediction loses that kept a unit out for seconds: it may have been wrong.
@@ -181,7 +182,7 @@ mod tests {
         assert_eq!(set, GuestTerms { interval_max: 30 * MS, gap_per_step: f64::INFINITY });
         assert_eq!(Slices::new(None).terms(None), None);
         let measured = Slices::new(None).terms(Some(10 * MS)).unwrap();
-        assert_eq!(measured, GuestTerms { interval_max: 15 * MS, gap_per_step: 1.0 });
+        assert_eq!(measured, GuestTerms { interval_max: 15 * MS, gap_per_step: GAP_PER_STEP });
     }
 
     /// Numbers that look random, in `0..1`.
@@ -246,7 +247,7 @@ mod tests {
         let alone = simulate(&mut Slices::new(None), 20_000, false);
         let tail = p99(&alone);
         // In a short gap, the time that is too short for another unit is a larger part.
-        for (interval_max, share_min) in [(None, 0.8), (Some(12 * MS), 0.6), (Some(30 * MS), 0.8)] {
+        for (interval_max, share_min) in [(None, 0.6), (Some(12 * MS), 0.6), (Some(30 * MS), 0.8)] {
             let beside = simulate(&mut Slices::new(interval_max), 20_000, true);
             let bound = interval_max.map_or(1.5 * tail, |time| time.as_secs_f64().max(tail));
             let found = p99(&beside);

@@ -162,7 +162,7 @@ pub(crate) fn round(
             "from_everybody": from_everybody,
             "as_the_loop_does": as_the_loop_does,
             "left_out": left_out.iter().map(|found| json!({
-                "user": found.group, "before": found.mean.before, "after": found.mean.after,
+                "user": found.group, "before": found.score.before, "after": found.score.after,
                 "bound": found.bound,
             })).collect::<Vec<_>>(),
             "promoted": verdict.passed,

@@ -3,14 +3,15 @@
 //! | file | what |
 //! |---|---|
 //! | `product`, `panel` | the one dense product, and what it reads of frozen weights |
-//! | `product_bf16`, `product_tiles` | the same with factors rounded to bf16, for frozen weights: by vectors, by tiles |
-//! | `linear`, `lora`, `dropout` | linears with their adapters |
+//! | `product_bf16`, `product_tiles` | the same with factors rounded to bf16: by vectors, by tiles |
+//! | `linear`, `linear_back`, `dropout` | linears with their adapters |
+//! | `lora`, `lora_bf16` | the adapter's factors, first halves and gradients |
 //! | `attention`, `elementwise`, `head` | the other operations |
-//! | `base`, `memory`, `plan`, `program` | weights, buffers, what varies with the batch, the order of operations |
-//! | `pass`, `input`, `run`, `run_rows`, `run_products`, `run_attention`, `run_head` | a pass, and its operations over the team of threads |
+//! | `base`, `memory`, `memory_pairs`, `plan`, `program` | weights, buffers, what varies with the batch, the order of operations |
+//! | `pass`, `input`, `run`, `run_rows`, `run_products`, `run_lora`, `run_attention`, `run_head` | a pass, and its operations over the team of threads |
 //!
-//! Products are exact (dequantized values, f32 activations), whatever serving uses; with [`ProductPrecision::Bf16`], both factors
-//! of those with frozen weights are rounded to bf16 first. No sum is split over threads, and
+//! Products are exact (dequantized values, f32 activations), whatever serving uses; with [`ProductPrecision::Bf16`], both
+//! factors of those with frozen weights and with the adapter's are rounded to bf16 first. No sum is split over threads, and
 //! every sum has one order, so gradients have the same bits on any number of threads, in slices or not, with activations
 //! kept or computed again, and with sequences packed or one by one.
 //!
