@@ -16,10 +16,10 @@ use super::{
     linear::{Factors, Inputs, LowRank},
     linear_back::Dropped,
     memory::Memory,
+    ops::{Columns, LinearAt, Norm, SiteAt},
     plan::BatchPlan,
     product::Rows,
     product_bf16::PairRows,
-    program::{Columns, LinearAt, Norm, SiteAt},
 };
 
 /// Which half of an adapter a linear adds: forward `B v`, backward `Aᵀ dv`.
@@ -124,7 +124,7 @@ impl PassInput {
     }
 
     /// What a product with frozen weights reads of a buffer from a column on, itself or what
-    /// [`Op::Round`](super::program::Op::Round) made of it, and the half of the site's adapter that is added: the one that
+    /// [`Op::Round`](super::ops::Op::Round) made of it, and the half of the site's adapter that is added: the one that
     /// has `v`, forward the second factor, backward the first.
     pub(super) fn inputs<'a>(
         &self,

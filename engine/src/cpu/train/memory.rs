@@ -23,8 +23,8 @@ use crate::{
 };
 
 use super::{
-    attention::QUERY_ROWS, lora::gradient_values, memory_pairs::PairMemory, panel::panel_values,
-    product::Rows, program::Columns,
+    attention::QUERY_ROWS, lora::gradient_values, memory_pairs::PairMemory, ops::Columns,
+    panel::panel_values, product::Rows,
 };
 
 /// Columns of logits that are in memory at a time.

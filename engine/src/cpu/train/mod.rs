@@ -7,7 +7,7 @@
 //! | `linear`, `linear_back`, `dropout` | linears with their adapters |
 //! | `lora`, `lora_bf16` | the adapter's factors, first halves and gradients |
 //! | `attention`, `elementwise`, `head` | the other operations |
-//! | `base`, `memory`, `memory_pairs`, `plan`, `program` | weights, buffers, what varies with the batch, the order of operations |
+//! | `base`, `memory`, `memory_pairs`, `plan`, `ops`, `program` | weights, buffers, what varies with the batch, the operations and their order |
 //! | `pass`, `input`, `run`, `run_rows`, `run_products`, `run_lora`, `run_attention`, `run_head` | a pass, and its operations over the team of threads |
 //!
 //! Products are exact (dequantized values, f32 activations), whatever serving uses; with [`ProductPrecision::Bf16`], both
@@ -29,6 +29,7 @@ mod lora;
 mod lora_bf16;
 mod memory;
 mod memory_pairs;
+mod ops;
 mod panel;
 mod pass;
 mod plan;

@@ -18,8 +18,9 @@ use super::{
     dropout::Masks,
     input::PassInput,
     memory::{Memory, group_values},
+    ops::Op,
     plan::BatchPlan,
-    program::{Builder, Op},
+    program::Builder,
 };
 
 /// Where a pass stands.

@@ -7,10 +7,10 @@ use crate::train::ProductPrecision;
 use super::{
     lora::GRADIENT_COLUMNS,
     memory::VOCAB_CHUNK,
+    ops::{Op, SiteAt},
     panel::PANEL,
     pass::TrainPass,
     plan::head_values,
-    program::{Op, SiteAt},
 };
 
 /// Rows of a chunk of a row-wise operation.

@@ -9,10 +9,10 @@ use super::{
     head::{FoldRow, LogitsBackRow, take_likely},
     linear::LinearPanel,
     linear_back::LinearBackPanel,
+    ops::Columns,
     panel::PANEL,
     pass::TrainPass,
     product::{Sum, Target},
-    program::Columns,
     run_products::panel_and_rows,
     run_rows::for_rows,
 };

@@ -11,10 +11,10 @@ use super::{
     lora::{Factor, GRADIENT_COLUMNS, GradientPanel, ShrinkRows, copy_padded, copy_turned, padded},
     lora_bf16::{ByTwos, PackPairs, PairSequence, ShrinkPairs, TurnPairs},
     memory::BufferId,
+    ops::{Columns, SiteAt},
     pass::TrainPass,
     product::{Rows, Target},
     product_bf16::PairRows,
-    program::{Columns, SiteAt},
     run::{PACK_FEATURES, SHRINK_ROWS},
 };
 

@@ -9,11 +9,11 @@ use super::{
     linear::LinearPanel,
     linear_back::LinearBackPanel,
     memory::BufferId,
+    ops::{Columns, LinearAt, Side, SiteAt},
     panel::PANEL,
     pass::TrainPass,
     product::{Sum, Target},
     product_bf16::RoundRows,
-    program::{Columns, LinearAt, Side, SiteAt},
     run::{PANEL_ROWS, ROWS},
 };
 

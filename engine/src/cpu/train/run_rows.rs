@@ -10,8 +10,8 @@ use crate::cpu::{
 use super::{
     elementwise::{HeadNormBack, RmsNormBack, SwiGluBack, Transpose},
     memory::BufferId,
+    ops::{Columns, Norm, SiteAt},
     pass::TrainPass,
-    program::{Columns, Norm, SiteAt},
     run::ROWS,
 };
 
