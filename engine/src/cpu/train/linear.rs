@@ -168,7 +168,7 @@ impl<'a> Bf16Kernel for LinearPanel<'a, Factors<PairRows<'a>>> {
             let p = forward_pairs::<S>(self.matrix, self.tiles, self.scratch);
             let of_base = Terms { k, a: x.skip_rows(first_row), p };
             let of_adapter = low_rank.map_or(of_base, |own| own.terms(first_row, column));
-            let terms = &[of_base, of_adapter][..1 + usize::from(low_rank.is_some())];
+            let terms = &[of_base, of_adapter][..=usize::from(low_rank.is_some())];
             product_bf16::<S, T>((m, n), terms, out, sum);
         }
     }

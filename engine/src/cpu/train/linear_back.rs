@@ -128,7 +128,7 @@ impl<'a> Bf16Kernel for LinearBackPanel<'a, Factors<PairRows<'a>>> {
             let of_base = Terms { k, a: dy.skip_rows(first_row), p };
             let at_once = low_rank.filter(|_| self.dropped.is_none());
             let of_adapter = at_once.map_or(of_base, |own| own.terms(first_row, column));
-            let terms = &[of_base, of_adapter][..1 + usize::from(at_once.is_some())];
+            let terms = &[of_base, of_adapter][..=usize::from(at_once.is_some())];
             product_bf16::<S, T>((m, n), terms, out, self.sum);
             let (Some(low_rank), Some(dropped)) = (low_rank, self.dropped) else { return };
             for (rows, mut delta) in blocks(self.rows) {

@@ -118,7 +118,9 @@ pub(crate) unsafe fn product_bf16<S: Bf16, T: Tiles>(
         return;
     }
     assert!(n.is_multiple_of(LANES), "{n} columns");
-    terms.iter().for_each(|terms| terms.check(m, n));
+    for terms in terms {
+        terms.check(m, n);
+    }
     let out = c.parts.at(c.start, (m - 1) * c.stride + n);
     if T::ARE_HERE && terms.iter().all(|terms| terms.k > 0) {
         let mut sum = sum;

@@ -192,7 +192,9 @@ fn gradients_are_sums_over_pairs_of_rows_of_one_sequence() {
             add(&SEQUENCES, &mut found);
             // One after the other they come to the same bits.
             let mut one_by_one = initial.clone();
-            SEQUENCES.iter().for_each(|s| add(std::slice::from_ref(s), &mut one_by_one));
+            for sequence in &SEQUENCES {
+                add(std::slice::from_ref(sequence), &mut one_by_one);
+            }
             assert_eq!(bits(&found), bits(&one_by_one), "{what}");
 
             let columns: Vec<f32> =
