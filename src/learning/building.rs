@@ -62,10 +62,9 @@ pub(super) async fn build(
     let is_left_out = progress.policy.leaves_out_contradicted;
     // Without folds nobody can be looked for.
     progress.left_out = before.filter(|_| is_left_out).map(|before| before.left_out_of(&data));
-    let n_left_out: usize = progress.left_out.iter().flatten().map(|group| group.rows).sum();
     let of_training = |fold: Option<u32>| match fold {
         Some(fold) => folds.learned(fold as usize).count(),
-        None => n_rows - n_left_out,
+        None => n_rows - progress.n_left_out(),
     };
     let n_learned = progress.plan().map(of_training).min().unwrap_or_default();
     let n_learned = n_learned + data.anchors_learned.len();

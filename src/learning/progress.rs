@@ -131,6 +131,11 @@ impl Progress {
         serde_json::to_value(self)
     }
 
+    /// Rows that the candidate does not learn from, as far as is known.
+    pub fn n_left_out(&self) -> usize {
+        self.left_out.iter().flatten().map(|group| group.rows).sum()
+    }
+
     /// The folds that are trained without, in order; last, everything.
     pub fn plan(&self) -> impl Iterator<Item = Option<u32>> + use<> {
         (0..self.n_folds).map(Some).chain([None])

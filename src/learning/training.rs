@@ -124,8 +124,7 @@ async fn begin(
         progress.jobs.push(RoundJob { fold, job: job.id, file, generation: None });
         return notes(&progress);
     }
-    let leaves_out = progress.left_out.as_ref().is_some_and(|left_out| !left_out.is_empty());
-    let file = if fold.is_some() || leaves_out {
+    let file = if fold.is_some() || progress.n_left_out() > 0 {
         Some(part_file(state, round, &progress, fold).await?)
     } else {
         None
@@ -282,8 +281,7 @@ async fn result_of(
         Origin::Training { data_sha256, parent, .. } => (Some(data_sha256), parent),
         Origin::Upload | Origin::Place { .. } | Origin::Merge { .. } => (None, None),
     };
-    let Progress { policy, method, counts, left_out, .. } = progress;
-    let n_left_out: usize = left_out.iter().flatten().map(|group| group.rows).sum();
+    let Progress { policy, method, counts, .. } = progress;
     let spec: JobSpec = serde_json::from_str(&job.spec)?;
     let lineage = NewLineage {
         generation,
@@ -297,7 +295,7 @@ async fn result_of(
             "hyperparameters": policy.hyperparameters,
             "precision": spec.precision.name(),
             "data": counts,
-            "rows_left_out": n_left_out,
+            "rows_left_out": progress.n_left_out(),
         }),
         seed: policy.seed,
     };

@@ -72,14 +72,7 @@ unsafe fn scores<S: Simd>(
     let panel = Panel::of_rows(turned.from(tile.sequence_start));
     // SAFETY: the instruction set is the caller's, and `out` is borrowed here.
     unsafe {
-        product::<S>(
-            size,
-            Left::Rows,
-            rows.from(tile.start * rows.stride),
-            panel,
-            target,
-            Sum::New,
-        );
+        product::<S>(size, Left::Rows, rows.skip_rows(tile.start), panel, target, Sum::New);
     }
 }
 
@@ -110,14 +103,13 @@ impl Kernel for Attend<'_> {
                 lse[i] = softmax::<S>(row, tile.start + i + 1 - tile.sequence_start);
             }
             let size = Size { m: tile.n_rows, n: head.dim, k: tile.n_keys() };
-            let panel = Panel::of_rows(head.v.from(tile.sequence_start * head.v.stride));
-            let start = out.start + tile.start * out.stride;
+            let panel = Panel::of_rows(head.v.skip_rows(tile.sequence_start));
             product::<S>(
                 size,
                 Left::Rows,
                 Rows::new(weights, span),
                 panel,
-                Target { start, ..out },
+                out.skip_rows(tile.start),
                 Sum::New,
             );
         }
@@ -193,14 +185,13 @@ impl Kernel for AttendBackRows<'_> {
                 weights_back::<S>(p, ds, limit, lse[i], dot::<S>(o, d_o));
             }
             let size = Size { m: tile.n_rows, n: head.dim, k: tile.n_keys() };
-            let panel = Panel::of_rows(head.k.from(tile.sequence_start * head.k.stride));
-            let start = dq.start + tile.start * dq.stride;
+            let panel = Panel::of_rows(head.k.skip_rows(tile.sequence_start));
             product::<S>(
                 size,
                 Left::Rows,
                 Rows::new(ds, span),
                 panel,
-                Target { start, ..dq },
+                dq.skip_rows(tile.start),
                 Sum::New,
             );
         }
@@ -263,9 +254,8 @@ impl Kernel for AttendBackKeys<'_> {
         let size = Size { m: keys.len(), n: dim, k: tile.n_rows };
         for (weights, rows, target) in [(ds, q, dk), (p, d_out, dv)] {
             let weights = Rows::new(weights, span).from(first);
-            let panel = Panel::of_rows(rows.from(tile.start * rows.stride));
-            let start = target.start + keys.start * target.stride;
-            let target = Target { start, ..target };
+            let panel = Panel::of_rows(rows.skip_rows(tile.start));
+            let target = target.skip_rows(keys.start);
             // SAFETY: the instruction set is the caller's; these keys of the head are this task's alone.
             unsafe { product::<S>(size, Left::Columns, weights, panel, target, Sum::GoesOn) };
         }

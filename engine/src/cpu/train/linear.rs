@@ -88,7 +88,7 @@ impl<'a, F> LinearPanel<'a, F> {
     }
 
     fn target(&self) -> Target<'a> {
-        Target { start: self.out.start + self.rows.start * self.out.stride, ..self.out }
+        self.out.skip_rows(self.rows.start)
     }
 
     /// What comes before the product; returns how that goes on.
@@ -119,7 +119,7 @@ impl LowRank<Rows<'_>> {
         out: Target<'_>,
         sum: Sum,
     ) {
-        let (size, v) = (Size { k: self.rank, ..size }, self.v.from(first_row * self.v.stride));
+        let (size, v) = (Size { k: self.rank, ..size }, self.v.skip_rows(first_row));
         // SAFETY: the caller's.
         unsafe {
             let panel = Panel::of_rows(self.factor.from(column));
@@ -147,8 +147,7 @@ impl<'a> Kernel for LinearPanel<'a, Factors<Rows<'a>>> {
         unsafe {
             let sum = self.begin::<S>();
             let panel = forward_panel::<S>(self.matrix, self.tiles, self.scratch);
-            let x = x.from(self.rows.start * x.stride);
-            product::<S>(size, Left::Rows, x, panel, out, sum);
+            product::<S>(size, Left::Rows, x.skip_rows(self.rows.start), panel, out, sum);
             if let Some(low_rank) = low_rank {
                 low_rank.add::<S>(size, self.rows.start, column, out, Sum::GoesOn);
             }

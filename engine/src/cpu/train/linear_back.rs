@@ -83,8 +83,8 @@ impl<'a, F> LinearBackPanel<'a, F> {
     }
 
     fn target(&self) -> Target<'a> {
-        let start = self.dx.start + self.rows.start * self.dx.stride + self.block * BLOCK;
-        Target { start, ..self.dx }
+        let rows = self.dx.skip_rows(self.rows.start);
+        Target { start: rows.start + self.block * BLOCK, ..rows }
     }
 }
 
@@ -98,8 +98,7 @@ impl<'a> Kernel for LinearBackPanel<'a, Factors<Rows<'a>>> {
         // SAFETY: the instruction set is the caller's; these columns of these rows are this task's alone.
         unsafe {
             let panel = backward_panel::<S>(self.matrix, self.block, self.tiles, self.scratch);
-            let dy = dy.from(self.rows.start * dy.stride);
-            product::<S>(size, Left::Rows, dy, panel, out, self.sum);
+            product::<S>(size, Left::Rows, dy.skip_rows(self.rows.start), panel, out, self.sum);
             let Some(low_rank) = low_rank else { return };
             let Some(dropped) = self.dropped else {
                 return low_rank.add::<S>(size, self.rows.start, column, out, Sum::GoesOn);

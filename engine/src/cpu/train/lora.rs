@@ -35,10 +35,10 @@ impl Kernel for ShrinkRows<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { rows, n_in, x, factor, lora_scale, out } = self;
         let size = Size { m: rows.len(), n: factor.stride, k: n_in };
-        let out = Target { start: out.start + rows.start * out.stride, ..out };
+        let out = out.skip_rows(rows.start);
         // SAFETY: the instruction set is the caller's; these rows are this task's alone.
         unsafe {
-            let x = x.from(rows.start * x.stride);
+            let x = x.skip_rows(rows.start);
             product::<S>(size, Left::Rows, x, Panel::of_rows(factor), out, Sum::New);
             for row in 0..size.m {
                 let to = out.parts.at(out.start + row * out.stride, size.n);
@@ -135,7 +135,7 @@ impl Kernel for GradientPanel<'_, Rows<'_>> {
         for first in (0..self.n_rows).step_by(GRADIENT_ROWS) {
             let k = (self.n_rows - first).min(GRADIENT_ROWS);
             let size = Size { m: self.rank, n: self.n_padded(), k };
-            let (v, x) = (self.v.from(first * self.v.stride), x.from(first * x.stride));
+            let (v, x) = (self.v.skip_rows(first), x.skip_rows(first));
             let parts = Parts::new(scratch);
             let target = Target { parts: &parts, start: 0, stride: GRADIENT_COLUMNS };
             // SAFETY: the instruction set is the caller's; the scratch is this task's alone.

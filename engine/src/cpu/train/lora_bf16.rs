@@ -78,12 +78,24 @@ impl Bf16Kernel for PairSequence<'_> {
     #[inline(always)]
     unsafe fn run<S: Bf16, T: Tiles>(self) {
         let Self { sequence, rows, width, to } = self;
-        let row = |row: usize| &rows.values[row * rows.stride..][..width];
-        for (to_row, first) in (sequence.start..).zip(sequence.clone().step_by(2)) {
-            let high = (first + 1 < sequence.end).then(|| row(first + 1));
-            // SAFETY: the instruction set is the caller's; a sequence's rows are one task's.
-            unsafe { pair_rows::<S>(row(first), high, to.row(to_row, width)) };
-        }
+        let to = (sequence.start..).map(|row| to.row(row, width));
+        // SAFETY: the instruction set is the caller's; a sequence's rows are one task's.
+        unsafe { pair_all::<S>(rows, sequence, to) };
+    }
+}
+
+/// Some rows by twos, as wide as what they are written to; the last of an odd number beside zeros.
+#[inline(always)]
+unsafe fn pair_all<'a, S: Bf16>(
+    from: Rows<'_>,
+    rows: Range<usize>,
+    to: impl Iterator<Item = &'a mut [u32]>,
+) {
+    for (low, to) in rows.clone().step_by(2).zip(to) {
+        let row = |row: usize| &from.values[row * from.stride..][..to.len()];
+        let high = (low + 1 < rows.end).then(|| row(low + 1));
+        // SAFETY: the caller's.
+        unsafe { pair_rows::<S>(row(low), high, to) };
     }
 }
 
@@ -192,14 +204,9 @@ impl Bf16Kernel for GradientPanel<'_, ByTwos<'_>> {
             for first in sequence.clone().step_by(GRADIENT_ROWS) {
                 let rows = first..sequence.end.min(first + GRADIENT_ROWS);
                 let n_pairs = rows.len().div_ceil(2);
-                let row = |row: usize| &x.values[row * x.stride..][..n];
-                for (low, to) in
-                    rows.clone().step_by(2).zip(near.chunks_exact_mut(GRADIENT_COLUMNS))
-                {
-                    let high = (low + 1 < rows.end).then(|| row(low + 1));
-                    // SAFETY: the instruction set is the caller's.
-                    unsafe { pair_rows::<S>(row(low), high, &mut to[..n]) };
-                }
+                let to = near.chunks_exact_mut(GRADIENT_COLUMNS).map(|row| &mut row[..n]);
+                // SAFETY: the instruction set is the caller's.
+                unsafe { pair_all::<S>(x, rows, to) };
                 let v = pairs.skip_rows(sequence.start + (first - sequence.start) / 2);
                 assert!((n_pairs - 1) * v.stride + self.rank <= v.pairs.len(), "{n_pairs} pairs");
                 // SAFETY: the instruction set is the caller's; there are so many pairs of both.

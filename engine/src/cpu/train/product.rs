@@ -29,6 +29,11 @@ impl<'a> Rows<'a> {
         Self { values: &self.values[start..], stride: self.stride }
     }
 
+    /// The same rows without the first `n`.
+    pub(crate) fn skip_rows(self, n: usize) -> Self {
+        self.from(n * self.stride)
+    }
+
     /// Checks that rows `0..n_rows` have `n_columns` values.
     fn check(self, n_rows: usize, n_columns: usize, what: &str) {
         let needed = if n_rows == 0 { 0 } else { (n_rows - 1) * self.stride + n_columns };

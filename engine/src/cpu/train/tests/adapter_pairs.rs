@@ -8,7 +8,7 @@ use crate::{
     cpu::{
         Isa,
         simd::LANES,
-        tests::{Guarded, Random, assert_close, bits, is_untouched, random::case_seed, widen},
+        tests::{Guarded, Random, assert_close, bits, is_untouched, random::case_seed},
         threads::Parts,
         train::{
             lora::{Factor, GRADIENT_COLUMNS, GradientPanel, gradient_values, padded},
@@ -20,7 +20,10 @@ use crate::{
     reference::matmul::{matmul, matmul_magnitude},
 };
 
-use super::pair_cases::{Runner, pairs_of_rows, round_rows, rounded, turned};
+use super::{
+    pair_cases::{Runner, pairs_of_rows, round_rows, rounded, turned},
+    products::check_gradient,
+};
 
 /// Share of `Σ |a b|` by which a sum of a few hundred terms in one f32 chain may differ.
 const TOLERANCE: f64 = 4e-6;
@@ -202,12 +205,7 @@ fn gradients_are_sums_over_pairs_of_rows_of_one_sequence() {
             let of_rank: Vec<f32> =
                 v.chunks_exact(narrow).flat_map(|row| row[..rank].to_vec()).collect();
             let (v, x) = (turned(&rounded(&of_rank), rank), turned(&rounded(&columns), n_features));
-            let (first, second) = if factor == Factor::A { (v, x) } else { (x, v) };
-            let mut expected = matmul(&second, &first, n_rows);
-            expected.iter_mut().zip(widen(&initial)).for_each(|(e, i)| *e += i);
-            let mut magnitude = matmul_magnitude(&second, &first, n_rows);
-            magnitude.iter_mut().zip(widen(&initial)).for_each(|(e, i)| *e += i.abs());
-            assert_close(&what, &found, &expected, &magnitude, TOLERANCE);
+            check_gradient(&what, factor, (v, x), n_rows, &initial, &found);
         }
     }
 }

@@ -240,6 +240,23 @@ fn linears_of_every_format_in_both_directions() {
     }
 }
 
+/// That a factor's gradient went on from `initial` by the products of `v` and `x`, both turned: `n_rows` terms each.
+pub(super) fn check_gradient(
+    what: &str,
+    factor: Factor,
+    (v, x): (Vec<f64>, Vec<f64>),
+    n_rows: usize,
+    initial: &[f32],
+    found: &[f32],
+) {
+    let (first, second) = if factor == Factor::A { (v, x) } else { (x, v) };
+    let mut expected = matmul(&second, &first, n_rows);
+    expected.iter_mut().zip(widen(initial)).for_each(|(e, i)| *e += i);
+    let mut magnitude = matmul_magnitude(&second, &first, n_rows);
+    magnitude.iter_mut().zip(widen(initial)).for_each(|(e, i)| *e += i.abs());
+    assert_close(what, found, &expected, &magnitude, TOLERANCE);
+}
+
 #[test]
 fn gradients_of_factors_are_sums_over_rows_that_go_on() {
     let mut random = Random::new(case_seed(202));
@@ -273,12 +290,8 @@ fn gradients_of_factors_are_sums_over_rows_that_go_on() {
             let columns: Vec<f32> =
                 x.chunks_exact(stride).flat_map(|row| row[..n_features].to_vec()).collect();
             let (v, x) = (turned(&widen(&v), RANK), turned(&widen(&columns), n_features));
-            let (first, second) = if factor == Factor::A { (v, x) } else { (x, v) };
-            let mut expected = matmul(&second, &first, n_rows);
-            expected.iter_mut().zip(widen(&initial)).for_each(|(e, i)| *e += i);
-            let mut magnitude = matmul_magnitude(&second, &first, n_rows);
-            magnitude.iter_mut().zip(widen(&initial)).for_each(|(e, i)| *e += i.abs());
-            assert_close(&format!("{isa} {factor:?}"), &found, &expected, &magnitude, TOLERANCE);
+            let what = format!("{isa} {factor:?}");
+            check_gradient(&what, factor, (v, x), n_rows, &initial, &found);
         }
     }
 }
